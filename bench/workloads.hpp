@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/talpa.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+#include <vector>
+
+namespace talpa::bench {
+
+inline double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+template <class F>
+double seconds(F f) {
+  const auto start = std::chrono::steady_clock::now();
+  f();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Normal numbers in a fresh matrix.
+inline matrix<float, cpu> normal_matrix(index rows, index cols, double deviation,
+                                        generator& random) {
+  matrix<float, cpu> m(rows, cols);
+  fill_normal(m.view(), deviation, random);
+  return m;
+}
+
+}  // namespace talpa::bench

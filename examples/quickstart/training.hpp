@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "network.hpp"
+#include "tasks.hpp"
+
+#include <talpa/talpa.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+namespace talpa::examples {
+
+/// How a network is trained.
+struct recipe {
+  int epochs = 1;
+  int batch = 128;
+  double learning_rate = 1e-3;  // peak: reached after a twentieth, then half a cosine down to 0
+  double weight_decay = 0;
+  double balance = 0;  // weight of the load balance loss of the routers
+};
+
+/// What one epoch cost.
+struct epoch_result {
+  double loss = 0;     // mean cross-entropy over the questions, nats; without the balance term
+  double seconds = 0;  // of training alone
+};
+
+/// Trains what is trainable in `net` on `questions`, reshuffled for every epoch by streams of
+/// `random`. `after_epoch(epoch, result)` is called after each, from 1.
+template <class Layer, class AfterEpoch>
+void train(context<cpu>& ctx, network<Layer>& net, const digits& data,
+           std::vector<example> questions, const recipe& r, generator& random,
+           AfterEpoch&& after_epoch) {
+  using clock = std::chrono::steady_clock;
+  const auto size = static_cast<std::size_t>(r.batch);
+  const std::size_t steps = (questions.size() + size - 1) / size;
+  const index updates = r.epochs * static_cast<index>(steps);
+  const warmup_cosine schedule{.warmup_steps = updates / 20, .total_steps = updates};
+  parameter_group<float, cpu> group{
+      .name = "trained", .learning_rate = r.learning_rate, .weight_decay = r.weight_decay};
+  adamw<float, cpu> optimiser({group.add(net)});
+  tape<float, cpu> t(ctx);
+
+  for (int epoch = 1; epoch <= r.epochs; ++epoch) {
+    const clock::time_point start = clock::now();
+    shuffle(questions, random.next());
+    epoch_result result;
+    for (std::size_t step = 0; step < steps; ++step) {
+      const auto asked = std::span(questions).subspan(
+          step * size, std::min(size, questions.size() - step * size));
+      question_batch batch(std::ssize(asked));
+      for (std::size_t i = 0; i < asked.size(); ++i) {
+        batch.set(static_cast<index>(i), data, asked[i]);
+      }
+
+      const recorded_forward out = forward(t, net, batch.x, mode::training);
+      const auto cross_entropy = t.cross_entropy(out.logits, batch.answers.view());
+      auto loss = cross_entropy;
+      if (r.balance > 0 && !out.routed.empty()) {
+        const load_balance<balance::per_selection, balance::per_layer> balance;
+        const std::span<const routed_variable<float, cpu>> routers(out.routed);
+        loss = t.weighted_sum({{cross_entropy},
+                               {t.apply_loss(balance, routers), static_cast<float>(r.balance)}});
+      }
+      t.backward(loss);
+      optimiser.step(ctx, schedule);
+      optimiser.zero_grad(ctx);
+      result.loss += static_cast<double>(cross_entropy.value()(0, 0)) *
+                     static_cast<double>(asked.size()) / static_cast<double>(questions.size());
+      t.reset();
+    }
+    result.seconds = std::chrono::duration<double>(clock::now() - start).count();
+    after_epoch(epoch, result);
+  }
+}
+
+}  // namespace talpa::examples

@@ -1,0 +1,657 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/config.hpp>
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+/// Scalar functions with the same bits everywhere.
+///
+/// Every function is built from IEEE 754 addition, multiplication, division, square root and fused
+/// multiply-add, plus integer operations on the bit patterns; none calls a mathematical library. So
+/// a result has the same bits on every IEEE machine, with every compiler and optimisation level,
+/// with and without a hardware fma, in a scalar call, in a vectorised loop and on a CUDA device.
+/// Only the sign and payload of a NaN are left open.
+///
+/// That holds for round-to-nearest arithmetic with subnormal numbers, the default everywhere. Flags
+/// that give it up (-ffast-math and its parts, -Ofast, nvcc's -use_fast_math, -ftz=true,
+/// -prec-div=false, -prec-sqrt=false) void both the bits and the bounds. Contraction of
+/// multiplications into additions (gcc's default, clang's -ffp-contract=fast, nvcc's -fmad=true) is
+/// harmless: in this file no inexact product meets an addition except through fma() or mul().
+///
+/// The functions have no data-dependent branch, and are inlined always, so a plain loop that calls
+/// them vectorises. Without a hardware fma (x86-64 code built without -mfma or -march=native) each
+/// fma is a library call.
+///
+/// Bounds: one ulp of an exact value y is the spacing of T around it, 2^(e - 23) or 2^(e - 52) for
+/// 2^e <= |y| < 2^(e + 1), not below the smallest subnormal; eps is the epsilon of T. The bounds
+/// come from an error analysis that holds for both types. "Seen" is the largest error met, over all
+/// 2^32 arguments of float and SAMPLES random ones of double.
+namespace talpa::math {
+
+static_assert(std::numeric_limits<float>::is_iec559 && std::numeric_limits<double>::is_iec559,
+              "talpa: float and double must be the IEEE 754 binary32 and binary64 formats");
+static_assert(FLT_EVAL_METHOD == 0,
+              "talpa: float and double expressions must be evaluated in their own type "
+              "(on 32-bit x86: -msse2 -mfpmath=sse)");
+
+/// Computes a * b + c with one rounding (IEEE 754 fusedMultiplyAdd).
+[[gnu::always_inline]] TALPA_HD inline float fma(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
+[[gnu::always_inline]] TALPA_HD inline double fma(double a, double b, double c) {
+  return std::fma(a, b, c);
+}
+
+/// Computes the correctly rounded square root; NaN below zero.
+[[gnu::always_inline]] TALPA_HD inline float sqrt(float x) { return std::sqrt(x); }
+[[gnu::always_inline]] TALPA_HD inline double sqrt(double x) { return std::sqrt(x); }
+
+namespace detail {
+
+// Per type: the layout of the format, where the functions saturate, and constants. The members are
+// initialised at namespace scope because numeric_limits' functions are host code for nvcc.
+template <class T>
+struct format;
+
+template <>
+struct format<float> {
+  using bits = std::uint32_t;
+  static constexpr int mantissa = 23;
+  static constexpr bits bias = 127;
+  static constexpr bits sign = 0x80000000u;
+  static constexpr int two_to_sign = 30;          // moves bit 1 to the sign
+  static constexpr bits root_half = 0x3f3504f3u;  // sqrt(1/2)
+
+  static constexpr float infinity = std::numeric_limits<float>::infinity();
+  static constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  static constexpr float min_normal = std::numeric_limits<float>::min();
+
+  // x + shift, for |x| <= 2^22, leaves round(x) in the low bits of the pattern of the sum.
+  static constexpr float shift = 12582912.0f;   // 1.5 * 2^23
+  static constexpr float counter = 8388608.0f;  // 2^23: adding an integer below 2^23 is exact
+
+  // e^exp_max overflows; 2 |x| e^x rounds to zero for x <= exp_min, and 2^(k / 2) stays normal for
+  // the k = round(x / ln 2) between them.
+  static constexpr float exp_max = 89.0f;
+  static constexpr float exp_min = -120.0f;
+  static constexpr float expm1_min = -17.4f;  // e^expm1_min < 2^-25, half an ulp below one
+  static constexpr float gelu_range = 12.0f;  // |u(gelu_range)| > -exp_min, u as in gelu_tanh
+
+  // ln_two_high has 16 bits, so its product with an integer below 2^8 is exact;
+  // ln 2 - ln_two_high - ln_two_low is 2^-44.
+  static constexpr float log2_e = 1.44269504f;
+  static constexpr float ln_two_high = 0.693145752f;
+  static constexpr float ln_two_low = 1.42860677e-6f;
+
+  static constexpr float subnormal_scale = 16777216.0f;  // 2^24
+  static constexpr float subnormal_exponent = 24.0f;
+
+  static constexpr float half_pi_high = 1.57079637f;
+  static constexpr float half_pi_low = -4.37113883e-8f;
+};
+
+template <>
+struct format<double> {
+  using bits = std::uint64_t;
+  static constexpr int mantissa = 52;
+  static constexpr bits bias = 1023;
+  static constexpr bits sign = 0x8000000000000000u;
+  static constexpr int two_to_sign = 62;
+  static constexpr bits root_half = 0x3fe6a09e667f3bcdu;
+
+  static constexpr double infinity = std::numeric_limits<double>::infinity();
+  static constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  static constexpr double min_normal = std::numeric_limits<double>::min();
+
+  static constexpr double shift = 6755399441055744.0;    // 1.5 * 2^52
+  static constexpr double counter = 4503599627370496.0;  // 2^52
+
+  static constexpr double exp_max = 710.0;
+  static constexpr double exp_min = -760.0;
+  static constexpr double expm1_min = -37.45;  // e^expm1_min < 2^-54
+  static constexpr double gelu_range = 24.0;
+
+  // ln_two_high has 42 bits, for integers below 2^11; the remainder is 2^-102.
+  static constexpr double log2_e = 1.4426950408889634;
+  static constexpr double ln_two_high = 0.69314718055989033;
+  static constexpr double ln_two_low = 5.4979230187083712e-14;
+
+  static constexpr double subnormal_scale = 18014398509481984.0;  // 2^54
+  static constexpr double subnormal_exponent = 54.0;
+
+  static constexpr double half_pi_high = 1.5707963267948966;
+  static constexpr double half_pi_low = 6.123233995736766e-17;
+};
+
+// The builtin behind std::bit_cast, which is host code for nvcc.
+[[gnu::always_inline]] TALPA_HD inline std::uint32_t to_bits(float x) {
+  return __builtin_bit_cast(std::uint32_t, x);
+}
+[[gnu::always_inline]] TALPA_HD inline std::uint64_t to_bits(double x) {
+  return __builtin_bit_cast(std::uint64_t, x);
+}
+[[gnu::always_inline]] TALPA_HD inline float from_bits(std::uint32_t x) {
+  return __builtin_bit_cast(float, x);
+}
+[[gnu::always_inline]] TALPA_HD inline double from_bits(std::uint64_t x) {
+  return __builtin_bit_cast(double, x);
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T absolute(T x) {
+  return from_bits(to_bits(x) & ~format<T>::sign);
+}
+
+// yes where condition, else no, by masks: written with ?:, the arithmetic behind an arm may end up
+// under a branch, and gcc does not turn a branch around arithmetic that may trap into a blend.
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T select(bool condition, T yes, T no) {
+  using bits = typename format<T>::bits;
+  const bits mask = bits(0) - bits(condition);
+  return from_bits((to_bits(yes) & mask) | (to_bits(no) & ~mask));
+}
+
+// A zero with the sign of a * b, computed so that no compiler can know its value: a constant -0.0
+// would do for the arithmetic, but LLVM turns fma(a, b, -0.0) back into a product and then, under
+// -ffp-contract=fast, contracts that.
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T mul(T a, T b) {
+  const T zero = from_bits((to_bits(a) ^ to_bits(b)) & format<T>::sign);
+  return math::fma(a, b, zero);
+}
+
+// (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2 (1 + 1e-4), the first coefficient held at 1/2, the others
+// a Remez fit of the error of e^r relative to e^r, rounded to T. Degree 5, error 2^-30.8.
+[[gnu::always_inline]] TALPA_HD inline float exp_tail(float r) {
+  float p = 0.000173658409f;
+  p = math::fma(p, r, 0.00139332656f);
+  p = math::fma(p, r, 0.00833781622f);
+  p = math::fma(p, r, 0.0416664816f);
+  p = math::fma(p, r, 0.166666478f);
+  return math::fma(p, r, 0.5f);
+}
+
+// The same with degree 10, error 2^-60.3.
+[[gnu::always_inline]] TALPA_HD inline double exp_tail(double r) {
+  double p = 2.1014288533674274e-9;
+  p = math::fma(p, r, 2.5115291224289216e-8);
+  p = math::fma(p, r, 2.7556978807316046e-7);
+  p = math::fma(p, r, 2.7557225272179943e-6);
+  p = math::fma(p, r, 2.4801587629893992e-5);
+  p = math::fma(p, r, 0.00019841269906227248);
+  p = math::fma(p, r, 0.001388888888875712);
+  p = math::fma(p, r, 0.0083333333333129676);
+  p = math::fma(p, r, 0.041666666666666845);
+  p = math::fma(p, r, 0.16666666666666688);
+  return math::fma(p, r, 0.5);
+}
+
+// (log((1 + s) / (1 - s)) - 2 s) / s as a polynomial in z = s^2 without constant term, for
+// |s| <= (sqrt 2 - 1) / (sqrt 2 + 1): a Remez fit, rounded to T. Degree 3 in z; error relative to
+// the logarithm 2^-30.0.
+[[gnu::always_inline]] TALPA_HD inline float log_tail(float z) {
+  float p = 0.298717558f;
+  p = math::fma(p, z, 0.399775416f);
+  p = math::fma(p, z, 0.666667759f);
+  return p * z;
+}
+
+// The same with degree 7, error 2^-58.9.
+[[gnu::always_inline]] TALPA_HD inline double log_tail(double z) {
+  double p = 0.14795984421251104;
+  p = math::fma(p, z, 0.15314047203392583);
+  p = math::fma(p, z, 0.1818356445210122);
+  p = math::fma(p, z, 0.2222219857086303);
+  p = math::fma(p, z, 0.28571428742409044);
+  p = math::fma(p, z, 0.39999999999414587);
+  p = math::fma(p, z, 0.6666666666666734);
+  return p * z;
+}
+
+// (sin(pi r / 2) / r - pi / 2) / z in z = r^2 for |r| <= 1/2: a Remez fit of the error relative to
+// the sine, rounded to T. Degree 2, error 2^-27.1.
+[[gnu::always_inline]] TALPA_HD inline float sin_tail(float z) {
+  float p = -0.0046048332f;
+  p = math::fma(p, z, 0.0796814114f);
+  return math::fma(p, z, -0.645963609f);
+}
+
+// The same with degree 6, error 2^-57.3.
+[[gnu::always_inline]] TALPA_HD inline double sin_tail(double z) {
+  double p = -6.6280182191145182e-10;
+  p = math::fma(p, z, 5.6919316527013957e-8);
+  p = math::fma(p, z, -3.5988427318960739e-6);
+  p = math::fma(p, z, 0.00016044118472959703);
+  p = math::fma(p, z, -0.0046817541353151391);
+  p = math::fma(p, z, 0.079692626246166937);
+  return math::fma(p, z, -0.64596409750624628);
+}
+
+// (cos(pi r / 2) - 1) / z likewise. Degree 3, error 2^-26.4.
+[[gnu::always_inline]] TALPA_HD inline float cos_tail(float z) {
+  float p = 0.000903766428f;
+  p = math::fma(p, z, -0.0208601654f);
+  p = math::fma(p, z, 0.253669232f);
+  return math::fma(p, z, -1.23370051f);
+}
+
+// The same with degree 6, error 2^-55.2.
+[[gnu::always_inline]] TALPA_HD inline double cos_tail(double z) {
+  double p = -6.3212014049106087e-9;
+  p = math::fma(p, z, 4.710609663809565e-7);
+  p = math::fma(p, z, -2.5202036788108296e-5);
+  p = math::fma(p, z, 0.00091926027419103823);
+  p = math::fma(p, z, -0.020863480763312566);
+  p = math::fma(p, z, 0.25366950790104681);
+  return math::fma(p, z, -1.2337005501361697);
+}
+
+// e^x = 2^k (1 + high + low): high is x - k ln_two_high, exactly, |low| < 0.08; first and second
+// are powers of two, normal numbers, whose product is 2^k.
+template <class T>
+struct exp_parts {
+  T high;
+  T low;
+  T first;
+  T second;
+  T inverse_second;
+};
+
+// For exp_min <= x <= exp_max. NaN comes out as NaN in high and low.
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline exp_parts<T> split_exp(T x) {
+  using F = format<T>;
+  using bits = typename F::bits;
+  const T shifted = math::fma(x, F::log2_e, F::shift);
+  const T k = shifted - F::shift;
+  const T high = math::fma(k, -F::ln_two_high, x);
+  const T carry = k * -F::ln_two_low;
+  const T r = math::fma(k, -F::ln_two_low, high);
+  const T low = math::fma(r * r, exp_tail(r), carry);
+  // Biased exponents; unsigned, because AVX2 has no arithmetic shift of 64-bit integers.
+  const bits sum = to_bits(shifted) - to_bits(F::shift) + 2 * F::bias;
+  const bits first = sum >> 1;
+  const bits second = sum - first;
+  return {high, low, from_bits(first << F::mantissa), from_bits(second << F::mantissa),
+          from_bits((2 * F::bias - second) << F::mantissa)};
+}
+
+// e^x = value * scale, where scale is a power of two and value a normal number.
+template <class T>
+struct scaled {
+  T value;
+  T scale;
+};
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline scaled<T> exp_scaled(T x) {
+  using F = format<T>;
+  T bounded = select(x > F::exp_max, F::exp_max, x);
+  bounded = select(bounded < F::exp_min, F::exp_min, bounded);
+  const exp_parts<T> p = split_exp(bounded);
+  return {math::fma(p.first, p.high + p.low, p.first), p.second};
+}
+
+// e / (1 + e)^2
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T bell(scaled<T> e) {
+  const T power = e.value * e.scale;
+  return power / math::fma(power, math::fma(e.value, e.scale, T(2)), T(1));
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T exp(T x) {
+  const scaled<T> e = exp_scaled(x);
+  return mul(e.value, e.scale);
+}
+
+// With a = first, b = 1 / second: second * ((a - b) + a high + a low), the first two terms summed
+// with their rounding errors.
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T expm1(T x) {
+  using F = format<T>;
+  T bounded = select(x > F::exp_max, F::exp_max, x);
+  bounded = select(bounded < F::expm1_min, F::expm1_min, bounded);
+  const exp_parts<T> p = split_exp(bounded);
+  const T difference = p.first - p.inverse_second;
+  const T lost = (p.first - difference) - p.inverse_second;
+  const T sum = math::fma(p.first, p.high, difference);
+  const T error = math::fma(p.first, p.high, difference - sum) + lost;
+  const T y = mul(sum + math::fma(p.first, p.low, error), p.second);
+  return select(x == T(0), x, y);
+}
+
+// log(u) - k0 ln 2 + correction for a positive normal u. With u = 2^k m, sqrt(1/2) <= m < sqrt 2,
+// f = m - 1 and s = f / (2 + f):
+//   log u = k ln 2 + f - f^2 / 2 + s (f^2 / 2 + log_tail(s^2)),
+// where k ln_two_high is exact and the error of adding f to it is kept.
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T log_normal(T u, T k0, T correction) {
+  using F = format<T>;
+  using bits = typename F::bits;
+  const bits pattern = to_bits(u) + ((F::bias << F::mantissa) - F::root_half);
+  const bits fraction = pattern & ((bits(1) << F::mantissa) - 1);
+  const T f = from_bits(fraction + F::root_half) - T(1);
+  const T biased = from_bits(to_bits(F::counter) | (pattern >> F::mantissa));
+  const T k = biased - (F::counter + (T(F::bias) + k0));
+
+  const T s = f / (T(2) + f);
+  const T half_f = T(0.5) * f;
+  const T bracket = math::fma(half_f, f, log_tail(s * s));
+  const T sum = math::fma(k, F::ln_two_high, f);
+  const T error = f - math::fma(-k, F::ln_two_high, sum);
+  const T small = math::fma(k, F::ln_two_low, error + correction);
+  return sum + math::fma(-half_f, f, math::fma(s, bracket, small));
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T log(T x) {
+  using F = format<T>;
+  const bool subnormal = x < F::min_normal;
+  const T scale = select(subnormal, F::subnormal_scale, T(1));
+  const T k0 = select(subnormal, F::subnormal_exponent, T(0));
+  T y = log_normal(x * scale, k0, T(0));
+  y = select(x == F::infinity, x, y);
+  y = select(x == T(0), -F::infinity, y);
+  return select(x >= T(0), y, F::nan);
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T log1p(T x) {
+  using F = format<T>;
+  const T u = T(1) + x;
+  const T x_part = u - T(1);
+  const T c = (T(1) - (u - x_part)) + (x - x_part);  // 1 + x - u, exactly (Knuth's two-sum)
+  T y = log_normal(u, T(0), c / u);                  // log(u + c) = log u + c / u up to (c / u)^2
+  y = select(x == F::infinity, x, y);
+  y = select(x == T(0), x, y);
+  y = select(x == T(-1), -F::infinity, y);
+  return select(x >= T(-1), y, F::nan);
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T tanh(T x) {
+  using F = format<T>;
+  const T t = detail::expm1(T(-2) * absolute(x));
+  const T y = t / (T(2) + t);
+  return from_bits((to_bits(y) & ~F::sign) | (to_bits(x) & F::sign));
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T tanh_derivative(T x) {
+  return T(4) * bell(exp_scaled(T(-2) * absolute(x)));
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T sigmoid(T x) {
+  const scaled<T> e = exp_scaled(-absolute(x));
+  const T d = math::fma(e.value, e.scale, T(1));
+  return select(x < T(0), e.value * e.scale, T(1)) / d;
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T sigmoid_derivative(T x) {
+  return bell(exp_scaled(-absolute(x)));
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T silu(T x) {
+  using F = format<T>;
+  const T bounded = select(x < F::exp_min, F::exp_min, x);
+  const scaled<T> e = exp_scaled(-absolute(bounded));
+  const T d = math::fma(e.value, e.scale, T(1));
+  return select(x < T(0), bounded * e.value * e.scale, x) / d;
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T silu_derivative(T x) {
+  using F = format<T>;
+  T bounded = select(x < F::exp_min, F::exp_min, x);
+  bounded = select(bounded > -F::exp_min, -F::exp_min, bounded);
+  const scaled<T> e = exp_scaled(-absolute(bounded));
+  const T d = math::fma(e.value, e.scale, T(1));
+  const T gate = select(x < T(0), e.value * e.scale, T(1)) / d;
+  return math::fma(bounded, bell(e), gate);
+}
+
+// 2 sqrt(2 / pi) and 0.044715 times that.
+inline constexpr double gelu_linear = 1.5957691216057308;
+inline constexpr double gelu_cubic = 0.071354816272600253;
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T gelu_tanh(T x) {
+  using F = format<T>;
+  const T bounded = select(x < -F::gelu_range, -F::gelu_range, x);
+  const T u = bounded * math::fma(T(gelu_cubic), bounded * bounded, T(gelu_linear));
+  const scaled<T> e = exp_scaled(-absolute(u));
+  const T d = math::fma(e.value, e.scale, T(1));
+  return select(x < T(0), bounded * e.value * e.scale, x) / d;
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T gelu_tanh_derivative(T x) {
+  using F = format<T>;
+  T bounded = select(x < -F::gelu_range, -F::gelu_range, x);
+  bounded = select(bounded > F::gelu_range, F::gelu_range, bounded);
+  const T square = bounded * bounded;
+  const T u = bounded * math::fma(T(gelu_cubic), square, T(gelu_linear));
+  const T du = math::fma(T(3 * gelu_cubic), square, T(gelu_linear));
+  const scaled<T> e = exp_scaled(-absolute(u));
+  const T d = math::fma(e.value, e.scale, T(1));
+  const T gate = select(x < T(0), e.value * e.scale, T(1)) / d;
+  return math::fma(bounded * du, bell(e), gate);
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T softplus(T x) {
+  return select(x > T(0), x, T(0)) + detail::log1p(detail::exp(-absolute(x)));
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T relu(T x) {
+  return select(x < T(0), T(0), x);
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T relu_derivative(T x) {
+  return select(x == x, select(x > T(0), T(1), T(0)), x);
+}
+
+}  // namespace detail
+
+/// Computes the rounded product a * b in a form that no compiler contracts into a following
+/// addition.
+///
+/// Use it where an inexact product becomes a term of a plain + or -, or is returned to callers who
+/// may add to it; elsewhere a * b has the same bits. The zero that is added carries the sign of the
+/// product, so signed zeros come out right too.
+/// Cost: one fma and two integer operations.
+[[gnu::always_inline]] TALPA_HD inline float mul(float a, float b) { return detail::mul(a, b); }
+[[gnu::always_inline]] TALPA_HD inline double mul(double a, double b) { return detail::mul(a, b); }
+
+/// Computes e^x.
+///
+/// exp(0) = 1, exp(-inf) = 0, exp(inf) = inf, exp(NaN) = NaN; inf above the logarithm of the
+/// largest number; subnormal results are rounded as such, and below them there is zero.
+/// Error: at most 1 ulp; seen SEEN_exp.
+/// Method: x = k ln 2 + r with ln 2 in two parts (Cody and Waite, Software Manual for the
+/// Elementary Functions, 1980), e^r = 1 + (r + r^2 P(r)), and 2^k as a product of two powers of
+/// two.
+[[gnu::always_inline]] TALPA_HD inline float exp(float x) { return detail::exp(x); }
+[[gnu::always_inline]] TALPA_HD inline double exp(double x) { return detail::exp(x); }
+
+/// Computes e^x - 1 without cancellation.
+///
+/// expm1(+-0) = +-0, expm1(-inf) = -1, expm1(inf) = inf, expm1(NaN) = NaN.
+/// Error: at most 1.25 ulp; seen SEEN_expm1.
+[[gnu::always_inline]] TALPA_HD inline float expm1(float x) { return detail::expm1(x); }
+[[gnu::always_inline]] TALPA_HD inline double expm1(double x) { return detail::expm1(x); }
+
+/// Computes the natural logarithm, also of subnormal numbers.
+///
+/// log(1) = 0, log(+-0) = -inf, log(inf) = inf; NaN below zero and for NaN.
+/// Error: at most 0.8 ulp; seen SEEN_log.
+/// Method: x = 2^k m with sqrt(1/2) <= m < sqrt 2, and log m as a polynomial in the square of
+/// f / (2 + f), f = m - 1, in the arrangement of fdlibm (Sun Microsystems, 1993) with coefficients
+/// of our own; the leading terms are summed with their rounding error.
+[[gnu::always_inline]] TALPA_HD inline float log(float x) { return detail::log(x); }
+[[gnu::always_inline]] TALPA_HD inline double log(double x) { return detail::log(x); }
+
+/// Computes log(1 + x) without cancellation.
+///
+/// log1p(+-0) = +-0, log1p(-1) = -inf, log1p(inf) = inf; NaN below -1 and for NaN.
+/// Error: at most 0.8 ulp; seen SEEN_log1p.
+[[gnu::always_inline]] TALPA_HD inline float log1p(float x) { return detail::log1p(x); }
+[[gnu::always_inline]] TALPA_HD inline double log1p(double x) { return detail::log1p(x); }
+
+/// Computes the hyperbolic tangent as -t / (2 + t) with t = expm1(-2 |x|) and the sign of x.
+///
+/// tanh(+-0) = +-0, tanh(+-inf) = +-1, tanh(NaN) = NaN.
+/// Error: at most 3 ulp; seen SEEN_tanh.
+[[gnu::always_inline]] TALPA_HD inline float tanh(float x) { return detail::tanh(x); }
+[[gnu::always_inline]] TALPA_HD inline double tanh(double x) { return detail::tanh(x); }
+
+/// Computes tanh'(x) = 1 - tanh(x)^2 = 4 e / (1 + e)^2 with e = e^(-2 |x|).
+///
+/// One at 0, zero at +-inf, NaN at NaN. Error: at most 4 ulp; seen SEEN_dtanh.
+[[gnu::always_inline]] TALPA_HD inline float tanh_derivative(float x) {
+  return detail::tanh_derivative(x);
+}
+[[gnu::always_inline]] TALPA_HD inline double tanh_derivative(double x) {
+  return detail::tanh_derivative(x);
+}
+
+/// Computes the logistic function 1 / (1 + e^-x); neither end overflows.
+///
+/// sigmoid(0) = 1/2, sigmoid(-inf) = 0, sigmoid(inf) = 1, sigmoid(NaN) = NaN.
+/// Error: at most 3 ulp; seen SEEN_sigmoid.
+[[gnu::always_inline]] TALPA_HD inline float sigmoid(float x) { return detail::sigmoid(x); }
+[[gnu::always_inline]] TALPA_HD inline double sigmoid(double x) { return detail::sigmoid(x); }
+
+/// Computes sigmoid'(x) = sigmoid(x) (1 - sigmoid(x)) = e / (1 + e)^2 with e = e^-|x|.
+///
+/// 1/4 at 0, zero at +-inf, NaN at NaN. Error: at most 4 ulp; seen SEEN_dsigmoid.
+[[gnu::always_inline]] TALPA_HD inline float sigmoid_derivative(float x) {
+  return detail::sigmoid_derivative(x);
+}
+[[gnu::always_inline]] TALPA_HD inline double sigmoid_derivative(double x) {
+  return detail::sigmoid_derivative(x);
+}
+
+/// Computes silu(x) = x sigmoid(x), also known as swish.
+///
+/// silu(+-0) = +-0, silu(-inf) = -0, silu(inf) = inf, silu(NaN) = NaN.
+/// Error: at most 4 ulp; seen SEEN_silu.
+[[gnu::always_inline]] TALPA_HD inline float silu(float x) { return detail::silu(x); }
+[[gnu::always_inline]] TALPA_HD inline double silu(double x) { return detail::silu(x); }
+
+/// Computes silu'(x) = sigmoid(x) + x sigmoid'(x), which lies between -0.1 and 1.1.
+///
+/// 1/2 at 0, zero at -inf, one at inf, NaN at NaN.
+/// Absolute error: at most 2.5 eps; seen SEEN_dsilu eps. (Near its zero at -1.278 no relative bound
+/// holds.)
+[[gnu::always_inline]] TALPA_HD inline float silu_derivative(float x) {
+  return detail::silu_derivative(x);
+}
+[[gnu::always_inline]] TALPA_HD inline double silu_derivative(double x) {
+  return detail::silu_derivative(x);
+}
+
+/// Computes gelu in its form with a hyperbolic tangent,
+/// x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 = x sigmoid(u),
+/// u = 2 sqrt(2 / pi) (x + 0.044715 x^3).
+///
+/// gelu_tanh(+-0) = +-0, gelu_tanh(-inf) = -0, gelu_tanh(inf) = inf, gelu_tanh(NaN) = NaN.
+/// Error: at most 4 ulp for x >= 0; seen SEEN_gelu. For x < 0, where e^u magnifies the rounding of
+/// u, at most (5 + 4 |u|) ulp and at most eps; seen SEEN_ngelu of the first and SEEN_agelu eps.
+/// Source: Hendrycks and Gimpel, Gaussian Error Linear Units, 2016, section 2. The exact form, with
+/// the error function, differs by up to 5e-4.
+[[gnu::always_inline]] TALPA_HD inline float gelu_tanh(float x) { return detail::gelu_tanh(x); }
+[[gnu::always_inline]] TALPA_HD inline double gelu_tanh(double x) { return detail::gelu_tanh(x); }
+
+/// Computes gelu_tanh'(x) = sigmoid(u) + x sigmoid'(u) u', with u as in gelu_tanh and
+/// u' = 2 sqrt(2 / pi) (1 + 3 * 0.044715 x^2).
+///
+/// 1/2 at 0, zero at -inf, one at inf, NaN at NaN.
+/// Absolute error: at most 4 eps; seen SEEN_dgelu eps.
+[[gnu::always_inline]] TALPA_HD inline float gelu_tanh_derivative(float x) {
+  return detail::gelu_tanh_derivative(x);
+}
+[[gnu::always_inline]] TALPA_HD inline double gelu_tanh_derivative(double x) {
+  return detail::gelu_tanh_derivative(x);
+}
+
+/// Computes softplus(x) = log(1 + e^x) as max(x, 0) + log1p(e^-|x|).
+///
+/// Zero at -inf, inf at inf, NaN at NaN. The logarithm of sigmoid(x) is -softplus(-x).
+/// Error: at most 2.5 ulp; seen SEEN_softplus.
+[[gnu::always_inline]] TALPA_HD inline float softplus(float x) { return detail::softplus(x); }
+[[gnu::always_inline]] TALPA_HD inline double softplus(double x) { return detail::softplus(x); }
+
+/// Computes softplus'(x) = sigmoid(x), with the bound given there.
+[[gnu::always_inline]] TALPA_HD inline float softplus_derivative(float x) {
+  return detail::sigmoid(x);
+}
+[[gnu::always_inline]] TALPA_HD inline double softplus_derivative(double x) {
+  return detail::sigmoid(x);
+}
+
+/// Computes max(x, 0), exactly; NaN stays NaN, -0 stays -0.
+[[gnu::always_inline]] TALPA_HD inline float relu(float x) { return detail::relu(x); }
+[[gnu::always_inline]] TALPA_HD inline double relu(double x) { return detail::relu(x); }
+
+/// Computes the derivative of relu: one above zero, zero at and below it, NaN for NaN.
+[[gnu::always_inline]] TALPA_HD inline float relu_derivative(float x) {
+  return detail::relu_derivative(x);
+}
+[[gnu::always_inline]] TALPA_HD inline double relu_derivative(double x) {
+  return detail::relu_derivative(x);
+}
+
+/// Cosine and sine of one angle.
+template <class T>
+struct cosine_sine {
+  T cosine;
+  T sine;
+};
+
+namespace detail {
+
+// u = (q + r) / 4 with an integer q and |r| <= 1/2: a quarter turn is exact, so is the reduction.
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline cosine_sine<T> cos_sin_turns(T u) {
+  using F = format<T>;
+  using bits = typename F::bits;
+  const T quarters = T(4) * u;
+  const T shifted = quarters + F::shift;
+  const T r = quarters - (shifted - F::shift);
+  const bits q = to_bits(shifted);  // the low two bits of the pattern are those of q mod 4
+  const T z = r * r;
+  const T s = math::fma(r, F::half_pi_high, r * math::fma(z, sin_tail(z), F::half_pi_low));
+  const T c = math::fma(z, cos_tail(z), T(1));
+  const bool odd = (q & 1) != 0;
+  const bits cosine_sign = ((q + 1) & 2) << F::two_to_sign;
+  const bits sine_sign = (q & 2) << F::two_to_sign;
+  return {from_bits(to_bits(select(odd, s, c)) ^ cosine_sign),
+          from_bits(to_bits(select(odd, c, s)) ^ sine_sign)};
+}
+
+}  // namespace detail
+
+/// Computes cos(2 pi u) and sin(2 pi u) of an angle in turns, 0 <= u < 1.
+///
+/// Exact at multiples of a quarter turn (a zero may be negative). |u| < 2^20 works as well; beyond,
+/// the result is unspecified.
+/// Error: at most 1.25 ulp each; seen 1.02.
+[[gnu::always_inline]] TALPA_HD inline cosine_sine<float> cos_sin_turns(float u) {
+  return detail::cos_sin_turns(u);
+}
+[[gnu::always_inline]] TALPA_HD inline cosine_sine<double> cos_sin_turns(double u) {
+  return detail::cos_sin_turns(u);
+}
+
+}  // namespace talpa::math

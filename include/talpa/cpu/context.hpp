@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/check.hpp>
+#include <talpa/core/workspace.hpp>
+#include <talpa/cpu/parallel.hpp>
+
+namespace talpa {
+
+/// What executes on the host. One context serves one calling thread at a time; its results do not
+/// depend on `threads`.
+template <>
+struct context<cpu> {
+  /// Threads of token-parallel loops; 0 takes what OpenMP offers, 1 without OpenMP.
+  explicit context(int threads_ = 0)
+      : threads(threads_ == 0 ? detail::available_threads() : threads_) {
+    check_at_least("context", "threads", threads_, 0, "threads, 0 for all");
+  }
+
+  int threads;
+  /// Looks at values too (NaN or all -inf logits) and throws value_error; costs a pass over them.
+  bool checked = false;
+  /// What forward saves for backward; the caller opens a scope round each step.
+  workspace<cpu> memory;
+  /// Temporaries of a single call. A second arena, so that saved values and temporaries, whose
+  /// lifetimes interleave, never lie on top of each other.
+  workspace<cpu> scratch;
+};
+
+}  // namespace talpa

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/cpu/context.hpp>
+#include <talpa/cpu/eigen_map.hpp>
+#include <talpa/ops/gemm.hpp>
+
+#include <algorithm>
+
+namespace talpa::detail {
+
+/// One product on one thread. Not inlined, so that a program may instantiate it in one place.
+template <class T>
+void eigen_product(T alpha, matrix_view<const T, cpu> a, transpose ta, matrix_view<const T, cpu> b,
+                   transpose tb, T beta, matrix_view<T, cpu> c);
+
+template <class T>
+void eigen_product(T alpha, matrix_view<const T, cpu> a, transpose ta, matrix_view<const T, cpu> b,
+                   transpose tb, T beta, matrix_view<T, cpu> c) {
+  eigen_map<const T> am = map(a), bm = map(b);
+  eigen_map<T> cm = map(c);
+  if (beta == T{0}) {
+    cm.setZero();
+  } else if (beta != T{1}) {
+    cm *= beta;
+  }
+  // noalias: c overlaps neither operand by contract.
+  if (ta == transpose::no && tb == transpose::no) {
+    cm.noalias() += alpha * (am * bm);
+  } else if (ta == transpose::no) {
+    cm.noalias() += alpha * (am * bm.transpose());
+  } else if (tb == transpose::no) {
+    cm.noalias() += alpha * (am.transpose() * bm);
+  } else {
+    cm.noalias() += alpha * (am.transpose() * bm.transpose());
+  }
+}
+
+/// Rows of c in one task: large enough that packing b pays, small enough to feed the threads.
+inline constexpr index gemm_task_rows = 256;
+/// Columns of c in one task when there are few rows.
+inline constexpr index gemm_task_cols = 512;
+
+}  // namespace talpa::detail
+
+namespace talpa::ops {
+
+/// Products by Eigen over tiles of c that depend on its shape only; each element of c is summed
+/// over all of K inside one task, so the number of threads changes no bit.
+template <>
+struct gemm_impl<cpu> {
+  template <class T>
+  static void run(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
+                  matrix_view<const T, cpu> b, transpose tb, T beta, matrix_view<T, cpu> c) {
+    if (c.empty()) return;
+    const bool few_rows = c.rows < 2 * detail::gemm_task_rows;
+    const index task_rows = few_rows ? c.rows : detail::gemm_task_rows;
+    const index task_cols = few_rows ? detail::gemm_task_cols : c.cols;
+    const index row_tasks = ceil_div(c.rows, task_rows), col_tasks = ceil_div(c.cols, task_cols);
+    detail::parallel_for(ctx.threads, row_tasks * col_tasks, [&](index task, int) {
+      const index row = task / col_tasks * task_rows, col = task % col_tasks * task_cols;
+      const index rows = std::min(task_rows, c.rows - row);
+      const index cols = std::min(task_cols, c.cols - col);
+      detail::eigen_product<T>(
+          alpha, ta == transpose::no ? a.row_range(row, rows) : a.col_range(row, rows), ta,
+          tb == transpose::no ? b.col_range(col, cols) : b.row_range(col, cols), tb, beta,
+          c.row_range(row, rows).col_range(col, cols));
+    });
+  }
+};
+
+}  // namespace talpa::ops

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/cpu/segments.hpp>
+#include <talpa/cpu/select.hpp>
+#include <talpa/ops/routing_sums.hpp>
+
+#include <algorithm>
+
+namespace talpa::detail {
+
+/// Row 0 of `rows` becomes the canonical sum of its rows, which it uses up: sum_block_rows rows at
+/// a time, in order, until one is left.
+template <class T>
+void sum_rows_in_place(matrix_view<T, cpu> rows) {
+  for (index left = rows.rows; left > 1; left = ceil_div(left, sum_block_rows)) {
+    for (index first = 0; first < left; first += sum_block_rows) {
+      const index last = std::min(first + sum_block_rows, left);
+      T* const to = rows.row(first / sum_block_rows);
+      if (to != rows.row(first)) std::copy_n(rows.row(first), rows.cols, to);
+      for (index r = first + 1; r < last; ++r) {
+        const T* const from = rows.row(r);
+        for (index c = 0; c < rows.cols; ++c) to[c] += from[c];
+      }
+    }
+  }
+}
+
+}  // namespace talpa::detail
+
+namespace talpa::ops {
+
+template <>
+struct routing_sums_impl<cpu> {
+  template <class T>
+  static void forward(context<cpu>& ctx, const routed_rows<T, cpu>& in,
+                      const routing_totals<T, cpu>& out, grad_mode mode) {
+    const index experts = in.experts();
+    const block_grid grid(in);
+    const columns wanted(out, experts);
+    const workspace<cpu>::scope scope(ctx.scratch);
+    const matrix_view<T, cpu> sums = ctx.scratch.take<T>(grid.count(), wanted.width);
+    const matrix_view<index, cpu> counts = ctx.scratch.take<index>(grid.count(), experts + 1);
+    const row_memory<T> memory(ctx, experts);
+
+    detail::parallel_for(ctx.threads, grid.count(), [&](index block, int thread) {
+      T* const sum = sums.row(block);
+      index* const count = counts.row(block);
+      std::fill_n(sum, sums.cols, T{0});
+      std::fill_n(count, counts.cols, index{0});
+      const index first = grid.first_row(block), rows = grid.rows(block);
+      for (index n = first; n < first + rows; ++n) {
+        if (!real(in, n)) continue;
+        ++count[experts];
+        detail::for_each_expert(in.mask.row(n), experts, [&](index e) {
+          ++count[e];
+          if (wanted.importance >= 0) sum[wanted.importance + e] += in.gates(n, e);
+        });
+      }
+      if (!wanted.logits()) return;
+      memory.for_each_pack(thread, rows, [&](const auto& group, index r, int valid, T* tile) {
+        const auto scalars = detail::softmax_row(group, detail::row_at(in.logits, first + r),
+                                                 row_pointer<T>{tile, experts});
+        for (int i = 0; i < valid; ++i) {
+          if (!real(in, first + r + i)) continue;
+          if (wanted.probability >= 0) {
+            for (index e = 0; e < experts; ++e) {
+              sum[wanted.probability + e] += tile[i * experts + e];
+            }
+          }
+          if (wanted.squared_logsumexp >= 0) {
+            const T z = lane(scalars.logsumexp, i);
+            sum[wanted.squared_logsumexp] += math::mul(z, z);
+          }
+          if (wanted.entropy >= 0) sum[wanted.entropy] += lane(scalars.entropy, i);
+        }
+      });
+    });
+
+    detail::parallel_for(ctx.threads, grid.groups, [&](index g, int) {
+      detail::sum_rows_in_place(sums.row_range(g * grid.blocks, grid.blocks));
+      detail::sum_rows_in_place(counts.row_range(g * grid.blocks, grid.blocks));
+      const T* const sum = sums.row(g * grid.blocks);
+      const index* const count = counts.row(g * grid.blocks);
+      const auto put = [&](auto* to, const auto* from, index size) {
+        for (index i = 0; i < size; ++i)
+          to[i] = mode == grad_mode::overwrite ? from[i] : to[i] + from[i];
+      };
+      if (out.tokens.data != nullptr) put(&out.tokens[g], count + experts, 1);
+      if (out.counts.data != nullptr) put(out.counts.row(g), count, experts);
+      if (wanted.probability >= 0) put(out.probability.row(g), sum + wanted.probability, experts);
+      if (wanted.importance >= 0) put(out.importance.row(g), sum + wanted.importance, experts);
+      if (wanted.squared_logsumexp >= 0) {
+        put(&out.squared_logsumexp[g], sum + wanted.squared_logsumexp, 1);
+      }
+      if (wanted.entropy >= 0) put(&out.entropy[g], sum + wanted.entropy, 1);
+    });
+  }
+
+  template <class T>
+  static void backward(context<cpu>& ctx, const routed_rows<T, cpu>& in,
+                       const routing_totals_gradient<T, cpu>& dout, matrix_view<const T, cpu> scale,
+                       matrix_view<T, cpu> dlogits, matrix_view<T, cpu> dgates, grad_mode mode) {
+    const index experts = in.experts();
+    const block_grid grid(in);
+    const bool overwrite = mode == grad_mode::overwrite;
+    const bool logits_matter =
+        dout.probability.data != nullptr || dout.squared_logsumexp.data != nullptr;
+    const T factor = scale(0, 0);
+    const workspace<cpu>::scope scope(ctx.scratch);
+    const row_memory<T> memory(ctx, experts);
+
+    detail::parallel_for(ctx.threads, grid.count(), [&](index block, int thread) {
+      const index g = block / grid.blocks;
+      const index first = grid.first_row(block), rows = grid.rows(block);
+      for (index n = first; n < first + rows; ++n) {
+        if (overwrite) {
+          std::fill_n(dgates.row(n), experts, T{0});
+          std::fill_n(dlogits.row(n), experts, T{0});
+        }
+        if (dout.importance.data == nullptr || !real(in, n)) continue;
+        detail::for_each_expert(in.mask.row(n), experts, [&](index e) {
+          dgates(n, e) += math::mul(factor, dout.importance(g, e));
+        });
+      }
+      if (!logits_matter) return;
+      detail::totals_gradient_row<T> gradient{{}, T{0}, factor};
+      // Stride 0: every token of a pack reads the row of its group.
+      if (dout.probability.data != nullptr) gradient.probability = {dout.probability.row(g), 0};
+      if (dout.squared_logsumexp.data != nullptr) {
+        gradient.squared_logsumexp = dout.squared_logsumexp[g];
+      }
+      memory.for_each_pack(thread, rows, [&](const auto& group, index r, int valid, T* tile) {
+        detail::softmax_row_backward(group, detail::row_at(in.logits, first + r), gradient,
+                                     row_pointer<T>{tile, experts});
+        for (int i = 0; i < valid; ++i) {
+          const index n = first + r + i;
+          if (!real(in, n)) continue;
+          T* const to = dlogits.row(n);
+          for (index e = 0; e < experts; ++e) to[e] += tile[i * experts + e];
+        }
+      });
+    });
+  }
+
+ private:
+  /// The blocks of canonical sums: `blocks` to a group, at least one, none across two groups.
+  struct block_grid {
+    template <class T>
+    explicit block_grid(const routed_rows<T, cpu>& in)
+        : groups(in.groups()),
+          group_rows(in.group_rows == 0 ? in.tokens() : in.group_rows),
+          blocks(std::max(index{1}, ceil_div(group_rows, detail::sum_block_rows))) {}
+
+    index count() const { return groups * blocks; }
+    index first_row(index block) const { return block / blocks * group_rows + inside(block); }
+    index rows(index block) const {
+      return std::min(detail::sum_block_rows, group_rows - inside(block));
+    }
+
+    index groups, group_rows, blocks;
+
+   private:
+    /// First row of a block in its group.
+    index inside(index block) const { return block % blocks * detail::sum_block_rows; }
+  };
+
+  /// Where each wanted sum begins in the row of sums of a block; -1: not wanted.
+  struct columns {
+    template <class T>
+    columns(const routing_totals<T, cpu>& out, index experts) {
+      const auto place = [&](bool is_wanted, index size) {
+        if (!is_wanted) return index{-1};
+        width += size;
+        return width - size;
+      };
+      probability = place(out.probability.data != nullptr, experts);
+      importance = place(out.importance.data != nullptr, experts);
+      squared_logsumexp = place(out.squared_logsumexp.data != nullptr, 1);
+      entropy = place(out.entropy.data != nullptr, 1);
+    }
+    bool logits() const { return probability >= 0 || squared_logsumexp >= 0 || entropy >= 0; }
+
+    index width = 0;
+    index probability, importance, squared_logsumexp, entropy;
+  };
+
+  /// For each thread the arrays of a lane group and a tile of result rows.
+  template <class T>
+  class row_memory {
+   public:
+    row_memory(context<cpu>& ctx, index experts)
+        : experts_(experts),
+          packed_(experts <= detail::packed_experts),
+          lane_bytes_(lane_scratch::bytes_for(experts, packed_ ? width : 1)),
+          lanes_(ctx.scratch.take<std::byte>(static_cast<index>(lane_bytes_) * ctx.threads).data),
+          tiles_(ctx.scratch.take<T>(ctx.threads, (packed_ ? width : 1) * experts)) {}
+
+    /// Calls row(group, r, valid, tile) for rows r .. r + valid - 1 until all are done; results go
+    /// to the tile [valid, E] because rows of padding must not be written.
+    template <class Row>
+    void for_each_pack(int thread, index rows, Row row) const {
+      lane_scratch scratch(lanes_ + static_cast<std::size_t>(thread) * lane_bytes_, lane_bytes_);
+      T* const tile = tiles_.row(thread);
+      for (index r = 0; r < rows; r += packed_ ? width : 1) {
+        scratch.reset();
+        if (packed_) {
+          const int valid = static_cast<int>(std::min<index>(width, rows - r));
+          row(token_pack<width>(experts_, valid, &scratch), r, valid, tile);
+        } else {
+          row(serial(experts_, &scratch), r, 1, tile);
+        }
+      }
+    }
+
+   private:
+    static constexpr int width = detail::packed_tokens<T>;
+    index experts_;
+    bool packed_;
+    std::size_t lane_bytes_;
+    std::byte* lanes_;
+    matrix_view<T, cpu> tiles_;
+  };
+
+  template <class T>
+  static bool real(const routed_rows<T, cpu>& in, index n) {
+    return in.padding_mask.empty() || in.padding_mask[n] != 0;
+  }
+  template <class T>
+  static T lane(T x, int) {
+    return x;
+  }
+  template <class T, int W>
+  static T lane(const pack<T, W>& x, int i) {
+    return x.v[i];
+  }
+};
+
+}  // namespace talpa::ops

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/cpu/context.hpp>
+#include <talpa/ops/select.hpp>
+
+#include <cmath>
+#include <limits>
+#include <string>
+
+namespace talpa::detail {
+
+/// Tokens that run side by side: one 64-byte register of values.
+template <class T>
+inline constexpr int packed_tokens = static_cast<int>(64 / sizeof(T));
+
+/// Up to this many experts tokens are packed; beyond, the arrays of a pack leave the first cache.
+inline constexpr index packed_experts = 64;
+
+/// Calls row(group, first) for every row or pack of rows, on the group that suits E.
+template <class T, class Row>
+void for_each_selected_row(context<cpu>& ctx, index tokens, index experts, Row row) {
+  constexpr int width = packed_tokens<T>;
+  constexpr index task_rows = 64 * width;
+  const bool packed = experts <= packed_experts;
+  const std::size_t bytes = lane_scratch::bytes_for(experts, packed ? width : 1);
+  const workspace<cpu>::scope scope(ctx.scratch);
+  std::byte* const scratch =
+      ctx.scratch.take<std::byte>(static_cast<index>(bytes) * ctx.threads).data;
+  parallel_for_blocks(ctx.threads, tokens, task_rows, [&](index first, index rows, int thread) {
+    lane_scratch lanes(scratch + static_cast<std::size_t>(thread) * bytes, bytes);
+    if (packed) {
+      for (index r = 0; r < rows; r += width) {
+        lanes.reset();
+        const int valid = static_cast<int>(rows - r < width ? rows - r : width);
+        row(token_pack<width>(experts, valid, &lanes), first + r, valid);
+      }
+    } else {
+      for (index r = 0; r < rows; ++r) {
+        lanes.reset();
+        row(serial(experts, &lanes), first + r, 1);
+      }
+    }
+  });
+}
+
+template <class T>
+row_pointer<T> row_at(matrix_view<T, cpu> view, index row) {
+  return {view.row(row), view.stride};
+}
+
+}  // namespace talpa::detail
+
+namespace talpa::ops {
+
+template <>
+struct select_impl<cpu> {
+  template <class T, class Selector>
+  static void select(context<cpu>& ctx, const Selector& selector, matrix_view<const T, cpu> logits,
+                     vector_view<const std::uint8_t, cpu> padding_mask, matrix_view<T, cpu> gates,
+                     matrix_view<std::uint32_t, cpu> mask) {
+    detail::for_each_selected_row<T>(
+        ctx, logits.rows, logits.cols, [&](const auto& group, index first, int rows) {
+          selector.select(group, row_of<T>(logits, gates, mask, first));
+          clear_padding(padding_mask, first, rows, gates, mask);
+        });
+  }
+
+  template <class T, class Selector>
+  static void replay(context<cpu>& ctx, const Selector& selector, matrix_view<const T, cpu> logits,
+                     vector_view<const std::uint8_t, cpu> padding_mask,
+                     matrix_view<std::uint32_t, cpu> mask, matrix_view<T, cpu> gates) {
+    detail::for_each_selected_row<T>(
+        ctx, logits.rows, logits.cols, [&](const auto& group, index first, int rows) {
+          selector.replay(group, row_of<T>(logits, gates, mask, first));
+          clear_padding(padding_mask, first, rows, gates, mask);
+        });
+  }
+
+  template <class T, class Selector>
+  static void select_backward(context<cpu>& ctx, const Selector& selector,
+                              matrix_view<const T, cpu> logits, matrix_view<const T, cpu> gates,
+                              matrix_view<const std::uint32_t, cpu> mask,
+                              matrix_view<const T, cpu> dgates, matrix_view<T, cpu> dlogits) {
+    detail::for_each_selected_row<T>(
+        ctx, logits.rows, logits.cols, [&](const auto& group, index first, int rows) {
+          selector.select_backward(
+              group, select_gradient_row<T>{detail::row_at(logits, first),
+                                            detail::row_at(gates, first),
+                                            detail::row_at(mask, first),
+                                            detail::row_at(dgates, first),
+                                            detail::row_at(dlogits, first)});
+          for (index n = first; n < first + rows; ++n) {
+            if (!any_bit(mask.row(n), mask.cols)) std::fill_n(dlogits.row(n), dlogits.cols, T{});
+          }
+        });
+  }
+
+  /// Throws value_error at the first real token whose logits cannot be normalised.
+  template <class T>
+  static void check_logits(const char* function, matrix_view<const T, cpu> logits,
+                           vector_view<const std::uint8_t, cpu> padding_mask) {
+    for (index n = 0; n < logits.rows; ++n) {
+      if (!padding_mask.empty() && padding_mask[n] == 0) continue;
+      bool finite = false;
+      for (index e = 0; e < logits.cols; ++e) {
+        const T x = logits(n, e);
+        if (std::isnan(x) || x == std::numeric_limits<T>::infinity()) {
+          detail::throw_value(function, "logits",
+                              detail::concat(std::isnan(x) ? "nan" : "inf", " at ",
+                                             detail::shape_text(n, e)),
+                              "finite values, or -inf = expert masked for this token");
+        }
+        finite = finite || std::isfinite(x);
+      }
+      if (!finite) {
+        detail::throw_value(function, "logits", detail::concat("-inf in all of row ", std::to_string(n)),
+                            "at least one finite value = an expert to choose");
+      }
+    }
+  }
+
+ private:
+  template <class T>
+  static select_row<T> row_of(matrix_view<const T, cpu> logits, matrix_view<T, cpu> gates,
+                              matrix_view<std::uint32_t, cpu> mask, index first) {
+    return {detail::row_at(logits, first), detail::row_at(gates, first),
+            detail::row_at(mask, first)};
+  }
+  static bool any_bit(const std::uint32_t* words, index count) {
+    std::uint32_t any = 0;
+    for (index w = 0; w < count; ++w) any |= words[w];
+    return any != 0;
+  }
+  template <class T>
+  static void clear_padding(vector_view<const std::uint8_t, cpu> padding_mask, index first,
+                            int rows, matrix_view<T, cpu> gates,
+                            matrix_view<std::uint32_t, cpu> mask) {
+    if (padding_mask.empty()) return;
+    for (index n = first; n < first + rows; ++n) {
+      if (padding_mask[n] != 0) continue;
+      std::fill_n(gates.row(n), gates.cols, T{});
+      std::fill_n(mask.row(n), mask.cols, 0u);
+    }
+  }
+};
+
+}  // namespace talpa::ops

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/autograd/initialise.hpp>
+#include <talpa/autograd/parameter.hpp>
+#include <talpa/experts/explain.hpp>
+#include <talpa/ops/gemm.hpp>
+#include <talpa/ops/grouped_gemm.hpp>
+#include <talpa/ops/rank_gate.hpp>
+#include <talpa/ops/segments.hpp>
+
+#include <cmath>
+#include <span>
+#include <string>
+
+namespace talpa {
+
+/// What alpha is divided by.
+enum class lora_scaling {
+  by_rank,       ///< s = alpha / r (LoRA, arXiv 2106.09685)
+  by_root_rank,  ///< s = alpha / sqrt(r): learning does not stall at larger ranks (rsLoRA, 2312.03732)
+};
+
+/// How the factor A begins; B begins at zero, so that a fresh adapter changes nothing.
+enum class lora_init {
+  kaiming,   ///< uniform in +-1 / sqrt(D): Kaiming with a = sqrt 5, as PEFT and MoLA
+  gaussian,  ///< normal with standard deviation 1 / r, as PEFT's "gaussian"
+};
+
+/// Expert that is a low-rank update: f_e(x) = s B_e A_e dropout(x), s = alpha / r or alpha / sqrt(r).
+///
+/// The gate is applied in rank space: sum_e g_e f_e(x) = s B (g * (A x)) with all experts' factors
+/// stacked, which costs one multiplication per rank instead of one per output.
+/// Backward, with u = A_e x and z = s g u: dB_e += z^T dy, dz = dy B_e^T, dg = s sum_r dz_r u_r,
+/// du = s g dz, dA_e += du^T x, dx += du A_e.
+/// Shapes: bank A [E R, D] and B transposed [E R, O], both row e R + r for rank r of expert e;
+/// x [N, D], y [N, O].
+/// Edges: an expert without tokens gets zero gradient; gate 1 and E = 1 is plain LoRA bit for bit.
+/// Cost: 2 N R (D + O) flop per expert and its tokens forward, twice that backward; saves u.
+/// Dropout is the layer's business (`input_dropout`): one mask per call, shared by the experts.
+/// Determinism: same bits for any number of threads.
+/// Source: Hu et al. 2021 (arXiv 2106.09685); as an expert MoLA (arXiv 2402.08562).
+struct lora {
+  static constexpr const char* name = "lora";
+
+  index rank = 8;                                 ///< R, >= 1
+  double alpha = 16.0;                            ///< finite
+  lora_scaling scaling = lora_scaling::by_rank;
+  double dropout = 0.0;                           ///< share of the input that is dropped, [0, 1)
+  lora_init init_a = lora_init::kaiming;
+
+  template <class T, class B>
+  struct params {
+    parameter<T, B> a;  // [E R, D]
+    parameter<T, B> b;  // [E R, O]
+
+    template <class F>
+    void visit(F f) {
+      f(a);
+      f(b);
+    }
+  };
+
+  /// What backward reads beside its inputs.
+  template <class T, class B>
+  struct saved {
+    matrix_view<T, B> u;  // [N, E R] masked, [S, R] over slots: A x, which dgates and dB need
+  };
+
+  void validate() const {
+    check_at_least(name, "rank", rank, 1, "width of the adapter");
+    check_value(std::isfinite(alpha), name, "alpha", alpha, "a finite number");
+    check_value(dropout >= 0.0 && dropout < 1.0, name, "dropout", dropout, "0 <= dropout < 1");
+  }
+  double scale() const {
+    const double r = static_cast<double>(rank);
+    return scaling == lora_scaling::by_rank ? alpha / r : alpha / std::sqrt(r);
+  }
+  double input_dropout() const { return dropout; }
+  /// Adapter columns of one expert: what the cost model of a layer counts.
+  index width() const { return rank; }
+
+  /// Bank of E experts, parameters named `prefix`A and `prefix`B.
+  template <class T, class B>
+  params<T, B> init(index inputs, index outputs, index experts, generator& random,
+                    const std::string& prefix) const {
+    matrix<T, B> a(experts * rank, inputs);  // [E R, D]
+    if (init_a == lora_init::kaiming) {
+      fill_uniform(a.view(), 1.0 / std::sqrt(static_cast<double>(inputs)), random);
+    } else {
+      fill_normal(a.view(), 1.0 / static_cast<double>(rank), random);
+    }
+    params<T, B> p;
+    p.a = parameter<T, B>(prefix + "A", std::move(a));
+    p.b = parameter<T, B>(prefix + "B", matrix<T, B>(experts * rank, outputs));
+    return p;
+  }
+
+  /// Only the given experts of the bank train.
+  template <class T, class B>
+  void train_experts(params<T, B>& p, std::span<const index> experts) const {
+    p.a.train_blocks(rank, experts);
+    p.b.train_blocks(rank, experts);
+  }
+
+  /// y += sum_e g_e f_e(x) over all ranks at once, zero gates included. x after dropout.
+  template <class T, class B>
+  saved<T, B> forward_masked(context<B>& ctx, const params<T, B>& p, input<T, B> gates,
+                             input<T, B> x, output<T, B> y) const {
+    const saved<T, B> kept{ctx.memory.template take<T>(x.rows, p.a.rows())};  // [N, E R]
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const auto z = ctx.scratch.template take<T>(x.rows, p.a.rows());  // [N, E R]
+    ops::gemm(ctx, x, transpose::no, p.a.value(), transpose::yes, T{0}, kept.u);
+    ops::rank_gate(ctx, static_cast<T>(scale()), gates, kept.u, z);
+    ops::gemm(ctx, z, transpose::no, p.b.value(), transpose::no, T{1}, y);
+    return kept;
+  }
+
+  /// Overwrites dgates [N, E]; writes or adds to dx [N, D] as dx_mode says.
+  template <class T, class B>
+  void backward_masked(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
+                       input<T, B> gates, input<T, B> x, input<T, B> dy, output<T, B> dgates,
+                       output<T, B> dx, grad_mode dx_mode) const {
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const T s = static_cast<T>(scale());
+    const auto z = ctx.scratch.template take<T>(x.rows, p.a.rows());   // [N, E R]
+    const auto du = ctx.scratch.template take<T>(x.rows, p.a.rows());  // [N, E R]
+    if (p.b.trainable()) ops::rank_gate(ctx, s, gates, kept.u, z);
+    for (const row_run& run : p.b.trained()) {
+      ops::gemm(ctx, z.col_range(run.first, run.rows), transpose::yes, dy, transpose::no, T{1},
+                p.b.grad().row_range(run.grad_first, run.rows));
+    }
+    ops::gemm(ctx, dy, transpose::no, p.b.value(), transpose::yes, T{0}, du);
+    ops::rank_gate_backward(ctx, s, gates, kept.u, du, du, dgates);
+    for (const row_run& run : p.a.trained()) {
+      ops::gemm(ctx, du.col_range(run.first, run.rows), transpose::yes, x, transpose::no, T{1},
+                p.a.grad().row_range(run.grad_first, run.rows));
+    }
+    if (dx_mode != grad_mode::ignore) {
+      ops::gemm(ctx, du, transpose::no, p.a.value(), transpose::no,
+                dx_mode == grad_mode::accumulate ? T{1} : T{0}, dx);
+    }
+  }
+
+  /// y_s = g_s f_e(x_s) for every slot s of expert e; x and y are in expert order, x after dropout.
+  template <class T, class B>
+  saved<T, B> forward_grouped(context<B>& ctx, const params<T, B>& p, const segments<B>& slots,
+                              vector_input<T, B> gates, input<T, B> x, output<T, B> y) const {
+    const saved<T, B> kept{ctx.memory.template take<T>(x.rows, rank)};  // [S, R]
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const auto z = ctx.scratch.template take<T>(x.rows, rank);  // [S, R]
+    ops::grouped_gemm(ctx, slots.offsets, x, p.a.value(), transpose::yes, kept.u);
+    ops::rank_gate(ctx, static_cast<T>(scale()), as_column<const T>(gates), kept.u, z);
+    ops::grouped_gemm(ctx, slots.offsets, z, p.b.value(), transpose::no, y);
+    return kept;
+  }
+
+  /// Overwrites dgates [S] and dx [S, D].
+  template <class T, class B>
+  void backward_grouped(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
+                        const segments<B>& slots, vector_input<T, B> gates, input<T, B> x,
+                        input<T, B> dy, vector_output<T, B> dgates, output<T, B> dx,
+                        grad_mode dx_mode) const {
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const T s = static_cast<T>(scale());
+    const auto z = ctx.scratch.template take<T>(x.rows, rank);   // [S, R]
+    const auto du = ctx.scratch.template take<T>(x.rows, rank);  // [S, R]
+    const auto gate_column = as_column<const T>(gates);          // [S, 1]
+    if (p.b.trainable()) {
+      ops::rank_gate(ctx, s, gate_column, kept.u, z);
+      ops::grouped_gemm_gradient(ctx, slots.offsets, z, dy, p.b.trained(), p.b.grad());
+    }
+    ops::grouped_gemm(ctx, slots.offsets, dy, p.b.value(), transpose::yes, du);
+    ops::rank_gate_backward(ctx, s, gate_column, kept.u, du, du, as_column<T>(dgates));
+    if (p.a.trainable()) {
+      ops::grouped_gemm_gradient(ctx, slots.offsets, du, x, p.a.trained(), p.a.grad());
+    }
+    if (dx_mode != grad_mode::ignore) {
+      ops::grouped_gemm(ctx, slots.offsets, du, p.a.value(), transpose::no, dx);
+    }
+  }
+
+ private:
+  /// A vector [S] as a matrix [S, 1].
+  template <class T, class B>
+  static matrix_view<T, B> as_column(vector_view<T, B> v) {
+    return {v.data, v.size, 1};
+  }
+};
+
+static_assert(rank_space_expert<lora>);
+
+}  // namespace talpa

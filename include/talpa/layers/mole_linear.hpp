@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/experts/explain.hpp>
+#include <talpa/layers/input_dropout.hpp>
+#include <talpa/layers/linear.hpp>
+#include <talpa/layers/router.hpp>
+#include <talpa/layers/strategy.hpp>
+#include <talpa/ops/gather.hpp>
+
+#include <span>
+#include <string>
+#include <utility>
+
+namespace talpa {
+
+/// Layer that adds a routed mixture of low-rank experts to a linear map:
+/// y = x W^T (+ b) + sum_e g_e(x) f_e(dropout(x)), g = router(x).
+///
+/// Backward: dg_e = <dy, f_e>, dx = dy W + sum_e g_e (df_e/dx)^T dy + router's share; the parameters
+/// of router, experts and base get theirs where they train. The mask is a constant.
+/// Shapes: x [N, D], y [N, O], W [O, D]; saved: logits, gates [N, E], mask, and A x: [N, E R] for
+/// dense_masked, [S, R] for grouped with S set bits of the mask.
+/// Edges: N = 0; experts without tokens get zero gradients; padding gets the base alone; E = 1 with
+/// gate 1 equals `lora_linear` bit for bit under dense_masked.
+/// Cost: 2 N D O for the base, the router's, and what strategy.hpp counts for the experts. After one
+/// step of the same sizes (or a reserve by `plan`) forward and backward take no new memory.
+/// Determinism: same bits for any number of threads; strategies differ by rounding.
+/// Throws: shape_error, value_error before any work.
+/// Source: MoLA (arXiv 2402.08562), LoRAMoE (arXiv 2312.09979).
+template <class Router, class Expert>
+struct mole_linear {
+  static_assert(detail::explain_expert<Expert>());
+  static_assert(rank_space_expert<Expert>,
+                "talpa: mole_linear gates its experts in rank space, the expert needs "
+                "forward_masked and backward_masked (docs/policies/expert.md)");
+
+  static constexpr const char* name = "mole_linear";
+
+  Router router{};
+  Expert expert{};
+  index experts = 8;                              ///< E, >= 1
+  strategy execution = strategy::automatic;
+
+  template <class T, class B>
+  struct params {
+    affine_params<T, B> base;                          // W [O, D], b [1, O]
+    typename Router::template params<T, B> router;     // linear: [E, D]
+    typename Expert::template params<T, B> expert;     // lora: A [E R, D], B [E R, O]
+
+    /// Every parameter in a fixed order: base, router, experts.
+    template <class F>
+    void visit(F f) {
+      base.visit(f);
+      router.visit(f);
+      expert.visit(f);
+    }
+  };
+
+  template <class T, class B>
+  struct saved {
+    strategy used = strategy::dense_masked;
+    typename Router::template saved<T, B> router;
+    routed_view<T, B> routed;  // what losses and statistics read
+    typename Expert::template saved<T, B> expert;
+    segments<B> slots;                // grouped only
+    vector_view<T, B> gate_of_slot;   // [S], grouped only
+    input_dropout dropout;
+  };
+
+  /// What a call of given sizes will do and need.
+  struct plan_result {
+    strategy used = strategy::dense_masked;
+    std::size_t saved_bytes = 0;  ///< of ctx.memory, per forward
+  };
+
+  /// Adapter on `base`, which keeps its trainability: freeze it first for adapter tuning.
+  /// Parameters are named `prefix`router.*, `prefix`expert.*.
+  template <class T, class B>
+  params<T, B> init(affine_params<T, B> base, generator& random,
+                    const std::string& prefix = "") const {
+    validate();
+    const index inputs = base.weight.cols(), outputs = base.weight.rows();
+    params<T, B> p;
+    p.base = std::move(base);
+    p.router =
+        router.template init<T, B>(inputs, experts, random, detail::concat(prefix, "router."));
+    p.expert = expert.template init<T, B>(inputs, outputs, experts, random,
+                                          detail::concat(prefix, "expert."));
+    return p;
+  }
+
+  void validate() const {
+    check_at_least(name, "experts", experts, 1, "at least one expert");
+    expert.validate();
+    router.selector.validate(experts);
+  }
+
+  template <class T, class B>
+  index output_width(const params<T, B>& p) const {
+    return p.base.weight.rows();
+  }
+
+  /// The strategy a forward on D -> O takes.
+  strategy choose(index inputs, index outputs) const {
+    if (execution != strategy::automatic) return execution;
+    return choose_strategy({.inputs = inputs,
+                            .outputs = outputs,
+                            .experts = experts,
+                            .width = expert.width(),
+                            .max_selected = router.selector.max_selected(experts)});
+  }
+
+  /// Strategy and bytes that one forward of N tokens saves in ctx.memory, an upper bound.
+  template <class T, class B>
+  plan_result plan(const params<T, B>& p, index tokens) const {
+    const auto bytes = [](index count, std::size_t size) {
+      return workspace<B>::rounded(static_cast<std::size_t>(count) * size);
+    };
+    plan_result r;
+    r.used = choose(p.base.weight.cols(), p.base.weight.rows());
+    r.saved_bytes = 2 * bytes(tokens * experts, sizeof(T)) +
+                    bytes(tokens * mask_words(experts), sizeof(std::uint32_t));
+    if (r.used == strategy::dense_masked) {
+      r.saved_bytes += bytes(tokens * experts * expert.width(), sizeof(T));
+    } else {
+      const index capacity = slot_capacity(tokens);
+      r.saved_bytes += segments_bytes<B>(tokens, experts, capacity) + bytes(capacity, sizeof(T)) +
+                       bytes(capacity * expert.width(), sizeof(T));
+    }
+    return r;
+  }
+
+  /// Writes y; keeps what backward reads in ctx.memory. With mode::inference nothing is dropped.
+  template <floating T, backend B>
+  saved<T, B> forward(context<B>& ctx, const params<T, B>& p,
+                      std::type_identity_t<matrix_view<const T, B>> x,
+                      std::type_identity_t<matrix_view<T, B>> y, mode m,
+                      const std::type_identity_t<batch_info<B>>& batch = {}) const {
+    validate();
+    check_shape(name, "x", x, x.rows, p.base.weight.cols(), "tokens, input width of the base");
+    check_shape(name, "y", y, x.rows, p.base.weight.rows(), "tokens, output width of the base");
+
+    saved<T, B> kept;
+    kept.used = choose(x.cols, y.cols);
+    kept.dropout = input_dropout::draw(name, expert.input_dropout(), m, batch);
+    kept.router = router.forward(ctx, p.router, experts, x, m, batch);
+    kept.routed = kept.router.routed;
+    affine_forward(ctx, p.base, x, y);
+
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const matrix_view<const T, B> dropped = kept.dropout.apply(ctx, x);  // [N, D]
+    const matrix_view<const T, B> gates = kept.routed.routing.gates;     // [N, E]
+    if (kept.used == strategy::dense_masked) {
+      kept.expert = expert.forward_masked(ctx, p.expert, gates, dropped, y);
+      return kept;
+    }
+    sort_slots(ctx, kept);
+    const index slots = kept.slots.capacity();
+    const auto x_slots = ctx.scratch.template take<T>(slots, x.cols);  // [S, D]
+    const auto y_slots = ctx.scratch.template take<T>(slots, y.cols);  // [S, O]
+    ops::gather(ctx, kept.slots, dropped, x_slots);
+    kept.expert =
+        expert.forward_grouped(ctx, p.expert, kept.slots, kept.gate_of_slot, x_slots, y_slots);
+    ops::combine(ctx, kept.slots, y_slots, y, grad_mode::accumulate);
+    return kept;
+  }
+
+  /// Writes y as forward in mode::inference and keeps nothing.
+  template <floating T, backend B>
+  void infer(context<B>& ctx, const params<T, B>& p,
+             std::type_identity_t<matrix_view<const T, B>> x,
+             std::type_identity_t<matrix_view<T, B>> y,
+             const std::type_identity_t<batch_info<B>>& batch = {}) const {
+    const typename workspace<B>::scope scope(ctx.memory);
+    forward(ctx, p, x, y, mode::inference, batch);
+  }
+
+  /// Adds to the gradients of what trains; writes or adds to dx as dx_mode says. `from_losses`, if
+  /// given, holds gradients of auxiliary losses with respect to logits and gates.
+  template <floating T, backend B>
+  void backward(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
+                std::type_identity_t<matrix_view<const T, B>> x,
+                std::type_identity_t<matrix_view<const T, B>> dy,
+                std::type_identity_t<matrix_view<T, B>> dx, grad_mode dx_mode,
+                const routed_gradient<T, B>* from_losses = nullptr) const {
+    check_shape(name, "x", x, kept.routed.logits.rows, p.base.weight.cols(),
+                "tokens of forward, input width of the base");
+    check_shape(name, "dy", dy, x.rows, p.base.weight.rows(), "tokens, output width of the base");
+    if (dx_mode != grad_mode::ignore) check_shape(name, "dx", dx, x.rows, x.cols, "shape of x");
+    affine_backward(ctx, p.base, x, dy, dx, dx_mode);
+    const grad_mode add = dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate;
+
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const auto dgates = ctx.scratch.template take<T>(x.rows, experts);  // [N, E]
+    backward_experts(ctx, p.expert, kept, x, dy, dgates, dx, add);
+    router.backward(ctx, p.router, kept.router, x, dgates, dx, add, from_losses);
+  }
+
+ private:
+  index slot_capacity(index tokens) const {
+    return tokens * router.selector.max_selected(experts);
+  }
+
+  template <class T, class B>
+  void sort_slots(context<B>& ctx, saved<T, B>& kept) const {
+    const index tokens = kept.routed.logits.rows, capacity = slot_capacity(tokens);
+    const index used = ops::count_slots(ctx, kept.routed.routing.mask, experts);
+    // Room for the most that may come, so that later steps need no new memory.
+    kept.slots = make_segments(ctx.memory, tokens, experts, capacity);
+    kept.gate_of_slot = ctx.memory.template take<T>(capacity);
+    kept.slots.token_of_slot.size = kept.slots.slot_of_token.size = kept.gate_of_slot.size = used;
+    ops::build_segments(ctx, kept.routed.routing.mask, kept.routed.routing.gates, kept.slots,
+                        kept.gate_of_slot);
+  }
+
+  template <class T, class B>
+  void backward_experts(context<B>& ctx, typename Expert::template params<T, B>& p,
+                        const saved<T, B>& kept, matrix_view<const T, B> x,
+                        matrix_view<const T, B> dy, matrix_view<T, B> dgates, matrix_view<T, B> dx,
+                        grad_mode add) const {
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const matrix_view<const T, B> dropped = kept.dropout.apply(ctx, x);  // [N, D]
+    kept.dropout.through(ctx, dx, add, [&](matrix_view<T, B> share, grad_mode share_mode) {
+      if (kept.used == strategy::dense_masked) {
+        expert.backward_masked(ctx, p, kept.expert, kept.routed.routing.gates, dropped, dy, dgates,
+                               share, share_mode);
+        return;
+      }
+      const index slots = kept.slots.capacity();
+      const auto x_slots = ctx.scratch.template take<T>(slots, x.cols);    // [S, D]
+      const auto dy_slots = ctx.scratch.template take<T>(slots, dy.cols);  // [S, O]
+      const auto dgate_of_slot = ctx.scratch.template take<T>(slots);
+      ops::gather(ctx, kept.slots, dropped, x_slots);
+      ops::gather(ctx, kept.slots, dy, dy_slots);
+      // dx of the slots takes the place of x, which has served dA by then.
+      expert.backward_grouped(ctx, p, kept.expert, kept.slots, kept.gate_of_slot, x_slots,
+                              dy_slots, dgate_of_slot, x_slots, share_mode);
+      ops::build_segments_backward(ctx, kept.routed.routing.mask, kept.slots, dgate_of_slot,
+                                   dgates, grad_mode::overwrite);
+      ops::combine(ctx, kept.slots, x_slots, share, share_mode);
+    });
+  }
+};
+
+}  // namespace talpa

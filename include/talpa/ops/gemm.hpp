@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/check.hpp>
+#include <talpa/core/scalar.hpp>
+#include <talpa/core/view.hpp>
+
+namespace talpa {
+
+/// Whether an operand of a product is read as stored or transposed.
+enum class transpose { no, yes };
+
+namespace detail {
+template <class T, class B>
+index rows_of(const matrix_view<T, B>& m, transpose t) {
+  return t == transpose::no ? m.rows : m.cols;
+}
+template <class T, class B>
+index cols_of(const matrix_view<T, B>& m, transpose t) {
+  return t == transpose::no ? m.cols : m.rows;
+}
+}  // namespace detail
+
+}  // namespace talpa
+
+namespace talpa::ops {
+
+template <class B>
+struct gemm_impl {
+  static_assert(detail::always_false<B>,
+                "talpa: ops::gemm has no implementation for this backend here, include "
+                "talpa/cpu/gemm.hpp for cpu (docs/architecture.md)");
+};
+
+/// Computes c = alpha op(a) op(b) + beta c.
+///
+/// Backward, with dc given: da = alpha dc op(b)^T, db = alpha op(a)^T dc (transposed where op is):
+/// calls of the same op.
+/// Shapes: op(a) [M, K], op(b) [K, N], c [M, N]; views may be strided.
+/// Edges: beta == 0 ignores what c held, NaN included; K == 0 leaves beta c; M == 0 or N == 0 does
+/// nothing. c must not overlap a or b.
+/// Cost: 2 M N K flop.
+/// Determinism: the same bits for any number of threads; K is never split between threads.
+/// Throws: shape_error when the shapes do not fit.
+template <class B, floating T>
+void gemm(context<B>& ctx, T alpha, input<T, B> a, transpose ta, input<T, B> b, transpose tb,
+          T beta, matrix_view<T, B> c) {
+  const index m = detail::rows_of(a, ta), k = detail::cols_of(a, ta), n = detail::cols_of(b, tb);
+  if (detail::rows_of(b, tb) != k) {
+    detail::throw_shape("ops::gemm", "b", detail::shape_text(b.rows, b.cols),
+                               tb == transpose::no
+                                   ? detail::concat("[", std::to_string(k), ", ...]")
+                                   : detail::concat("[..., ", std::to_string(k), "]"),
+                               "inner size of a");
+  }
+  check_shape("ops::gemm", "c", c, m, n, "rows of op(a), columns of op(b)");
+  gemm_impl<B>::run(ctx, alpha, a, ta, b, tb, beta, c);
+}
+
+/// c = op(a) op(b) + beta c.
+template <class B, floating T>
+void gemm(context<B>& ctx, input<T, B> a, transpose ta, input<T, B> b, transpose tb, T beta,
+          matrix_view<T, B> c) {
+  gemm(ctx, T{1}, a, ta, b, tb, beta, c);
+}
+
+}  // namespace talpa::ops

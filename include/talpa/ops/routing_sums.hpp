@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/check.hpp>
+#include <talpa/core/lanes.hpp>
+#include <talpa/core/mode.hpp>
+#include <talpa/core/scalar.hpp>
+
+#include <cstdint>
+#include <limits>
+#include <string>
+
+namespace talpa {
+
+/// What routing_sums reads: a routing with its logits, and how its tokens fall into groups of
+/// consecutive rows (the sequences of a batch, or all of it).
+template <class T, backend B>
+struct routed_rows {
+  matrix_view<const T, B> logits;                     // [N, E]
+  matrix_view<const T, B> gates;                      // [N, E]
+  matrix_view<const std::uint32_t, B> mask;           // [N, ceil(E / 32)]
+  vector_view<const std::uint8_t, B> padding_mask{};  // [N], 0 for padding; empty: no padding
+  index group_rows = 0;  ///< tokens of a group, a divisor of N; 0: all tokens are one group
+
+  index tokens() const { return logits.rows; }
+  index experts() const { return logits.cols; }
+  index groups() const { return group_rows == 0 ? 1 : tokens() / group_rows; }
+};
+
+/// Sums over the real tokens of each group. A member without data is not wanted.
+template <class T, backend B>
+struct routing_totals {
+  vector_view<index, B> tokens{};         // [G] number of real tokens
+  matrix_view<index, B> counts{};         // [G, E] tokens for which expert e is on
+  matrix_view<T, B> probability{};        // [G, E] sum of softmax(logits)_e
+  matrix_view<T, B> importance{};         // [G, E] sum of gates_e
+  vector_view<T, B> squared_logsumexp{};  // [G] sum of (ln sum_e exp(logits_e))^2
+  vector_view<T, B> entropy{};            // [G] sum of the Shannon entropy of softmax(logits), nats
+};
+
+/// Gradient with respect to a routing_totals. A member without data stands for zeros.
+template <class T, backend B>
+struct routing_totals_gradient {
+  matrix_view<T, B> probability{};        // [G, E]
+  matrix_view<T, B> importance{};         // [G, E]
+  vector_view<T, B> squared_logsumexp{};  // [G]
+};
+
+namespace detail {
+
+/// Rows in one block of a canonical column sum.
+inline constexpr index sum_block_rows = 128;
+
+/// What stands for an expert that is not there; at namespace scope because nvcc takes the functions
+/// of numeric_limits for host code.
+template <class T>
+inline constexpr T masked_logit = -std::numeric_limits<T>::infinity();
+
+/// Two numbers that every row of logits has, per lane group.
+template <class V>
+struct row_scalars {
+  V logsumexp;
+  V entropy;
+};
+
+/// Writes p = softmax(u) of a row and returns ln sum_e exp(u_e) and -sum_e p_e ln p_e, with
+/// 0 ln 0 = 0. NaN, +inf, or -inf everywhere make all of them NaN.
+template <class T, class G>
+TALPA_HD row_scalars<typename G::template value<T>> softmax_row(const G& g,
+                                                                row_pointer<const T> logits,
+                                                                row_pointer<T> probability) {
+  const auto top = g.template max<T>([&](auto e) { return g.load(logits, e, masked_logit<T>); });
+  auto weight = g.template elements<T>();
+  g.for_each([&](auto e) { weight[e] = math::exp(g.load(logits, e, masked_logit<T>) - top); });
+  const auto sum = g.template sum<T>([&](auto e) { return weight[e]; });
+  const auto log_sum = math::log(sum);
+  const auto zero = g.uniform(T{0});
+  // -ln p_e = ln sum - (u_e - top); the mean of the second term is taken over p.
+  const auto mean = g.template sum<T>([&](auto e) {
+    const auto shifted = g.load(logits, e, masked_logit<T>) - top;
+    return talpa::select(weight[e] > zero, math::mul(weight[e] / sum, shifted), zero);
+  });
+  g.for_each([&](auto e) { g.store(probability, e, weight[e] / sum); });
+  return {top + log_sum, log_sum - mean};
+}
+
+/// Gradient of one group's totals as its rows see it.
+template <class T>
+struct totals_gradient_row {
+  row_pointer<const T> probability;  // [E]; no data: zeros
+  T squared_logsumexp;
+  T scale;
+};
+
+/// Writes dlogits of a row: du_e = scale p_e (dP_e - sum_j p_j dP_j + 2 z dZ), z = ln sum exp u.
+template <class T, class G>
+TALPA_HD void softmax_row_backward(const G& g, row_pointer<const T> logits,
+                                   const totals_gradient_row<T>& gradient, row_pointer<T> dlogits) {
+  const auto top = g.template max<T>([&](auto e) { return g.load(logits, e, masked_logit<T>); });
+  auto p = g.template elements<T>();
+  g.for_each([&](auto e) { p[e] = math::exp(g.load(logits, e, masked_logit<T>) - top); });
+  const auto sum = g.template sum<T>([&](auto e) { return p[e]; });
+  g.for_each([&](auto e) { p[e] = p[e] / sum; });
+  const auto wanted = [&](auto e) {
+    return gradient.probability.data != nullptr ? g.load(gradient.probability, e, T{0})
+                                                : g.uniform(T{0});
+  };
+  const auto mean = g.template sum<T>([&](auto e) { return math::mul(p[e], wanted(e)); });
+  const auto logsumexp = math::mul(g.uniform(2 * gradient.squared_logsumexp), top + math::log(sum));
+  const auto scale = g.uniform(gradient.scale);
+  g.for_each([&](auto e) {
+    g.store(dlogits, e, math::mul(scale, math::mul(p[e], (wanted(e) - mean) + logsumexp)));
+  });
+}
+
+template <class T, class B>
+void check_routed_rows(const char* function, const routed_rows<T, B>& in) {
+  const index n = in.tokens(), e = in.experts();
+  check_at_least(function, "experts", e, 1, "columns of logits");
+  check_shape(function, "gates", in.gates, n, e, "shape of logits");
+  check_shape(function, "mask", in.mask, n, mask_words(e), "tokens, mask words of the experts");
+  if (!in.padding_mask.empty()) {
+    check_size(function, "padding_mask", in.padding_mask, n, "one flag a token");
+  }
+  if (in.group_rows < 0 || (in.group_rows > 0 && n % in.group_rows != 0)) {
+    throw_value(function, "group_rows", std::to_string(in.group_rows),
+                concat("a divisor of ", std::to_string(n), " = tokens, or 0"));
+  }
+}
+
+template <class T, class B>
+void check_totals_matrix(const char* function, const char* argument, const matrix_view<T, B>& view,
+                         index groups, index experts) {
+  if (view.data != nullptr) {
+    check_shape(function, argument, view, groups, experts, "groups, experts");
+  }
+}
+template <class T, class B>
+void check_totals_vector(const char* function, const char* argument, const vector_view<T, B>& view,
+                         index groups) {
+  if (view.data != nullptr) check_size(function, argument, view, groups, "groups");
+}
+
+}  // namespace detail
+
+}  // namespace talpa
+
+namespace talpa::ops {
+
+template <class B>
+struct routing_sums_impl {
+  static_assert(detail::always_false<B>,
+                "talpa: ops::routing_sums has no implementation for this backend here, include "
+                "talpa/cpu/routing_sums.hpp for cpu (docs/architecture.md)");
+};
+
+/// Adds up over tokens what balance losses and statistics are made of, in one pass over a routing.
+///
+/// Forward, for each group and each wanted member of `out`, over the group's real tokens n: tokens =
+/// sum 1, counts_e = sum m_ne, probability_e = sum p_ne, importance_e = sum g_ne where m_ne is set,
+/// squared_logsumexp = sum z_n^2, entropy = sum H_n, with p_n = softmax(u_n), z_n = ln sum_e exp
+/// u_ne, H_n = -sum_e p_ne ln p_ne and 0 ln 0 = 0. `mode` says whether `out` is overwritten or added
+/// to (more layers or batches).
+/// Backward: see routing_sums_backward; counts have no gradient.
+/// Shapes: logits, gates [N, E], mask [N, ceil(E / 32)], padding_mask [N] or empty; out [G] and
+/// [G, E] with G = N / group_rows groups.
+/// Edges: padding is never looked at; a logit of -inf has p = 0; NaN, +inf, or -inf everywhere in
+/// the logits of a real token make the sums of its group NaN (counts excepted); a group without real
+/// tokens, or N == 0, gives zeros.
+/// Cost: N E exponentials when a quantity of the logits is wanted.
+/// Determinism: same bits on every backend, group and number of threads. The rows of each block of
+/// 128 rows of a group are added in order to +0, then the results of 128 blocks at a time likewise.
+/// Throws: shape_error; value_error when group_rows does not divide N.
+template <class B, floating T>
+void routing_sums(context<B>& ctx, const std::type_identity_t<routed_rows<T, B>>& in,
+                  const routing_totals<T, B>& out, grad_mode mode) {
+  constexpr const char* function = "ops::routing_sums";
+  detail::check_routed_rows<T, B>(function, in);
+  const index groups = in.groups(), experts = in.experts();
+  detail::check_totals_vector(function, "tokens", out.tokens, groups);
+  detail::check_totals_matrix(function, "counts", out.counts, groups, experts);
+  detail::check_totals_matrix(function, "probability", out.probability, groups, experts);
+  detail::check_totals_matrix(function, "importance", out.importance, groups, experts);
+  detail::check_totals_vector(function, "squared_logsumexp", out.squared_logsumexp, groups);
+  detail::check_totals_vector(function, "entropy", out.entropy, groups);
+  if (mode == grad_mode::ignore) return;
+  routing_sums_impl<B>::forward(ctx, in, out, mode);
+}
+
+/// Backward of routing_sums.
+///
+/// With s = scale[0, 0] and the gradient of the token's group, for real tokens:
+/// dlogits_ne (+)= s p_ne (dprobability_e - sum_j p_nj dprobability_j + 2 z_n dsquared_logsumexp),
+/// dgates_ne (+)= s dimportance_e where m_ne is set.
+/// Shapes: scale [1, 1], dlogits, dgates [N, E], the others as in routing_sums.
+/// Edges: overwrite leaves zero for padding and where nothing flows; accumulate leaves those alone.
+/// Cost: N E exponentials when a gradient of the logits is there; nothing is saved, p is recomputed
+/// with the same bits.
+/// Determinism: same bits on every backend, group and number of threads.
+/// Throws: as routing_sums.
+template <class B, floating T>
+void routing_sums_backward(context<B>& ctx, const std::type_identity_t<routed_rows<T, B>>& in,
+                           const std::type_identity_t<routing_totals_gradient<T, B>>& dout,
+                           input<T, B> scale, matrix_view<T, B> dlogits, output<T, B> dgates,
+                           grad_mode mode) {
+  constexpr const char* function = "ops::routing_sums_backward";
+  detail::check_routed_rows<T, B>(function, in);
+  const index groups = in.groups(), experts = in.experts();
+  detail::check_totals_matrix(function, "dprobability", dout.probability, groups, experts);
+  detail::check_totals_matrix(function, "dimportance", dout.importance, groups, experts);
+  detail::check_totals_vector(function, "dsquared_logsumexp", dout.squared_logsumexp, groups);
+  check_shape(function, "scale", scale, 1, 1, "one number");
+  check_shape(function, "dlogits", dlogits, in.tokens(), experts, "shape of logits");
+  check_shape(function, "dgates", dgates, in.tokens(), experts, "shape of logits");
+  if (mode == grad_mode::ignore) return;
+  routing_sums_impl<B>::backward(ctx, in, dout, scale, dlogits, dgates, mode);
+}
+
+}  // namespace talpa::ops

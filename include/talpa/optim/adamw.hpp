@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/ops/adamw.hpp>
+#include <talpa/optim/group.hpp>
+#include <talpa/optim/schedule.hpp>
+
+#include <limits>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace talpa {
+
+/// Numbers of adamw that are the same for all groups.
+struct adamw_options {
+  double beta1 = 0.9;     ///< in [0, 1), decay of the mean gradient
+  double beta2 = 0.999;   ///< in [0, 1), decay of the mean squared gradient
+  double epsilon = 1e-8;  ///< > 0, added outside the square root
+};
+
+/// Optimiser: Adam with decoupled weight decay and bias correction, see ops/adamw.hpp for the
+/// formula.
+///
+/// Learning rate of a step: that of the group times `factor`. The decay of a step is learning rate
+/// times the group's weight_decay.
+/// State: two numbers for each weight that trains, for trained rows only. After construction a step
+/// allocates nothing.
+/// Edges: weights with a zero gradient still decay, and still move while their moments fade: an
+/// expert without tokens is not left alone. A parameter that changed what trains of it since
+/// construction is an error.
+/// Throws: value_error, see parameter_set; for options outside their ranges; before any work.
+/// Source: Loshchilov and Hutter, 2019, Decoupled weight decay regularization, algorithm 2, with the
+/// learning rate inside the decay, as in torch.optim.AdamW.
+template <floating T, backend B>
+class adamw {
+ public:
+  static constexpr const char* name = "adamw";
+
+  /// State of one parameter, both [trained rows, cols].
+  struct moments {
+    matrix_view<T, B> first;
+    matrix_view<T, B> second;
+  };
+
+  explicit adamw(std::vector<parameter_group<T, B>> groups, const adamw_options& options = {})
+      : set_(name, std::move(groups)), options_(options) {
+    check_value(options.beta1 >= 0.0 && options.beta1 < 1.0, name, "beta1", options.beta1,
+                "a number in [0, 1)");
+    check_value(options.beta2 >= 0.0 && options.beta2 < 1.0, name, "beta2", options.beta2,
+                "a number in [0, 1)");
+    // Also as a T, in which 1e-50 would be zero and 0 / 0 the first step of a zero gradient.
+    check_value(static_cast<T>(options.epsilon) > T{0} &&
+                    options.epsilon <= std::numeric_limits<double>::max(),
+                name, "epsilon", options.epsilon, "a number > 0");
+    first_.reserve(set_.entries().size());
+    second_.reserve(set_.entries().size());
+    for (const auto& entry : set_.entries()) {
+      first_.emplace_back(entry.source->grad().rows, entry.source->cols());
+      second_.emplace_back(entry.source->grad().rows, entry.source->cols());
+    }
+  }
+  adamw(const adamw&) = delete;
+  adamw& operator=(const adamw&) = delete;
+
+  /// One update with the gradients that are there; the learning rates are multiplied by `factor`.
+  void step(context<B>& ctx, double factor = 1.0) {
+    check_value(factor >= 0.0 && factor <= std::numeric_limits<double>::max(), "adamw::step",
+                "factor", factor, "a finite number >= 0");
+    set_.check_unchanged("adamw::step");
+    ++steps_;
+    for (std::size_t i = 0; i < set_.entries().size(); ++i) {
+      const auto& entry = set_.entries()[i];
+      const parameter_group<T, B>& group = set_.group_of(entry);
+      const adamw_numbers numbers{.learning_rate = factor * group.learning_rate,
+                                  .beta1 = options_.beta1,
+                                  .beta2 = options_.beta2,
+                                  .epsilon = options_.epsilon,
+                                  .weight_decay = group.weight_decay,
+                                  .step = steps_};
+      for (const row_run& run : entry.runs) {
+        ops::adamw_update(ctx, numbers, entry.source->grad().row_range(run.grad_first, run.rows),
+                          first_[i].view().row_range(run.grad_first, run.rows),
+                          second_[i].view().row_range(run.grad_first, run.rows),
+                          entry.source->value().row_range(run.first, run.rows));
+      }
+    }
+  }
+  /// One update at the rate of the schedule for this step.
+  template <rate_schedule Schedule>
+  void step(context<B>& ctx, const Schedule& schedule) {
+    step(ctx, schedule.factor(steps_));
+  }
+
+  void zero_grad(context<B>& ctx) { set_.zero_grad(ctx); }
+  /// Updates so far.
+  index steps() const { return steps_; }
+  /// All parameters in the order of the groups.
+  std::span<parameter<T, B>* const> parameters() const { return set_.parameters(); }
+  /// State of a parameter, to store and to restore.
+  moments state(const parameter<T, B>& p) {
+    const std::size_t i = set_.find("adamw::state", p);
+    return {first_[i].view(), second_[i].view()};
+  }
+  /// Continues a run after `steps` updates, whose moments `state` gave back.
+  void resume(index steps) {
+    check_at_least("adamw::resume", "steps", steps, 0, "updates so far");
+    steps_ = steps;
+  }
+
+ private:
+  parameter_set<T, B> set_;
+  adamw_options options_;
+  std::vector<matrix<T, B>> first_;   // [trained rows, cols] for each parameter
+  std::vector<matrix<T, B>> second_;  // likewise
+  index steps_ = 0;
+};
+
+}  // namespace talpa

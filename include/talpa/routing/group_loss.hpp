@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/workspace.hpp>
+#include <talpa/ops/group_loss.hpp>
+#include <talpa/routing/routing.hpp>
+
+#include <span>
+#include <string>
+#include <type_traits>
+
+namespace talpa {
+
+/// Which tokens a loss looks at together.
+enum class token_groups {
+  layer,       ///< one value a layer, summed over layers
+  all_layers,  ///< one value for the tokens of all layers, which must have equally many experts
+  sequence     ///< one value a sequence, mean over a layer's sequences with a real token, summed
+};
+
+/// What the backward of a loss over groups reads: its value, and the derivatives of the value by the
+/// totals of every group of every layer, one group behind the other. Nothing is kept per token.
+template <class T, class B>
+struct group_loss_saved {
+  matrix_view<T, B> value;              // [1, 1]
+  vector_view<T, B> probability;        // [sum of G E over layers], empty where not used
+  vector_view<T, B> importance;         // likewise
+  vector_view<T, B> squared_logsumexp;  // [sum of G over layers]
+};
+
+namespace detail {
+
+/// Tokens of one group of `layer`, 0 for all of them.
+template <class T, class B>
+index group_rows_of(token_groups groups, const routed_view<T, B>& layer) {
+  return groups == token_groups::sequence ? layer.sequence_length : 0;
+}
+
+template <class T, class B>
+routed_rows<T, B> rows_of(token_groups groups, const routed_view<T, B>& layer) {
+  return {layer.logits, layer.routing.gates, layer.routing.mask, layer.padding_mask,
+          group_rows_of(groups, layer)};
+}
+
+/// check_shape for a member of element l of a list: the name is put together for an error only.
+template <class T, class B>
+void check_member(const char* function, const char* list, std::size_t l, const char* member,
+                  const matrix_view<T, B>& view, index rows, index cols, const char* meaning) {
+  if (view.rows != rows || view.cols != cols) {
+    throw_shape(function, concat(list, "[", std::to_string(l), "].", member).c_str(),
+                shape_text(view.rows, view.cols), shape_text(rows, cols), meaning);
+  }
+}
+
+/// Shapes of each layer against its logits; equal numbers of experts where layers are pooled.
+template <class T, class B>
+void check_layers(const char* function, token_groups groups,
+                  std::span<const routed_view<T, B>> layers) {
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const routed_view<T, B>& layer = layers[l];
+    const index n = layer.logits.rows, e = layer.logits.cols;
+    const index expected = groups == token_groups::all_layers ? layers[0].logits.cols : e;
+    check_member(function, "layers", l, "logits", layer.logits, n, expected,
+                 "tokens, experts of the first of the pooled layers");
+    check_at_least(function, "experts", e, 1, "columns of logits");
+    check_member(function, "layers", l, "gates", layer.routing.gates, n, e, "shape of logits");
+    check_member(function, "layers", l, "mask", layer.routing.mask, n, mask_words(e),
+                 "tokens, mask words of the experts");
+    if (!layer.padding_mask.empty()) {
+      check_size(function, "padding_mask", layer.padding_mask, n, "one flag a token");
+    }
+    if (layer.sequence_length < 0 ||
+        (layer.sequence_length > 0 && n % layer.sequence_length != 0)) {
+      throw_value(function, "sequence_length", std::to_string(layer.sequence_length),
+                  concat("a divisor of ", std::to_string(n), " = tokens, or 0"));
+    }
+  }
+}
+
+/// Hands out the parts of a group_loss_saved in the order of layers.
+template <class T, class B>
+class derivative_walk {
+ public:
+  derivative_walk(const used_totals& uses, const group_loss_saved<T, B>& saved)
+      : uses_(uses), saved_(saved) {}
+  routing_totals_gradient<T, B> next(index groups, index experts) {
+    routing_totals_gradient<T, B> part;
+    if (uses_.probability) {
+      part.probability = {saved_.probability.data + elements_, groups, experts};
+    }
+    if (uses_.importance) part.importance = {saved_.importance.data + elements_, groups, experts};
+    if (uses_.squared_logsumexp) {
+      part.squared_logsumexp = {saved_.squared_logsumexp.data + groups_, groups};
+    }
+    elements_ += groups * experts;
+    groups_ += groups;
+    return part;
+  }
+
+ private:
+  used_totals uses_;
+  group_loss_saved<T, B> saved_;
+  index elements_ = 0;
+  index groups_ = 0;
+};
+
+/// Numbers of groups and of (group, expert) pairs that a loss keeps derivatives for.
+struct group_sizes {
+  index groups = 0;
+  index elements = 0;
+};
+
+template <class T, class B>
+group_sizes sizes_of(token_groups groups, std::span<const routed_view<T, B>> layers) {
+  if (groups == token_groups::all_layers) {
+    return {1, layers.empty() ? 0 : layers[0].logits.cols};
+  }
+  group_sizes sizes;
+  for (const routed_view<T, B>& layer : layers) {
+    const index count = rows_of(groups, layer).groups();
+    sizes.groups += count;
+    sizes.elements += count * layer.logits.cols;
+  }
+  return sizes;
+}
+
+template <class T, class B>
+routing_totals<T, B> take_totals(workspace<B>& memory, const used_totals& uses, index groups,
+                                 index experts) {
+  routing_totals<T, B> totals;
+  totals.tokens = memory.template take<index>(groups);
+  if (uses.counts) totals.counts = memory.template take<index>(groups, experts);
+  if (uses.probability) totals.probability = memory.template take<T>(groups, experts);
+  if (uses.importance) totals.importance = memory.template take<T>(groups, experts);
+  if (uses.squared_logsumexp) totals.squared_logsumexp = memory.template take<T>(groups);
+  return totals;
+}
+
+}  // namespace detail
+
+/// Forward of a loss that is a function of the totals of groups of tokens: what a loss policy whose
+/// mathematics is one group loss (ops/group_loss.hpp) calls.
+///
+/// Shapes: value [1, 1]; no layers, and layers without a real token, give what the loss gives for
+/// zeros.
+/// Cost: one pass over the logits of each layer; ctx.memory keeps 2 numbers a group and expert at
+/// most.
+/// Determinism: same bits on every backend and number of threads.
+/// Throws: shape_error, value_error; `function` names the policy in them.
+template <class Loss, class T, class B>
+group_loss_saved<T, B> group_loss_forward(context<B>& ctx, const char* function,
+                                          token_groups groups, const Loss& loss,
+                                          std::span<const routed_view<T, B>> layers) {
+  detail::check_layers(function, groups, layers);
+  const detail::group_sizes sizes = detail::sizes_of(groups, layers);
+  group_loss_saved<T, B> saved;
+  saved.value = ctx.memory.template take<T>(1, 1);
+  if (Loss::uses.probability) saved.probability = ctx.memory.template take<T>(sizes.elements);
+  if (Loss::uses.importance) saved.importance = ctx.memory.template take<T>(sizes.elements);
+  if (Loss::uses.squared_logsumexp) {
+    saved.squared_logsumexp = ctx.memory.template take<T>(sizes.groups);
+  }
+  detail::derivative_walk<T, B> walk(Loss::uses, saved);
+
+  grad_mode mode = grad_mode::overwrite;
+  if (groups == token_groups::all_layers && !layers.empty()) {
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const index experts = layers[0].logits.cols;
+    const routing_totals<T, B> totals =
+        detail::take_totals<T, B>(ctx.scratch, Loss::uses, 1, experts);
+    for (const routed_view<T, B>& layer : layers) {
+      ops::routing_sums<B, T>(ctx, detail::rows_of(groups, layer), totals, mode);
+      mode = grad_mode::accumulate;
+    }
+    ops::group_loss<B, Loss, T>(ctx, loss, group_reduction::sum, totals, walk.next(1, experts),
+                                saved.value, grad_mode::overwrite);
+    return saved;
+  }
+  const group_reduction reduction =
+      groups == token_groups::sequence ? group_reduction::mean : group_reduction::sum;
+  for (const routed_view<T, B>& layer : layers) {
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const routed_rows<T, B> rows = detail::rows_of(groups, layer);
+    const routing_totals<T, B> totals =
+        detail::take_totals<T, B>(ctx.scratch, Loss::uses, rows.groups(), rows.experts());
+    ops::routing_sums<B, T>(ctx, rows, totals, grad_mode::overwrite);
+    ops::group_loss<B, Loss, T>(ctx, loss, reduction, totals,
+                                walk.next(rows.groups(), rows.experts()), saved.value, mode);
+    mode = grad_mode::accumulate;
+  }
+  if (layers.empty()) {
+    ops::group_loss<B, Loss, T>(ctx, loss, group_reduction::sum,
+                                detail::take_totals<T, B>(ctx.scratch, Loss::uses, 0, 1),
+                                walk.next(0, 1), saved.value, mode);
+  }
+  return saved;
+}
+
+/// Backward of group_loss_forward: writes or adds d value / d logits and d value / d gates of each
+/// layer, times dvalue.
+///
+/// Shapes: dvalue [1, 1]; out: one pair of [N, E] a layer.
+/// Throws: shape_error, also when `saved` is not of these layers.
+template <class Loss, class T, class B>
+void group_loss_backward(context<B>& ctx, const char* function, token_groups groups,
+                         std::span<const routed_view<T, B>> layers,
+                         const group_loss_saved<T, B>& saved, matrix_view<const T, B> dvalue,
+                         std::span<const routed_gradient<T, B>> out, grad_mode mode) {
+  detail::check_layers(function, groups, layers);
+  if (out.size() != layers.size()) {
+    detail::throw_shape(function, "out", detail::concat("[", std::to_string(out.size()), "]"),
+                        detail::concat("[", std::to_string(layers.size()), "]"),
+                        "one pair of gradients a layer");
+  }
+  check_shape(function, "dvalue", dvalue, 1, 1, "one number");
+  const detail::group_sizes sizes = detail::sizes_of(groups, layers);
+  const auto check_saved = [&](bool used, const vector_view<T, B>& part, index size) {
+    if (used) check_size(function, "saved", part, size, "groups and experts of layers");
+  };
+  check_saved(Loss::uses.probability, saved.probability, sizes.elements);
+  check_saved(Loss::uses.importance, saved.importance, sizes.elements);
+  check_saved(Loss::uses.squared_logsumexp, saved.squared_logsumexp, sizes.groups);
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const index n = layers[l].logits.rows, e = layers[l].logits.cols;
+    detail::check_member(function, "out", l, "dlogits", out[l].dlogits, n, e, "shape of logits");
+    detail::check_member(function, "out", l, "dgates", out[l].dgates, n, e, "shape of logits");
+  }
+  if (mode == grad_mode::ignore) return;
+
+  detail::derivative_walk<T, B> walk(Loss::uses, saved);
+  routing_totals_gradient<T, B> derivative;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const routed_rows<T, B> rows = detail::rows_of(groups, layers[l]);
+    if (l == 0 || groups != token_groups::all_layers) {
+      derivative = walk.next(rows.groups(), rows.experts());
+    }
+    ops::routing_sums_backward<B, T>(ctx, rows, derivative, dvalue, out[l].dlogits, out[l].dgates,
+                                     mode);
+  }
+}
+
+}  // namespace talpa

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/check.hpp>
+#include <talpa/core/matrix.hpp>
+#include <talpa/core/random.hpp>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace talpa {
+
+/// Window on a routing: dense gates [N, E], zero where an expert is off, and one bit per expert and
+/// token, bit e mod 32 of word e / 32 of the token's row [N, ceil(E / 32)]. A gate that is not zero
+/// has its bit set; a set bit may have a zero gate.
+template <class T, backend B>
+struct routing_view {
+  using word = std::conditional_t<std::is_const_v<T>, const std::uint32_t, std::uint32_t>;
+
+  matrix_view<T, B> gates;    // [N, E]
+  matrix_view<word, B> mask;  // [N, ceil(E / 32)]
+
+  routing_view() = default;
+  routing_view(matrix_view<T, B> gates_, matrix_view<word, B> mask_)
+      : gates(gates_), mask(mask_) {}
+  template <class U>
+    requires std::same_as<T, const U>
+  routing_view(const routing_view<U, B>& other)  // NOLINT: conversion intended
+      : gates(other.gates), mask(other.mask) {}
+
+  index tokens() const { return gates.rows; }
+  index experts() const { return gates.cols; }
+  /// Whether expert e is on for token n. Host memory only.
+  bool on(index n, index e) const {
+    return ((mask(n, e / mask_word_bits) >> (e % mask_word_bits)) & 1u) != 0;
+  }
+};
+
+/// What a router decided for a batch, as a plain value: it can be copied out of one forward
+/// (recorded), given to another (replayed), compared and printed.
+template <class T, backend B>
+struct routing {
+  matrix<T, B> gates;             // [N, E]
+  matrix<std::uint32_t, B> mask;  // [N, ceil(E / 32)]
+
+  routing() = default;
+  routing(index tokens, index experts)
+      : gates(tokens, experts), mask(tokens, mask_words(experts)) {}
+  /// A copy of what a view shows.
+  explicit routing(routing_view<const T, B> source) : gates(source.gates), mask(source.mask) {}
+
+  routing_view<T, B> view() { return {gates.view(), mask.view()}; }
+  routing_view<const T, B> view() const { return {gates.view(), mask.view()}; }
+
+  /// Equal in every bit of the mask and every gate.
+  friend bool operator==(const routing& a, const routing& b)
+    requires std::same_as<B, cpu>
+  {
+    if (a.gates.rows() != b.gates.rows() || a.gates.cols() != b.gates.cols()) return false;
+    return std::equal(a.gates.data(), a.gates.data() + a.gates.size(), b.gates.data()) &&
+           std::equal(a.mask.data(), a.mask.data() + a.mask.size(), b.mask.data());
+  }
+};
+
+/// What a call knows about its tokens beside their values. All members may stay empty.
+template <backend B>
+struct batch_info {
+  /// [N], 1 for a real token and 0 for padding, which gets no gates and enters no count, mean,
+  /// entropy or capacity. Empty: every token is real.
+  vector_view<const std::uint8_t, B> padding_mask{};
+  /// Tokens per sequence, a divisor of N; 0: the batch is one sequence.
+  index sequence_length = 0;
+  /// Where dropout and noise take their streams from; required when a policy is random in training.
+  generator* random = nullptr;
+  /// A recorded mask [N, ceil(E / 32)] to use instead of selecting; gates are computed anew for it.
+  matrix_view<const std::uint32_t, B> replay{};
+};
+
+/// What one router did to one batch, as losses and statistics read it.
+template <class T, backend B>
+struct routed_view {
+  matrix_view<const T, B> logits;        // [N, E]
+  routing_view<const T, B> routing;      // gates [N, E], mask [N, ceil(E / 32)]
+  vector_view<const std::uint8_t, B> padding_mask{};  // [N] or empty
+  index sequence_length = 0;             // 0: one sequence
+};
+
+/// Gradients of losses with respect to what one router did, both [N, E].
+template <class T, backend B>
+struct routed_gradient {
+  matrix_view<T, B> dlogits;  // [N, E]
+  matrix_view<T, B> dgates;   // [N, E]
+};
+
+/// Shapes of a batch_info against N tokens and E experts; throws shape_error or value_error.
+template <backend B>
+void check_batch(const char* function, const batch_info<B>& batch, index tokens, index experts) {
+  if (!batch.padding_mask.empty()) {
+    check_size(function, "padding_mask", batch.padding_mask, tokens, "one flag a token");
+  }
+  if (batch.sequence_length != 0 &&
+      (batch.sequence_length < 0 || tokens % batch.sequence_length != 0)) {
+    detail::throw_value(function, "sequence_length", std::to_string(batch.sequence_length),
+                        detail::concat("a divisor of ", std::to_string(tokens), " = tokens, or 0"));
+  }
+  if (batch.replay.data != nullptr) {
+    check_shape(function, "replay", batch.replay, tokens, mask_words(experts),
+                "tokens, mask words of the experts");
+  }
+}
+
+}  // namespace talpa

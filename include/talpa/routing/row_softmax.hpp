@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/lanes.hpp>
+#include <talpa/ops/select.hpp>
+
+#include <limits>
+#include <utility>
+
+namespace talpa {
+
+/// The logits of a row, read once; -inf beyond the row.
+template <class T, class G>
+TALPA_HD auto row_logits(const G& g, row_pointer<const T> logits) {
+  auto u = g.template elements<T>();
+  g.for_each([&](auto e) { u[e] = g.load(logits, e, -std::numeric_limits<T>::infinity()); });
+  return u;
+}
+
+/// What the softmax of one row leaves behind, per lane group.
+template <class T, class G>
+struct row_exponentials {
+  decltype(std::declval<const G&>().template elements<T>()) weight;  ///< exp(u_e - max u)
+  typename G::template value<T> sum;                                 ///< over all experts
+  typename G::template value<bool> valid;    ///< the sum is a number
+  typename G::template value<bool> invalid;  ///< NaN or +inf among the logits, or -inf everywhere
+};
+
+/// Computes exp(u_e - max_j u_j) for each expert of a row and their canonical sum; the softmax is
+/// weight / sum. An expert with logit -inf has weight 0. For an invalid row the sum is NaN.
+template <class T, class G, class Logits>
+TALPA_HD row_exponentials<T, G> exponentials(const G& g, const Logits& logits) {
+  const auto top = g.template max<T>([&](auto e) { return logits[e]; });
+  auto weight = g.template elements<T>();
+  g.for_each([&](auto e) { weight[e] = math::exp(logits[e] - top); });
+  const auto sum = g.template sum<T>([&](auto e) { return weight[e]; });
+  const auto valid = sum == sum;
+  return {weight, sum, valid, !valid};
+}
+
+/// Backward of gates g_e = p_e on the mask and 0 elsewhere, p = softmax over all logits:
+/// du_e = p_e (m_e dg_e - sum_j p_j m_j dg_j).
+template <class T, class G>
+TALPA_HD void masked_softmax_backward(const G& g, const select_gradient_row<T>& row) {
+  const auto zero = g.uniform(T{0});
+  const auto exponential = exponentials<T>(g, row_logits(g, row.logits));
+  const auto probability = [&](auto e) { return exponential.weight[e] / exponential.sum; };
+  const auto dgate = [&](auto e) {
+    return talpa::select(g.load_bit(row.mask, e), g.load(row.dgates, e, T{0}), zero);
+  };
+  const auto mean = g.template sum<T>([&](auto e) { return math::mul(probability(e), dgate(e)); });
+  g.for_each([&](auto e) {
+    g.store(row.dlogits, e, math::mul(probability(e), dgate(e) - mean));
+  });
+}
+
+}  // namespace talpa

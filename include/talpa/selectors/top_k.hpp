@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/check.hpp>
+#include <talpa/routing/row_softmax.hpp>
+#include <talpa/selectors/explain.hpp>
+
+#include <cstdint>
+#include <limits>
+
+namespace talpa {
+
+/// How top_k weighs the experts S it selected, with p = softmax over all logits u of the token.
+namespace gate {
+
+/// g_e = p_e: the mass of the others is lost (OLMoE, Switch).
+struct raw {
+  static constexpr bool unit_mass = false;
+};
+/// g_e = p_e / sum_{j in S} p_j (MoLA, MixLoRA, Mixtral). Constant 1 for k = 1: the router then gets
+/// no gradient from the gates.
+struct renormalised {
+  static constexpr bool unit_mass = true;
+};
+/// g_e = exp(u_e) / sum_{j in S} exp(u_j): softmax of the selected logits alone (JetMoE, LLaMA-MoE).
+/// Equal to `renormalised` in exact arithmetic; one rounding fewer.
+struct softmax_selected {
+  static constexpr bool unit_mass = true;
+};
+
+}  // namespace gate
+
+/// Selector that turns on the k experts with the largest logits, ties to the lower index.
+///
+/// Forward: S = the first k experts in the order (logit descending, index ascending) among those
+/// whose logit is not -inf; g as Weight says, 0 outside S.
+/// Backward (S constant): raw: du_e = p_e (1[e in S] dg_e - sum_{j in S} p_j dg_j) for all e;
+/// renormalised and softmax_selected: du_e = g_e (dg_e - sum_{j in S} g_j dg_j).
+/// Shapes: logits [N, E] -> gates [N, E], mask [N, ceil(E / 32)].
+/// Edges: k = E with raw equals dense; fewer than k finite logits select those; a row with NaN,
+/// +inf, or -inf everywhere gets NaN gates on experts 0..k-1.
+/// Cost: k + 3 passes over the row; nothing is saved beside logits, gates and mask.
+/// Determinism: same bits for every lane group and backend.
+/// Throws: value_error from validate.
+/// Source: Shazeer et al. 2017 (arXiv 1701.06538), gates as the users of each form named above. The
+/// references sort probabilities; logits are compared here, because rounding in softmax merges
+/// distinct ones.
+template <class Weight>
+struct top_k {
+  static constexpr const char* name = "top_k";
+  static constexpr bool unit_mass = Weight::unit_mass;
+
+  index k = 2;  ///< experts per token, 1..E
+
+  void validate(index experts) const { check_range(name, "k", k, 1, experts, "experts"); }
+  TALPA_HD index max_selected(index) const { return k; }
+
+  template <class G, class T>
+  TALPA_HD void select(const G& g, const select_row<T>& row) const {
+    constexpr T infinity = std::numeric_limits<T>::infinity();
+    const auto masked = g.uniform(-infinity);
+    const auto u = row_logits(g, row.logits);
+    const auto logit = [&](auto e) { return u[e]; };
+
+    // (last_logit, last_expert) is the latest pick; the next one is the first behind it in order.
+    auto last_logit = g.uniform(infinity);
+    auto last_expert = g.uniform(std::int32_t{-1});
+    for (index pick = 0; pick < k; ++pick) {
+      const auto next = g.template arg_max<T>(logit, [&](auto e) {
+        return (u[e] > masked) &
+               ((u[e] < last_logit) | ((u[e] == last_logit) & (e.expert() > last_expert)));
+      });
+      const auto found = next.expert > g.uniform(std::int32_t{-1});
+      last_logit = talpa::select(found, next.value, last_logit);
+      last_expert = talpa::select(found, next.expert, last_expert);
+    }
+
+    const auto exponential = exponentials<T>(g, u);
+    const auto fallback = g.uniform(static_cast<std::int32_t>(k));
+    g.store_mask(row.mask, [&](auto e) {
+      const auto chosen =
+          (u[e] > masked) &
+          ((u[e] > last_logit) | ((u[e] == last_logit) & (e.expert() <= last_expert)));
+      return (exponential.valid & chosen) | (exponential.invalid & (e.expert() < fallback));
+    });
+    weigh(g, row, exponential);
+  }
+
+  template <class G, class T>
+  TALPA_HD void replay(const G& g, const select_row<T>& row) const {
+    weigh(g, row, exponentials<T>(g, row_logits(g, row.logits)));
+  }
+
+  template <class G, class T>
+  TALPA_HD void select_backward(const G& g, const select_gradient_row<T>& row) const {
+    if constexpr (Weight::unit_mass) {
+      const auto zero = g.uniform(T{0});
+      const auto gate_of = [&](auto e) { return g.load(row.gates, e, T{0}); };
+      const auto dgate = [&](auto e) {
+        return talpa::select(g.load_bit(row.mask, e), g.load(row.dgates, e, T{0}), zero);
+      };
+      const auto mean =
+          g.template sum<T>([&](auto e) { return math::mul(gate_of(e), dgate(e)); });
+      g.for_each([&](auto e) {
+        g.store(row.dlogits, e, math::mul(gate_of(e), dgate(e) - mean));
+      });
+    } else {
+      masked_softmax_backward<T>(g, row);
+    }
+  }
+
+ private:
+  template <class G, class T>
+  TALPA_HD static void weigh(const G& g, const select_row<T>& row,
+                             const row_exponentials<T, G>& exponential) {
+    const auto zero = g.uniform(T{0});
+    const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
+    // Numerators over S; p_e for raw and renormalised, exp(u_e - max u) for softmax_selected.
+    const auto numerator = [&](auto e) {
+      if constexpr (std::same_as<Weight, gate::softmax_selected>) {
+        return exponential.weight[e];
+      } else {
+        return exponential.weight[e] / exponential.sum;
+      }
+    };
+    const auto on = [&](auto e) { return g.load_bit(row.recorded(), e); };
+    auto mass = g.uniform(T{1});
+    if constexpr (Weight::unit_mass) {
+      mass = g.template sum<T>([&](auto e) { return talpa::select(on(e), numerator(e), zero); });
+    }
+    g.for_each([&](auto e) {
+      const auto gate_of = talpa::select(exponential.invalid, nan, numerator(e) / mass);
+      g.store(row.gates, e, talpa::select(on(e), gate_of, zero));
+    });
+  }
+};
+
+static_assert(selector_policy<top_k<gate::raw>> && selector_policy<top_k<gate::renormalised>> &&
+              selector_policy<top_k<gate::softmax_selected>>);
+
+}  // namespace talpa

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <talpa/autograd/parameter.hpp>
+
+#include <talpa/cpu/fill.hpp>
+
+#include <doctest/doctest.h>
+
+#include <utility>
+#include <vector>
+
+namespace talpa {
+
+namespace {
+
+parameter<float, cpu> counted(index rows, index cols) {
+  matrix<float, cpu> value(rows, cols);
+  for (index i = 0; i < value.size(); ++i) value.data()[i] = static_cast<float>(i);
+  return {"weight", std::move(value)};
+}
+
+}  // namespace
+
+TEST_SUITE("autograd/parameter") {
+  TEST_CASE("a parameter owns its value and trains all rows") {
+    parameter<float, cpu> p = counted(3, 2);
+    CHECK(p.name() == "weight");
+    CHECK(p.exists());
+    CHECK(p.rows() == 3);
+    CHECK(p.cols() == 2);
+    CHECK(p.size() == 6);
+    CHECK(p.value()(2, 1) == 5.0f);
+    CHECK(std::as_const(p).value()(2, 1) == 5.0f);
+    CHECK(p.trainable());
+    REQUIRE(p.trained().size() == 1);
+    CHECK(p.trained()[0] == row_run{0, 3, 0});
+    CHECK(p.trained_size() == 6);
+    CHECK(p.grad().rows == 3);
+    for (index i = 0; i < 6; ++i) CHECK(std::as_const(p).grad().data[i] == 0.0f);
+    p.rename("layer.weight");
+    CHECK(p.name() == "layer.weight");
+  }
+
+  TEST_CASE("a default-made parameter stands for none") {
+    const parameter<double, cpu> p;
+    CHECK(!p.exists());
+    CHECK(!p.trainable());
+    CHECK(p.size() == 0);
+    CHECK(p.grad().data == nullptr);
+  }
+
+  TEST_CASE("a borrowed parameter shows foreign memory, frozen until train") {
+    matrix<float, cpu> memory(2, 4);
+    memory(1, 3) = 7.0f;
+    auto p = parameter<float, cpu>::borrow("base", memory.view().col_range(2, 2));
+    CHECK(p.exists());
+    CHECK(!p.trainable());
+    CHECK(p.grad().data == nullptr);
+    CHECK(p.value()(1, 1) == 7.0f);
+    p.value()(0, 0) = 3.0f;
+    CHECK(memory(0, 2) == 3.0f);
+    p.train();
+    CHECK(p.trained_size() == 4);
+  }
+
+  TEST_CASE("freezing releases the gradient and training zeroes it") {
+    parameter<float, cpu> p = counted(3, 2);
+    p.grad()(1, 1) = 5.0f;
+    p.freeze();
+    CHECK(!p.trainable());
+    CHECK(p.grad().data == nullptr);
+    CHECK(p.trained_size() == 0);
+    p.train();
+    CHECK(p.grad()(1, 1) == 0.0f);
+  }
+
+  TEST_CASE("zero_grad clears the gradient, and nothing of a frozen parameter") {
+    context<cpu> ctx(1);
+    parameter<float, cpu> p = counted(3, 2);
+    for (index i = 0; i < 6; ++i) p.grad().data[i] = 1.0f;
+    p.zero_grad(ctx);
+    for (index i = 0; i < 6; ++i) CHECK(p.grad().data[i] == 0.0f);
+    CHECK(p.value()(2, 1) == 5.0f);
+    p.freeze();
+    p.zero_grad(ctx);
+  }
+
+  TEST_CASE("train_blocks keeps gradients of the chosen blocks only, neighbours joined") {
+    parameter<float, cpu> p = counted(10, 3);
+    // Blocks of two rows: 1 and 2 are one run, 4 another.
+    p.train_blocks(2, std::vector<index>{4, 2, 1});
+    REQUIRE(p.trained().size() == 2);
+    CHECK(p.trained()[0] == row_run{2, 4, 0});
+    CHECK(p.trained()[1] == row_run{8, 2, 4});
+    CHECK(p.grad().rows == 6);
+    CHECK(p.grad().cols == 3);
+    CHECK(p.trained_size() == 18);
+    p.train_blocks(2, std::vector<index>{});
+    CHECK(!p.trainable());
+    CHECK(p.trained_size() == 0);
+    p.train_blocks(5, std::vector<index>{0, 1});
+    REQUIRE(p.trained().size() == 1);
+    CHECK(p.trained()[0] == row_run{0, 10, 0});
+  }
+
+  TEST_CASE("train_blocks names what is wrong and changes nothing then") {
+    parameter<float, cpu> p = counted(6, 2);
+    p.grad()(5, 1) = 9.0f;
+    CHECK_THROWS_WITH_AS(p.train_blocks(0, std::vector<index>{0}),
+                         "talpa::parameter::train_blocks: 'block_rows' is 0, expected >= 1 = rows "
+                         "of one block",
+                         value_error);
+    CHECK_THROWS_WITH_AS(p.train_blocks(4, std::vector<index>{0}),
+                         "talpa::parameter::train_blocks: 'block_rows' is 4, expected a divisor of "
+                         "6 = rows of weight",
+                         value_error);
+    CHECK_THROWS_WITH_AS(p.train_blocks(2, std::vector<index>{3}),
+                         "talpa::parameter::train_blocks: 'blocks' is 3, expected 0..2 = blocks of "
+                         "the parameter",
+                         value_error);
+    CHECK_THROWS_WITH_AS(
+        p.train_blocks(2, std::vector<index>{1, 1}),
+        "talpa::parameter::train_blocks: 'blocks' is 1 twice, expected each block once",
+        value_error);
+    CHECK(p.trained_size() == 12);
+    CHECK(p.grad()(5, 1) == 9.0f);
+  }
+
+  TEST_CASE("a moved parameter keeps its memory, a copied one has its own") {
+    parameter<float, cpu> p = counted(2, 2);
+    const float* const data = p.value().data;
+    parameter<float, cpu> moved = std::move(p);
+    CHECK(moved.value().data == data);
+    parameter<float, cpu> copied = moved;
+    copied.value()(0, 0) = 8.0f;
+    CHECK(moved.value()(0, 0) == 0.0f);
+  }
+}
+
+}  // namespace talpa

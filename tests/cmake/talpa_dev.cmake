@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+# talpa_dev: what talpa's own programs are compiled with. Users of talpa::talpa get none of it.
+
+include(CheckCXXCompilerFlag)
+
+add_library(talpa_dev INTERFACE)
+target_link_libraries(talpa_dev INTERFACE talpa::talpa)
+
+if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+  target_compile_options(talpa_dev INTERFACE
+    -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
+    $<$<BOOL:${TALPA_WERROR}>:-Werror>
+    $<$<CXX_COMPILER_ID:GNU>:-fconcepts-diagnostics-depth=3>)
+  # gcc 12 takes its own AVX-512 intrinsics for uses of uninitialised values, and joining two
+  # std::string for overlapping copies (gcc bugs 105593 and 105651).
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    target_compile_options(talpa_dev INTERFACE -Wno-maybe-uninitialized -Wno-restrict)
+  endif()
+endif()
+
+if(TALPA_NATIVE)
+  check_cxx_compiler_flag(-march=native TALPA_HAS_MARCH_NATIVE)
+  if(NOT TALPA_HAS_MARCH_NATIVE)
+    message(FATAL_ERROR "talpa: TALPA_NATIVE is ON, but this compiler has no -march=native")
+  endif()
+  target_compile_options(talpa_dev INTERFACE -march=native)
+endif()
+
+if(TALPA_SANITIZE)
+  set(sanitizer_flags -fsanitize=${TALPA_SANITIZE})
+  target_compile_options(talpa_dev INTERFACE
+    ${sanitizer_flags} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
+  target_link_options(talpa_dev INTERFACE ${sanitizer_flags})
+endif()
+
+# talpa_require(package version debian_name option): find_package that ends with a sentence.
+macro(talpa_require package version debian_name option)
+  find_package(${package} ${version} QUIET)
+  if(NOT ${package}_FOUND)
+    message(FATAL_ERROR "talpa: ${option} needs ${package} ${version}, which was not found. Install "
+                        "it (Debian and Ubuntu: apt-get install ${debian_name}) or pass "
+                        "-D${option}=OFF.")
+  endif()
+endmacro()

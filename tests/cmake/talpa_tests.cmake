@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+# Functions for the folders of tests/.
+
+set(TALPA_TESTS_DIR "${CMAKE_CURRENT_LIST_DIR}/..")
+cmake_path(NORMAL_PATH TALPA_TESTS_DIR)
+
+# talpa_add_test_family(NAME family [SOURCES file...])
+#
+# One binary talpa_test_<family> and one CTest <family> from SOURCES, by default every *_test.cpp of
+# tests/<family>.
+function(talpa_add_test_family)
+  cmake_parse_arguments(PARSE_ARGV 0 arg "" "NAME" "SOURCES")
+  if(NOT arg_SOURCES)
+    file(GLOB arg_SOURCES CONFIGURE_DEPENDS "${TALPA_TESTS_DIR}/${arg_NAME}/*_test.cpp")
+  endif()
+  set(target talpa_test_${arg_NAME})
+  add_executable(${target} ${arg_SOURCES})
+  target_link_libraries(${target} PRIVATE talpa_test_support)
+  add_test(NAME ${arg_NAME} COMMAND ${target})
+  set_tests_properties(${arg_NAME} PROPERTIES LABELS unit)
+endfunction()
+
+# Command line of the compiler with C++20, talpa and Eigen on the include path, ready for a source
+# file, in `variable`: for tests that look at what the compiler says.
+function(talpa_compiler_command variable)
+  set(eigen "$<TARGET_PROPERTY:Eigen3::Eigen,INTERFACE_INCLUDE_DIRECTORIES>")
+  set(${variable}
+    "${CMAKE_CXX_COMPILER}" ${CMAKE_CXX20_STANDARD_COMPILE_OPTION}
+    "-I${PROJECT_SOURCE_DIR}/include" "-isystem$<JOIN:${eigen},$<SEMICOLON>-isystem>"
+    PARENT_SCOPE)
+endfunction()
+
+# Arguments for add_test(COMMAND ...) in `variable`, put before a command that is to fail and to print
+# the sentence.
+function(talpa_refused variable sentence)
+  set(${variable} "${CMAKE_COMMAND}" -P "${TALPA_TESTS_DIR}/cmake/refused.cmake" -- "${sentence}"
+      PARENT_SCOPE)
+endfunction()
+
+# talpa_add_compile_fail(NAME name SOURCE file [COMPLAINT sentence])
+#
+# CTest compile_fail/<name>: the file compiles, and compiled with -DTALPA_MISTAKE it does not, and
+# the compiler prints the sentence of each `// expect: sentence` line of the file. A file with several
+# mistakes numbers them: `// expect 3: sentence` is for -DTALPA_MISTAKE=3. With COMPLAINT the file
+# itself breaks these rules, and the test passes if that is what the check complains about.
+function(talpa_add_compile_fail)
+  cmake_parse_arguments(PARSE_ARGV 0 arg "" "NAME;SOURCE;COMPLAINT" "")
+  cmake_path(ABSOLUTE_PATH arg_SOURCE)
+  talpa_compiler_command(compiler)
+  set(refused "")
+  if(arg_COMPLAINT)
+    talpa_refused(refused "${arg_COMPLAINT}")
+  endif()
+  add_test(NAME compile_fail/${arg_NAME}
+    COMMAND ${refused}
+            "${CMAKE_COMMAND}" "-DSOURCE=${arg_SOURCE}" "-DCOMPILE=${compiler};-fsyntax-only"
+            -P "${TALPA_TESTS_DIR}/cmake/compile_fail.cmake")
+  set_tests_properties(compile_fail/${arg_NAME} PROPERTIES LABELS compile_fail)
+endfunction()

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/random.hpp"
+
+#include <talpa/core/lanes.hpp>
+#include <talpa/testing/bounds.hpp>
+#include <talpa/testing/inputs.hpp>
+#include <talpa/testing/lanes.hpp>
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace talpa {
+
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+
+/// Sizes round a power of two, a mask word, and several of them.
+const std::vector<index> sizes = {1,  2,  3,  4,  5,  7,  8,  9,   15, 16,
+                                  17, 31, 32, 33, 63, 64, 65, 100, 200};
+
+// The value that row `i` of a pack, or the whole group, holds. Lanes of one row must agree.
+template <class G, class Value>
+auto row_value(const Value& value, int i) {
+  if constexpr (std::is_arithmetic_v<Value>) {
+    return value;
+  } else if constexpr (G::tokens > 1) {
+    return value.v[i];
+  } else {
+    for (const auto& lane : value.v) REQUIRE(testing::same_number(lane, value.v[0]));
+    return value.v[0];
+  }
+}
+
+/// collective(group, first row) for each row of `tokens`, on group G, one result a row.
+template <class G, class Result, class Collective>
+std::vector<Result> results_on(index tokens, index experts, Collective collective) {
+  std::vector<Result> results;
+  testing::for_each_row_on<G>(tokens, experts, [&](const auto& group, index first, int rows) {
+    const auto value = collective(group, first);
+    for (int i = 0; i < rows; ++i) results.push_back(static_cast<Result>(row_value<G>(value, i)));
+  });
+  return results;
+}
+
+/// check(group tag) on every group that runs on the CPU.
+template <class G>
+struct tag {
+  using group = G;
+};
+template <class Check>
+void on_every_group(Check check) {
+  check(tag<serial>{}, "serial");
+  check(tag<token_pack<4>>{}, "token_pack<4>");
+  check(tag<token_pack<8>>{}, "token_pack<8>");
+  check(tag<token_pack<16>>{}, "token_pack<16>");
+  check(tag<sim<1>>{}, "sim<1>");
+  check(tag<sim<4>>{}, "sim<4>");
+  check(tag<sim<8>>{}, "sim<8>");
+  check(tag<sim<16>>{}, "sim<16>");
+  check(tag<sim<32>>{}, "sim<32>");
+}
+
+template <class T>
+row_pointer<const T> row_at(const matrix<T, cpu>& m, index row) {
+  return {m.view().row(row), m.cols()};
+}
+
+/// The canonical sum as it is defined: 32 virtual lanes from +0, then the tree 16, 8, 4, 2, 1.
+template <class T>
+T canonical_sum(const T* x, index experts) {
+  T lane[32];
+  for (index v = 0; v < 32; ++v) {
+    lane[v] = T{0};
+    for (index e = v; e < experts; e += 32) lane[v] = lane[v] + x[e];
+  }
+  for (index half = 16; half >= 1; half /= 2) {
+    for (index v = 0; v < half; ++v) lane[v] = lane[v] + lane[v + half];
+  }
+  return lane[0];
+}
+
+template <class T>
+matrix<T, cpu> wild_matrix(index tokens, index experts, std::uint64_t seed) {
+  support::test_random random(seed);
+  matrix<T, cpu> m(tokens, experts);
+  for (index i = 0; i < m.size(); ++i) {
+    // Sizes over 2^-20 .. 2^20, so that every order of additions rounds differently.
+    const double scale = std::ldexp(1.0, static_cast<int>(random.below(41)) - 20);
+    m.data()[i] = static_cast<T>(random.uniform(-1.0, 1.0) * scale);
+  }
+  return m;
+}
+
+}  // namespace
+
+TEST_SUITE("core/lanes") {
+  TEST_CASE("the canonical sum of 34 elements, by hand") {
+    // Virtual lane 0 holds 1 + 2^-53, which rounds to 1, and lane 1 holds 2^-53 + 2^-53 = 2^-52. The
+    // tree adds lane 1 to lane 0 last: 1 + 2^-52. A sum from left to right would give 1.
+    matrix<double, cpu> x(1, 34);
+    x(0, 0) = 1.0;
+    x(0, 1) = x(0, 32) = x(0, 33) = 0x1p-53;
+    on_every_group([&](auto which, const char* name) {
+      CAPTURE(name);
+      using G = typename decltype(which)::group;
+      const auto sums = results_on<G, double>(1, 34, [&](const auto& g, index first) {
+        return g.template sum<double>([&](auto e) { return g.load(row_at(x, first), e, 0.0); });
+      });
+      CHECK(sums[0] == 1.0 + 0x1p-52);
+    });
+  }
+
+  TEST_CASE_TEMPLATE("sums follow the canonical definition on every group", T, float, double) {
+    bool order_matters = false;
+    for (const index experts : sizes) {
+      CAPTURE(experts);
+      const index tokens = 21;
+      const matrix<T, cpu> x =
+          wild_matrix<T>(tokens, experts, 31 + static_cast<std::uint64_t>(experts));
+      on_every_group([&](auto which, const char* name) {
+        CAPTURE(name);
+        using G = typename decltype(which)::group;
+        const auto sums = results_on<G, T>(tokens, experts, [&](const auto& g, index first) {
+          return g.template sum<T>([&](auto e) { return g.load(row_at(x, first), e, T{0}); });
+        });
+        REQUIRE(sums.size() == static_cast<std::size_t>(tokens));
+        for (index n = 0; n < tokens; ++n) {
+          CHECK(testing::same_number(sums[static_cast<std::size_t>(n)],
+                                     canonical_sum(x.view().row(n), experts)));
+        }
+      });
+      for (index n = 0; n < tokens; ++n) {
+        T in_order{0};
+        for (index e = 0; e < experts; ++e) in_order += x(n, e);
+        order_matters = order_matters || in_order != canonical_sum(x.view().row(n), experts);
+      }
+    }
+    CHECK(order_matters);
+  }
+
+  TEST_CASE("a sum of negative zeros is positive zero") {
+    matrix<double, cpu> x(1, 3);
+    for (index e = 0; e < 3; ++e) x(0, e) = -0.0;
+    on_every_group([&](auto which, const char* name) {
+      CAPTURE(name);
+      using G = typename decltype(which)::group;
+      const auto sums = results_on<G, double>(1, 3, [&](const auto& g, index first) {
+        return g.template sum<double>([&](auto e) { return g.load(row_at(x, first), e, 0.0); });
+      });
+      CHECK(testing::same_number(sums[0], 0.0));
+    });
+  }
+
+  TEST_CASE("max skips NaN and is -inf where nothing else is") {
+    for (const index experts : sizes) {
+      CAPTURE(experts);
+      const index tokens = 19;
+      matrix<double, cpu> x = wild_matrix<double>(tokens, experts, 5);
+      for (index n = 0; n < tokens; ++n) {
+        if (n % 3 == 1) x(n, n % experts) = nan;
+        for (index e = 0; n % 7 == 2 && e < experts; ++e) x(n, e) = n % 2 == 0 ? nan : -infinity;
+      }
+      on_every_group([&](auto which, const char* name) {
+        CAPTURE(name);
+        using G = typename decltype(which)::group;
+        const auto found = results_on<G, double>(tokens, experts, [&](const auto& g, index first) {
+          return g.template max<double>(
+              [&](auto e) { return g.load(row_at(x, first), e, -infinity); });
+        });
+        for (index n = 0; n < tokens; ++n) {
+          double most = -infinity;
+          for (index e = 0; e < experts; ++e) most = std::fmax(most, x(n, e));
+          CHECK(found[static_cast<std::size_t>(n)] == most);
+        }
+      });
+    }
+  }
+
+  TEST_CASE("arg_max takes the lowest index among equal values and only active elements") {
+    support::test_random random(11);
+    for (const index experts : sizes) {
+      CAPTURE(experts);
+      const index tokens = 23;
+      matrix<double, cpu> x(tokens, experts), active(tokens, experts);
+      for (index i = 0; i < x.size(); ++i) {
+        x.data()[i] = static_cast<double>(random.below(4));  // many ties
+        active.data()[i] = random.below(3) == 0 ? 0.0 : 1.0;
+      }
+      for (index n = 0; n < tokens; ++n) {
+        for (index e = 0; e < experts; ++e) {
+          if (n % 5 == 1) active(n, e) = 0.0;
+          if (n % 5 == 2) x(n, e) = -infinity;
+          if (n % 5 == 3) x(n, e) = (n + e) % 2 == 0 ? 0.0 : -0.0;
+        }
+      }
+      on_every_group([&](auto which, const char* name) {
+        CAPTURE(name);
+        using G = typename decltype(which)::group;
+        std::vector<double> values;
+        const auto winners =
+            results_on<G, std::int32_t>(tokens, experts, [&](const auto& g, index first) {
+              const auto best = g.template arg_max<double>(
+                  [&](auto e) { return g.load(row_at(x, first), e, 0.0); },
+                  [&](auto e) { return g.load(row_at(active, first), e, 0.0) > g.uniform(0.5); });
+              const int rows = static_cast<int>(std::min<index>(G::tokens, tokens - first));
+              for (int i = 0; i < rows; ++i) values.push_back(row_value<G>(best.value, i));
+              return best.expert;
+            });
+        for (index n = 0; n < tokens; ++n) {
+          std::int32_t winner = -1;
+          for (index e = 0; e < experts; ++e) {
+            if (active(n, e) > 0.5 && (winner < 0 || x(n, e) > x(n, winner))) {
+              winner = static_cast<std::int32_t>(e);
+            }
+          }
+          CHECK(winners[static_cast<std::size_t>(n)] == winner);
+          if (winner >= 0) CHECK(values[static_cast<std::size_t>(n)] == x(n, winner));
+        }
+      });
+    }
+  }
+
+  TEST_CASE("count, load_bit and store_mask agree about which elements are on") {
+    support::test_random random(12);
+    for (const index experts : sizes) {
+      CAPTURE(experts);
+      const index tokens = 18, words = mask_words(experts);
+      matrix<std::uint32_t, cpu> mask(tokens, words);
+      for (index n = 0; n < tokens; ++n) {
+        for (index e = 0; e < experts; ++e) {
+          if (random.below(2) == 0) mask(n, e / 32) |= 1u << (e % 32);
+        }
+      }
+      on_every_group([&](auto which, const char* name) {
+        CAPTURE(name);
+        using G = typename decltype(which)::group;
+        matrix<std::uint32_t, cpu> copy(tokens, words);
+        for (index i = 0; i < copy.size(); ++i) copy.data()[i] = ~0u;
+        const auto counts =
+            results_on<G, std::int32_t>(tokens, experts, [&](const auto& g, index first) {
+              const auto on = [&](auto e) { return g.load_bit(row_at(mask, first), e); };
+              g.store_mask(row_pointer<std::uint32_t>{copy.view().row(first), words}, on);
+              return g.count(on);
+            });
+        CHECK(testing::first_difference(copy, mask) == "");
+        for (index n = 0; n < tokens; ++n) {
+          std::int32_t count = 0;
+          for (index e = 0; e < experts; ++e) count += (mask(n, e / 32) >> (e % 32)) & 1u;
+          CHECK(counts[static_cast<std::size_t>(n)] == count);
+        }
+      });
+    }
+  }
+
+  TEST_CASE("for_each visits every element once, and elements keep what was put there") {
+    for (const index experts : sizes) {
+      CAPTURE(experts);
+      const index tokens = 17;
+      const matrix<double, cpu> x = wild_matrix<double>(tokens, experts, 8);
+      on_every_group([&](auto which, const char* name) {
+        CAPTURE(name);
+        using G = typename decltype(which)::group;
+        matrix<double, cpu> y(tokens, experts);
+        testing::poison<double>(y.view());
+        testing::for_each_row_on<G>(tokens, experts, [&](const auto& g, index first, int) {
+          CHECK(g.experts() == experts);
+          // As many arrays as one functor may ask for; none may lie on top of another.
+          auto a = g.template elements<double>();
+          auto b = g.template elements<double>();
+          auto c = g.template elements<double>();
+          auto d = g.template elements<double>();
+          auto h = g.template elements<double>();
+          auto number = g.template elements<std::int32_t>();
+          g.for_each([&](auto e) {
+            a[e] = g.load(row_at(x, first), e, 0.0);
+            b[e] = c[e] = d[e] = h[e] = g.uniform(-1.0);
+            number[e] = e.expert();
+          });
+          g.for_each([&](auto e) {
+            const auto right = number[e] == e.expert();
+            g.store(row_pointer<double>{y.view().row(first), experts}, e,
+                    talpa::select(right, a[e] + b[e] - c[e] + d[e] - h[e], g.uniform(nan)));
+          });
+        });
+        for (index i = 0; i < x.size(); ++i) {
+          // ((x - 1) + 1 - 1) + 1, rounded as in the group.
+          CHECK(y.data()[i] == x.data()[i] + -1.0 - -1.0 + -1.0 - -1.0);
+        }
+      });
+    }
+  }
+
+  TEST_CASE("a pack writes no row beyond the last valid one") {
+    const index experts = 5, tokens = 3;
+    matrix<double, cpu> x = wild_matrix<double>(tokens, experts, 9);
+    matrix<double, cpu> y(16, experts);
+    matrix<std::uint32_t, cpu> mask(16, 1);
+    testing::poison<double>(y.view());
+    for (index n = 0; n < 16; ++n) mask(n, 0) = 0xdeadbeefu;
+    const index bytes = static_cast<index>(lane_scratch::bytes_for(experts, 16));
+    std::vector<std::byte> storage(static_cast<std::size_t>(bytes));
+    lane_scratch scratch(storage.data(), storage.size());
+    const token_pack<16> g(experts, static_cast<int>(tokens), &scratch);
+    g.for_each([&](auto e) {
+      g.store(row_pointer<double>{y.data(), experts}, e, g.load(row_at(x, 0), e, 0.0));
+    });
+    g.store_mask(row_pointer<std::uint32_t>{mask.data(), 1},
+                 [&](auto e) { return g.load(row_at(x, 0), e, 0.0) > g.uniform(0.0); });
+    for (index n = 0; n < 16; ++n) {
+      for (index e = 0; e < experts; ++e) {
+        CHECK(testing::same_number(y(n, e), n < tokens ? x(n, e) : nan));
+      }
+      CHECK((mask(n, 0) == 0xdeadbeefu) == (n >= tokens));
+    }
+  }
+
+  TEST_CASE("the scratch of a group is full after the arrays that it promises") {
+    const index experts = 7;
+    std::vector<std::byte> storage(lane_scratch::bytes_for(experts, 1));
+    lane_scratch scratch(storage.data(), storage.size());
+    for (index i = 0; i < lane_scratch::max_arrays; ++i) {
+      CHECK(scratch.take(static_cast<std::size_t>(experts) * sizeof(double)) != nullptr);
+    }
+    scratch.reset();
+    CHECK(scratch.take(storage.size() / 64 * 64) == storage.data());
+    CHECK(scratch.take(1) == nullptr);
+  }
+
+  TEST_CASE("pack arithmetic is the arithmetic of its elements") {
+    support::test_random random(4);
+    pack<float, 8> a, b, c;
+    for (int i = 0; i < 8; ++i) {
+      a.v[i] = static_cast<float>(random.uniform(-3.0, 3.0));
+      b.v[i] = i == 5 ? a.v[i] : static_cast<float>(random.uniform(-3.0, 3.0));
+      c.v[i] = static_cast<float>(random.uniform(-3.0, 3.0));
+    }
+    for (int i = 0; i < 8; ++i) {
+      CHECK((a + b).v[i] == a.v[i] + b.v[i]);
+      CHECK((a - b).v[i] == a.v[i] - b.v[i]);
+      CHECK((-a).v[i] == -a.v[i]);
+      CHECK((a / b).v[i] == a.v[i] / b.v[i]);
+      CHECK((a < b).v[i] == (a.v[i] < b.v[i]));
+      CHECK((a > b).v[i] == (a.v[i] > b.v[i]));
+      CHECK((a <= b).v[i] == (a.v[i] <= b.v[i]));
+      CHECK((a >= b).v[i] == (a.v[i] >= b.v[i]));
+      CHECK((a == b).v[i] == (a.v[i] == b.v[i]));
+      CHECK(((a < b) & (b < c)).v[i] == (a.v[i] < b.v[i] && b.v[i] < c.v[i]));
+      CHECK(((a < b) | (b < c)).v[i] == (a.v[i] < b.v[i] || b.v[i] < c.v[i]));
+      CHECK((!(a < b)).v[i] == !(a.v[i] < b.v[i]));
+      CHECK(select(a < b, a, c).v[i] == (a.v[i] < b.v[i] ? a.v[i] : c.v[i]));
+      CHECK(math::fma(a, b, c).v[i] == std::fma(a.v[i], b.v[i], c.v[i]));
+      CHECK(math::mul(a, b).v[i] == math::mul(a.v[i], b.v[i]));
+      CHECK(math::exp(a).v[i] == math::exp(a.v[i]));
+      CHECK(testing::same_number(math::log(a).v[i], math::log(a.v[i])));
+    }
+  }
+}
+
+}  // namespace talpa

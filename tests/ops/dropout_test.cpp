@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/padded.hpp"
+#include "support/random.hpp"
+#include "support/tolerance.hpp"
+
+#include <talpa/cpu/dropout.hpp>
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <limits>
+
+namespace talpa {
+using support::each;
+using support::rounding_bound;
+using support::table;
+using support::to_table;
+
+namespace {
+constexpr random_stream stream{42, 7};
+// Rows that begin anywhere in a block of four random words.
+constexpr index rows = 700, cols = 71;
+}  // namespace
+
+TEST_SUITE("ops/dropout") {
+  TEST_CASE_TEMPLATE("dropout keeps element (n, d) exactly where keep(stream, n D + d, p) says", T,
+                     float, double) {
+    support::test_random random(15);
+    const matrix<T, cpu> x = support::random_matrix<T>(random, rows, cols);
+    const matrix<T, cpu> start = support::random_matrix<T>(random, rows, cols);
+    for (const float p : {0.9f, 0.5f, 0.1f}) {
+      CAPTURE(p);
+      table expected(rows, cols), added(rows, cols);
+      for (index n = 0; n < rows; ++n) {
+        for (index d = 0; d < cols; ++d) {
+          const bool on = keep(stream, static_cast<std::uint64_t>(n * cols + d), p);
+          expected(n, d) = on ? static_cast<double>(x(n, d)) / static_cast<double>(p) : 0.0;
+          added(n, d) = expected(n, d) + static_cast<double>(start(n, d));
+        }
+      }
+      // The reciprocal of p, the product and the sum.
+      const table bounds = each(expected, [](double v) { return rounding_bound<T>(2, v); });
+      const table added_bounds = each(bounds, added, [](double b, double v) {
+        return b + rounding_bound<T>(1, v);
+      });
+      for (const int threads : {1, 2, 3}) {
+        context<cpu> ctx(threads);
+        support::padded<T> y(rows, cols), dx(start);
+        ops::dropout(ctx, stream, p, x, y.view());
+        CHECK(y.intact());
+        CHECK(support::difference(y.view(), expected, bounds) == "");
+        ops::dropout_backward(ctx, stream, p, x, dx.view(), grad_mode::accumulate);
+        CHECK(dx.intact());
+        CHECK(support::difference(dx.view(), added, added_bounds) == "");
+        matrix<T, cpu> in_place = x;
+        ops::dropout_backward(ctx, stream, p, in_place, in_place.view(), grad_mode::overwrite);
+        CHECK(support::same_bits(in_place.view(), y.view()));
+        ops::dropout_backward(ctx, stream, p, x, matrix_view<T, cpu>(), grad_mode::ignore);
+      }
+    }
+  }
+
+  TEST_CASE("dropout keeps about the wanted share") {
+    context<cpu> ctx(1);
+    matrix<float, cpu> x(rows, cols), y(rows, cols);
+    for (index i = 0; i < x.size(); ++i) x.data()[i] = 1.0f;
+    for (const float p : {0.9f, 0.5f, 0.1f}) {
+      ops::dropout(ctx, stream, p, x, y.view());
+      double kept = 0.0;
+      for (index i = 0; i < y.size(); ++i) kept += y.data()[i] != 0.0f ? 1.0 : 0.0;
+      const double n = static_cast<double>(y.size()), q = static_cast<double>(p);
+      // Five standard deviations of a binomial count.
+      CHECK(support::within(kept, n * q, 5.0 * std::sqrt(n * q * (1.0 - q))));
+    }
+  }
+
+  TEST_CASE("dropout with probability one is the identity, and what is dropped is zero") {
+    context<cpu> ctx(1);
+    matrix<double, cpu> x(4, 5), y(4, 5);
+    for (index i = 0; i < x.size(); ++i) x.data()[i] = static_cast<double>(i) / 3.0;
+    ops::dropout(ctx, stream, 1.0f, x, y.view());
+    CHECK(support::same_bits(x.view(), y.view()));
+    for (index i = 0; i < x.size(); ++i) {
+      x.data()[i] = std::numeric_limits<double>::quiet_NaN();
+    }
+    ops::dropout(ctx, stream, 0.5f, x, y.view());
+    for (index i = 0; i < x.size(); ++i) {
+      const bool on = keep(stream, static_cast<std::uint64_t>(i), 0.5f);
+      CHECK(std::isnan(y.data()[i]) == on);
+    }
+  }
+
+  TEST_CASE("dropout names what does not fit") {
+    context<cpu> ctx(1);
+    matrix<float, cpu> x(2, 3), y(3, 2);
+    CHECK_THROWS_WITH_AS(
+        ops::dropout(ctx, stream, 0.5f, x, y.view()),
+        "talpa::ops::dropout: 'y' has shape [3, 2], expected [2, 3] = shape of x", shape_error);
+    CHECK_THROWS_WITH_AS(
+        ops::dropout(ctx, stream, 0.0f, x, x.view()),
+        "talpa::ops::dropout: 'keep_probability' is 0, expected a number in (0, 1]", value_error);
+    CHECK_THROWS_WITH_AS(
+        ops::dropout(ctx, stream, 1.5f, x, x.view()),
+        "talpa::ops::dropout: 'keep_probability' is 1.5, expected a number in (0, 1]",
+        value_error);
+    CHECK_THROWS_AS(
+        ops::dropout(ctx, stream, std::numeric_limits<float>::quiet_NaN(), x, x.view()),
+        value_error);
+    CHECK_THROWS_WITH_AS(
+        ops::dropout_backward(ctx, stream, 0.5f, x, y.view(), grad_mode::overwrite),
+        "talpa::ops::dropout_backward: 'dx' has shape [3, 2], expected [2, 3] = shape of dy",
+        shape_error);
+    CHECK_THROWS_WITH_AS(
+        ops::dropout_backward(ctx, stream, -1.0f, x, x.view(), grad_mode::overwrite),
+        "talpa::ops::dropout_backward: 'keep_probability' is -1, expected a number in (0, 1]",
+        value_error);
+  }
+}
+
+}  // namespace talpa

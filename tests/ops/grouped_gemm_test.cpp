@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/eigen_product.hpp"
+#include "support/padded.hpp"
+#include "support/random.hpp"
+#include "support/tolerance.hpp"
+
+#include <talpa/cpu/grouped_gemm.hpp>
+#include <talpa/ops/grouped_gemm.hpp>
+#include <talpa/testing/bounds.hpp>
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <vector>
+
+namespace talpa {
+
+namespace {
+
+using support::table;
+
+/// Offsets of groups of the given sizes.
+vector<index, cpu> offsets_of(const std::vector<index>& sizes) {
+  vector<index, cpu> offsets(static_cast<index>(sizes.size()) + 1);
+  for (std::size_t e = 0; e < sizes.size(); ++e) {
+    offsets[static_cast<index>(e) + 1] = offsets[static_cast<index>(e)] + sizes[e];
+  }
+  return offsets;
+}
+
+/// c_s = a_s op(block of its group), and the sums of absolute terms.
+struct slow_product {
+  table value, magnitude;
+};
+slow_product slow_grouped(const vector<index, cpu>& offsets, const table& a, const table& bank,
+                          index rows, transpose tb) {
+  const index outer = tb == transpose::yes ? rows : bank.cols;
+  const index inner = tb == transpose::yes ? bank.cols : rows;
+  slow_product p{table(a.rows, outer), table(a.rows, outer)};
+  for (index e = 0; e + 1 < offsets.size(); ++e) {
+    for (index s = offsets[e]; s < offsets[e + 1]; ++s) {
+      for (index o = 0; o < outer; ++o) {
+        for (index i = 0; i < inner; ++i) {
+          const double factor =
+              tb == transpose::yes ? bank(e * rows + o, i) : bank(e * rows + i, o);
+          p.value(s, o) += a(s, i) * factor;
+          p.magnitude(s, o) += std::abs(a(s, i) * factor);
+        }
+      }
+    }
+  }
+  return p;
+}
+
+/// Sizes of groups: some empty, one long enough for two tasks.
+const std::vector<std::vector<index>> layouts = {
+    {5}, {0, 3, 0, 0, 4, 1}, {0, 0, 7}, {2, 0}, {300, 0, 17}, {1, 1, 1, 1}, {0, 513},
+};
+
+}  // namespace
+
+TEST_SUITE("ops/grouped_gemm") {
+  TEST_CASE("two groups, by hand") {
+    // Blocks [1 2] and [3 4]; slots 0 and 1 belong to group 0, slot 2 to group 1.
+    context<cpu> ctx(1);
+    const vector<index, cpu> offsets = offsets_of({2, 1});
+    matrix<float, cpu> bank(2, 2), a(3, 2), c(3, 1), wide(3, 2), ones(3, 1), dbank(2, 2);
+    for (index i = 0; i < 4; ++i) bank.data()[i] = static_cast<float>(i + 1);
+    for (index i = 0; i < 6; ++i) a.data()[i] = static_cast<float>(i + 1);
+    ops::grouped_gemm(ctx, offsets, a, bank, transpose::yes, c.view());
+    CHECK(c(0, 0) == 5.0f);   // 1 1 + 2 2
+    CHECK(c(1, 0) == 11.0f);  // 3 1 + 4 2
+    CHECK(c(2, 0) == 39.0f);  // 5 3 + 6 4
+    for (index s = 0; s < 3; ++s) ones(s, 0) = static_cast<float>(s + 1);
+    ops::grouped_gemm(ctx, offsets, ones, bank, transpose::no, wide.view());
+    CHECK(wide(1, 0) == 2.0f);
+    CHECK(wide(1, 1) == 4.0f);
+    CHECK(wide(2, 0) == 9.0f);
+    CHECK(wide(2, 1) == 12.0f);
+    // dbank_0 = 1 a_0 + 2 a_1, dbank_1 = 3 a_2, added to what is there.
+    for (index i = 0; i < 4; ++i) dbank.data()[i] = 100.0f;
+    const row_run all{0, 2, 0};
+    ops::grouped_gemm_gradient(ctx, offsets, ones, a, {&all, 1}, dbank.view());
+    CHECK(dbank(0, 0) == 107.0f);
+    CHECK(dbank(0, 1) == 110.0f);
+    CHECK(dbank(1, 0) == 115.0f);
+    CHECK(dbank(1, 1) == 118.0f);
+  }
+
+  TEST_CASE_TEMPLATE("grouped_gemm agrees with plain loops over random strided shapes", T, float,
+                     double) {
+    support::test_random random(31);
+    for (const auto& layout : layouts) {
+      const vector<index, cpu> offsets = offsets_of(layout);
+      const auto groups = static_cast<index>(layout.size());
+      const index slots = offsets[groups];
+      for (const transpose tb : {transpose::no, transpose::yes}) {
+        const index rows = 1 + random.below(9), cols = 2 + random.below(40);
+        const index inner = tb == transpose::yes ? cols : rows;
+        const index outer = tb == transpose::yes ? rows : cols;
+        CAPTURE(slots);
+        CAPTURE(rows);
+        CAPTURE(cols);
+        support::padded<T> bank(support::random_matrix<T>(random, groups * rows, cols));
+        support::padded<T> a(support::random_matrix<T>(random, slots, inner));
+        support::padded<T> c(slots, outer);
+        context<cpu> ctx(2);
+        ops::grouped_gemm(ctx, offsets, a.view(), bank.view(), tb, c.view());
+        const auto expected = slow_grouped(offsets, support::to_table(a.view()),
+                                           support::to_table(bank.view()), rows, tb);
+        const table bounds = support::each(
+            expected.magnitude, [&](double m) { return support::sum_bound<T>(inner, m); });
+        CHECK(support::difference(c.view(), expected.value, bounds) == "");
+        CHECK(a.intact());
+        CHECK(bank.intact());
+        CHECK(c.intact());
+      }
+    }
+  }
+
+  TEST_CASE_TEMPLATE("the gradient adds up the slots of each trained group", T, float, double) {
+    support::test_random random(32);
+    for (const auto& layout : layouts) {
+      const vector<index, cpu> offsets = offsets_of(layout);
+      const auto groups = static_cast<index>(layout.size());
+      const index slots = offsets[groups], rows = 1 + random.below(6), cols = 2 + random.below(30);
+      CAPTURE(slots);
+      support::padded<T> a(support::random_matrix<T>(random, slots, rows));
+      support::padded<T> b(support::random_matrix<T>(random, slots, cols));
+      // All groups, then every second one: their gradients lie one behind the other.
+      for (const index step : {1, 2}) {
+        std::vector<row_run> runs;
+        for (index e = 0; e < groups; e += step) {
+          runs.push_back({e * rows, rows, e / step * rows});
+        }
+        if (step == 1) runs = {{0, groups * rows, 0}};
+        const index trained = (groups + step - 1) / step * rows;
+        const matrix<T, cpu> before = support::random_matrix<T>(random, trained, cols);
+        support::padded<T> dbank(before);
+        context<cpu> ctx(3);
+        ops::grouped_gemm_gradient(ctx, offsets, a.view(), b.view(), runs, dbank.view());
+        table expected = support::to_table(before.view());
+        table bounds = support::absolute(expected);
+        for (index e = 0; e < groups; e += step) {
+          for (index r = 0; r < rows; ++r) {
+            for (index c = 0; c < cols; ++c) {
+              for (index s = offsets[e]; s < offsets[e + 1]; ++s) {
+                const double term =
+                    static_cast<double>(a.view()(s, r)) * static_cast<double>(b.view()(s, c));
+                expected(e / step * rows + r, c) += term;
+                bounds(e / step * rows + r, c) += std::abs(term);
+              }
+            }
+          }
+        }
+        const index longest = *std::max_element(layout.begin(), layout.end());
+        bounds =
+            support::each(bounds, [&](double m) { return support::sum_bound<T>(longest + 1, m); });
+        CHECK(support::difference(dbank.view(), expected, bounds) == "");
+        CHECK(dbank.intact());
+      }
+    }
+  }
+
+  TEST_CASE_TEMPLATE("any number of threads gives the same bits", T, float, double) {
+    support::test_random random(33);
+    const vector<index, cpu> offsets = offsets_of({300, 0, 41, 600, 7});
+    const index rows = 8, cols = 700, slots = offsets[5];
+    const matrix<T, cpu> bank = support::random_matrix<T>(random, 5 * rows, cols);
+    const matrix<T, cpu> a = support::random_matrix<T>(random, slots, cols);
+    const matrix<T, cpu> z = support::random_matrix<T>(random, slots, rows);
+    const row_run all{0, 5 * rows, 0};
+    const auto run = [&](int threads, matrix<T, cpu>& u, matrix<T, cpu>& y, matrix<T, cpu>& d) {
+      context<cpu> ctx(threads);
+      ops::grouped_gemm(ctx, offsets, a, bank, transpose::yes, u.view());
+      ops::grouped_gemm(ctx, offsets, z, bank, transpose::no, y.view());
+      ops::grouped_gemm_gradient(ctx, offsets, z, a, {&all, 1}, d.view());
+    };
+    matrix<T, cpu> u(slots, rows), y(slots, cols), d(5 * rows, cols);
+    run(1, u, y, d);
+    for (const int threads : {2, 3}) {
+      matrix<T, cpu> u2(slots, rows), y2(slots, cols), d2(5 * rows, cols);
+      run(threads, u2, y2, d2);
+      CHECK(testing::first_difference(u2, u) == "");
+      CHECK(testing::first_difference(y2, y) == "");
+      CHECK(testing::first_difference(d2, d) == "");
+    }
+  }
+
+  TEST_CASE("no slots at all is legal, and the gradient stays as it was") {
+    context<cpu> ctx(2);
+    const vector<index, cpu> offsets = offsets_of({0, 0, 0});
+    const matrix<float, cpu> bank(6, 4), a(0, 4), z(0, 2);
+    matrix<float, cpu> u(0, 2), dbank(6, 4);
+    for (index i = 0; i < dbank.size(); ++i) dbank.data()[i] = 2.0f;
+    const row_run all{0, 6, 0};
+    CHECK_NOTHROW(ops::grouped_gemm(ctx, offsets, a, bank, transpose::yes, u.view()));
+    CHECK_NOTHROW(ops::grouped_gemm_gradient(ctx, offsets, z, a, {&all, 1}, dbank.view()));
+    for (index i = 0; i < dbank.size(); ++i) CHECK(dbank.data()[i] == 2.0f);
+  }
+
+  TEST_CASE("what a slot held before is overwritten, NaN included") {
+    context<cpu> ctx(1);
+    const vector<index, cpu> offsets = offsets_of({1, 2});
+    const matrix<double, cpu> bank(4, 3), a(3, 3);
+    matrix<double, cpu> c(3, 2);
+    for (index i = 0; i < c.size(); ++i) c.data()[i] = std::numeric_limits<double>::quiet_NaN();
+    ops::grouped_gemm(ctx, offsets, a, bank, transpose::yes, c.view());
+    for (index i = 0; i < c.size(); ++i) CHECK(c.data()[i] == 0.0);
+  }
+
+  TEST_CASE("shapes that do not fit are refused") {
+    context<cpu> ctx(1);
+    const vector<index, cpu> offsets = offsets_of({1, 2});
+    const matrix<float, cpu> bank(4, 3), odd(5, 3), a(3, 3), z(3, 2);
+    matrix<float, cpu> c(3, 2);
+    CHECK_THROWS_WITH_AS(ops::grouped_gemm(ctx, offsets, a, odd, transpose::yes, c.view()),
+                         "talpa::ops::grouped_gemm: 'bank' has shape [5, 3], expected [P * 2, Q] = "
+                         "rows of all groups",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(ops::grouped_gemm(ctx, offsets, z, bank, transpose::yes, c.view()),
+                         "talpa::ops::grouped_gemm: 'a' has shape [3, 2], expected [3, 3] = slots, "
+                         "inner size of the bank's blocks",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(ops::grouped_gemm(ctx, offsets, z, bank, transpose::no, c.view()),
+                         "talpa::ops::grouped_gemm: 'c' has shape [3, 2], expected [3, 3] = slots, "
+                         "outer size of the bank's blocks",
+                         shape_error);
+    matrix<float, cpu> dbank(4, 2);
+    const row_run all{0, 4, 0};
+    CHECK_THROWS_WITH_AS(ops::grouped_gemm_gradient(ctx, offsets, z, a, {&all, 1}, dbank.view()),
+                         "talpa::ops::grouped_gemm_gradient: 'b' has shape [3, 3], expected [3, 2] "
+                         "= slots of a, columns of dbank",
+                         shape_error);
+  }
+}
+
+}  // namespace talpa

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+namespace talpa::support {
+
+/// Calls of operator new so far, of any kind and on any thread: the test programs replace it by one
+/// that counts.
+long allocations();
+
+/// Calls of operator new while f runs.
+template <class F>
+long allocations_of(F f) {
+  const long before = allocations();
+  f();
+  return allocations() - before;
+}
+
+}  // namespace talpa::support

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/eigen_product.hpp"
+
+namespace talpa::detail {
+
+template void eigen_product<float>(float, matrix_view<const float, cpu>, transpose,
+                                   matrix_view<const float, cpu>, transpose, float,
+                                   matrix_view<float, cpu>);
+template void eigen_product<double>(double, matrix_view<const double, cpu>, transpose,
+                                    matrix_view<const double, cpu>, transpose, double,
+                                    matrix_view<double, cpu>);
+
+}  // namespace talpa::detail
