@@ -3,9 +3,9 @@
 // What a mixture of LoRA experts costs on top of the frozen linear map that it adapts. Each
 // iteration times the bare linear, the layer and the linear again; `overhead_pct` is the median of
 // layer / mean of its two neighbours - 1. `floor_pct` is the same ratio by flop count alone.
-#include <talpa/talpa.hpp>
-
 #include "workloads.hpp"
+
+#include <talpa/talpa.hpp>
 
 #include <benchmark/benchmark.h>
 
@@ -29,11 +29,10 @@ template <class Selector>
 void run(benchmark::State& state, const workload& w, const Selector& selector) {
   context<cpu> ctx(w.threads);
   generator random(1);
-  const mole_linear<router<linear_scorer, Selector>, lora> layer{
-      .router = {.selector = selector},
-      .expert = {.rank = w.rank},
-      .experts = expert_count,
-      .execution = w.execution};
+  const mole_linear<router<linear_scorer, Selector>, lora> layer{.router = {.selector = selector},
+                                                                 .expert = {.rank = w.rank},
+                                                                 .experts = expert_count,
+                                                                 .execution = w.execution};
   auto base = linear{.bias = false}.init<float, cpu>(w.width, w.width, random, "base.");
   base.freeze();
   auto params = layer.template init<float, cpu>(std::move(base), random);
@@ -76,8 +75,7 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
   state.counters["floor_pct"] = 100.0 * adapter_flop / linear_flop;
   state.counters["linear_ms"] = 1e3 * linear_seconds;
   state.counters["linear_gflops"] = linear_flop / linear_seconds * 1e-9;
-  state.counters["tokens/s"] =
-      benchmark::Counter(n, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["tokens/s"] = benchmark::Counter(n, benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void run(benchmark::State& state, const workload& w) {

@@ -57,13 +57,14 @@ inline std::string printable_ascii(std::string_view text, std::size_t limit = 16
 
 /// 12345 as `12,345`.
 inline std::string with_thousands(long long value) {
-  std::string digits = std::to_string(value);
-  const std::size_t sign = value < 0 ? 1 : 0;
-  for (std::size_t i = digits.size(); i > sign + 3;) {
-    i -= 3;
-    digits.insert(i, ",");
+  const std::string digits = std::to_string(value);
+  std::string result;
+  for (std::size_t i = 0; i < digits.size(); ++i) {
+    const std::size_t left = digits.size() - i;
+    if (left % 3 == 0 && !result.empty() && result != "-") result += ',';
+    result += digits[i];
   }
-  return digits;
+  return result;
 }
 
 /// A number with `decimals` digits after the point; what is not finite becomes `n/a`.

@@ -40,8 +40,10 @@ void train(context<cpu>& ctx, network<Layer>& net, const digits& data,
   const std::size_t steps = (questions.size() + size - 1) / size;
   const index updates = r.epochs * static_cast<index>(steps);
   const warmup_cosine schedule{.warmup_steps = updates / 20, .total_steps = updates};
-  parameter_group<float, cpu> group{
-      .name = "trained", .learning_rate = r.learning_rate, .weight_decay = r.weight_decay};
+  parameter_group<float, cpu> group;
+  group.name = "network";
+  group.learning_rate = r.learning_rate;
+  group.weight_decay = r.weight_decay;
   adamw<float, cpu> optimiser({group.add(net)});
   tape<float, cpu> t(ctx);
 

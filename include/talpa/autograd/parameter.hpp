@@ -26,7 +26,8 @@ class parameter {
  public:
   parameter() = default;
   /// Owns its value; trains.
-  parameter(std::string name, matrix<T, B> value) : name_(std::move(name)), owned_(std::move(value)) {
+  parameter(std::string name, matrix<T, B> value)
+      : name_(std::move(name)), owned_(std::move(value)) {
     train();
   }
   /// Works on memory of somebody else, which must outlive it; frozen until train().
@@ -79,16 +80,17 @@ class parameter {
   void train_blocks(index block_rows, std::span<const index> blocks) {
     check_at_least("parameter::train_blocks", "block_rows", block_rows, 1, "rows of one block");
     if (rows() % block_rows != 0) {
-      detail::throw_value("parameter::train_blocks", "block_rows", std::to_string(block_rows),
-                          detail::concat("a divisor of ", std::to_string(rows()), " = rows of ", name_));
+      detail::throw_value(
+          "parameter::train_blocks", "block_rows", std::to_string(block_rows),
+          detail::concat("a divisor of ", std::to_string(rows()), " = rows of ", name_));
     }
     const index count = rows() / block_rows;
     std::vector<bool> on(static_cast<std::size_t>(count), false);
     for (const index b : blocks) {
       check_range("parameter::train_blocks", "blocks", b, 0, count - 1, "blocks of the parameter");
       if (on[static_cast<std::size_t>(b)]) {
-        detail::throw_value("parameter::train_blocks", "blocks", detail::concat(std::to_string(b), " twice"),
-                            "each block once");
+        detail::throw_value("parameter::train_blocks", "blocks",
+                            detail::concat(std::to_string(b), " twice"), "each block once");
       }
       on[static_cast<std::size_t>(b)] = true;
     }

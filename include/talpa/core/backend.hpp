@@ -21,7 +21,9 @@ struct gpu {
 /// A backend is a tag with a nested marker type, so that the answer never depends on which headers
 /// were included before the question.
 template <class B>
-concept backend = requires { typename B::backend_identifier; };
+concept backend = requires {
+  typename B::backend_identifier;
+};
 
 namespace detail {
 template <class B>

@@ -30,8 +30,9 @@ void check_size(const char* function, const char* argument, const vector_view<T,
 inline void check_range(const char* function, const char* argument, index value, index low,
                         index high, const char* meaning) {
   if (value < low || value > high) {
-    detail::throw_value(function, argument, std::to_string(value),
-                        detail::concat(std::to_string(low), "..", std::to_string(high), " = ", meaning));
+    detail::throw_value(
+        function, argument, std::to_string(value),
+        detail::concat(std::to_string(low), "..", std::to_string(high), " = ", meaning));
   }
 }
 

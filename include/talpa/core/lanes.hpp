@@ -117,8 +117,8 @@ TALPA_HD inline T select(bool condition, T a, T b) {
   return condition ? a : b;
 }
 template <class T, int W>
-[[gnu::always_inline]] inline pack<T, W> select(const pack<bool, W>& condition,
-                                                const pack<T, W>& a, const pack<T, W>& b) {
+[[gnu::always_inline]] inline pack<T, W> select(const pack<bool, W>& condition, const pack<T, W>& a,
+                                                const pack<T, W>& b) {
   return detail::make_pack<T, W>([&](int i) { return condition.v[i] != 0 ? a.v[i] : b.v[i]; });
 }
 
@@ -362,7 +362,7 @@ class token_pack {
   }
   template <class T, class F, class A>
   [[gnu::always_inline]] expert_value<pack<T, W>, pack<std::int32_t, W>> arg_max(F f,
-                                                                                  A active) const {
+                                                                                 A active) const {
     expert_value<pack<T, W>, pack<std::int32_t, W>> best{
         uniform(-std::numeric_limits<T>::infinity()), uniform(std::int32_t{-1})};
     for (index e = 0; e < experts_; ++e) {
@@ -416,7 +416,8 @@ class token_pack {
 /// tests. Lane l holds the elements l, l + W, l + 2W, ...; the last ones may lie beyond the row.
 template <int W>
 class sim {
-  static_assert(W > 0 && mask_word_bits % W == 0, "talpa: a lane group divides the 32 virtual lanes");
+  static_assert(W > 0 && mask_word_bits % W == 0,
+                "talpa: a lane group divides the 32 virtual lanes");
 
  public:
   static constexpr int tokens = 1;
@@ -489,8 +490,7 @@ class sim {
       T value;
       std::int32_t index;
     };
-    pack<key, W> best =
-        uniform(key{-std::numeric_limits<T>::infinity(), std::int32_t{-1}});
+    pack<key, W> best = uniform(key{-std::numeric_limits<T>::infinity(), std::int32_t{-1}});
     for (index slot = 0; slot < slots(); ++slot) {
       const element e{slot};
       const pack<T, W> x = f(e);

@@ -26,8 +26,8 @@ class host_block {
   host_block() = default;
   explicit host_block(index n) : size_(n) {
     if (n > 0) {
-      data_ = static_cast<T*>(::operator new(static_cast<std::size_t>(n) * sizeof(T),
-                                             std::align_val_t{host_alignment}));
+      data_ = static_cast<T*>(::operator new (static_cast<std::size_t>(n) * sizeof(T),
+                                              std::align_val_t{host_alignment}));
     }
   }
   host_block(const host_block& other) : host_block(other.size_) {
@@ -41,7 +41,7 @@ class host_block {
     return *this;
   }
   ~host_block() {
-    if (data_ != nullptr) ::operator delete(data_, std::align_val_t{host_alignment});
+    if (data_ != nullptr) ::operator delete (data_, std::align_val_t{host_alignment});
   }
 
   T* data() { return data_; }

@@ -30,8 +30,8 @@ struct matrix_view {
 
   /// A mutable view converts to a const one.
   template <class U>
-    requires std::same_as<T, const U>
-  TALPA_HD matrix_view(const matrix_view<U, B>& other)  // NOLINT: conversion intended
+  requires std::same_as<T, const U> TALPA_HD
+  matrix_view(const matrix_view<U, B>& other)  // NOLINT: conversion intended
       : data(other.data), rows(other.rows), cols(other.cols), stride(other.stride) {}
 
   TALPA_HD T& operator()(index r, index c) const { return data[r * stride + c]; }
@@ -60,8 +60,8 @@ struct vector_view {
   vector_view() = default;
   TALPA_HD vector_view(T* data_, index size_) : data(data_), size(size_) {}
   template <class U>
-    requires std::same_as<T, const U>
-  TALPA_HD vector_view(const vector_view<U, B>& other)  // NOLINT: conversion intended
+  requires std::same_as<T, const U> TALPA_HD
+  vector_view(const vector_view<U, B>& other)  // NOLINT: conversion intended
       : data(other.data), size(other.size) {}
 
   TALPA_HD T& operator[](index i) const { return data[i]; }

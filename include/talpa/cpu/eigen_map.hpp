@@ -14,10 +14,10 @@ using eigen_matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::Row
 
 /// Row-major Eigen window on a view. Unaligned, so it assumes nothing but alignof(T).
 template <class T>
-using eigen_map = Eigen::Map<
-    std::conditional_t<std::is_const_v<T>, const eigen_matrix<std::remove_const_t<T>>,
-                       eigen_matrix<T>>,
-    Eigen::Unaligned, Eigen::OuterStride<>>;
+using eigen_map =
+    Eigen::Map<std::conditional_t<std::is_const_v<T>, const eigen_matrix<std::remove_const_t<T>>,
+                                  eigen_matrix<T>>,
+               Eigen::Unaligned, Eigen::OuterStride<>>;
 
 template <class T>
 eigen_map<T> map(matrix_view<T, cpu> view) {

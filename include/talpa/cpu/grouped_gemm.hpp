@@ -26,8 +26,7 @@ struct grouped_gemm_impl<cpu> {
       const index count = std::min(detail::gemm_task_rows, offsets[e + 1] - first);
       if (count <= 0) return;
       detail::eigen_product<T>(T{1}, a.row_range(first, count), transpose::no,
-                               bank.row_range(e * rows, rows), tb, T{0},
-                               c.row_range(first, count));
+                               bank.row_range(e * rows, rows), tb, T{0}, c.row_range(first, count));
     });
   }
 

@@ -85,11 +85,10 @@ struct select_impl<cpu> {
     detail::for_each_selected_row<T>(
         ctx, logits.rows, logits.cols, [&](const auto& group, index first, int rows) {
           selector.select_backward(
-              group, select_gradient_row<T>{detail::row_at(logits, first),
-                                            detail::row_at(gates, first),
-                                            detail::row_at(mask, first),
-                                            detail::row_at(dgates, first),
-                                            detail::row_at(dlogits, first)});
+              group,
+              select_gradient_row<T>{detail::row_at(logits, first), detail::row_at(gates, first),
+                                     detail::row_at(mask, first), detail::row_at(dgates, first),
+                                     detail::row_at(dlogits, first)});
           for (index n = first; n < first + rows; ++n) {
             if (!any_bit(mask.row(n), mask.cols)) std::fill_n(dlogits.row(n), dlogits.cols, T{});
           }
@@ -106,15 +105,16 @@ struct select_impl<cpu> {
       for (index e = 0; e < logits.cols; ++e) {
         const T x = logits(n, e);
         if (std::isnan(x) || x == std::numeric_limits<T>::infinity()) {
-          detail::throw_value(function, "logits",
-                              detail::concat(std::isnan(x) ? "nan" : "inf", " at ",
-                                             detail::shape_text(n, e)),
-                              "finite values, or -inf = expert masked for this token");
+          detail::throw_value(
+              function, "logits",
+              detail::concat(std::isnan(x) ? "nan" : "inf", " at ", detail::shape_text(n, e)),
+              "finite values, or -inf = expert masked for this token");
         }
         finite = finite || std::isfinite(x);
       }
       if (!finite) {
-        detail::throw_value(function, "logits", detail::concat("-inf in all of row ", std::to_string(n)),
+        detail::throw_value(function, "logits",
+                            detail::concat("-inf in all of row ", std::to_string(n)),
                             "at least one finite value = an expert to choose");
       }
     }

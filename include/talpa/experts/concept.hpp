@@ -19,17 +19,17 @@ concept expert_has_name = requires(const X x) {
 };
 /// Nested `params<T, B>`: the stacked bank of all experts; `saved<T, B>`: what backward reads.
 template <class X>
-concept expert_has_params =
-    requires {
-      typename X::template params<float, cpu>;
-      typename X::template saved<float, cpu>;
-    } && std::is_trivially_destructible_v<typename X::template saved<float, cpu>>;
+concept expert_has_params = requires {
+  typename X::template params<float, cpu>;
+  typename X::template saved<float, cpu>;
+}
+&&std::is_trivially_destructible_v<typename X::template saved<float, cpu>>;
 /// `init(D, O, E, generator, prefix)` makes the bank.
 template <class X>
 concept expert_has_init = requires(const X x, index n, generator& random, const char* prefix) {
   {
     x.template init<float, cpu>(n, n, n, random, prefix)
-  } -> std::same_as<typename X::template params<float, cpu>>;
+    } -> std::same_as<typename X::template params<float, cpu>>;
 };
 /// `width()`: hidden columns of one expert; `input_dropout()`: share of the input to drop before.
 template <class X>
@@ -39,43 +39,45 @@ concept expert_has_width = requires(const X x) {
 };
 /// `forward_grouped` over the slots of segments, gates applied.
 template <class X>
-concept expert_has_forward =
-    requires(const X x, context<cpu>& ctx, const typename X::template params<float, cpu>& params,
-             const segments<cpu>& slots, vector_view<const float, cpu> gates,
-             matrix_view<const float, cpu> in, matrix_view<float, cpu> out) {
-      {
-        x.forward_grouped(ctx, params, slots, gates, in, out)
-      } -> std::same_as<typename X::template saved<float, cpu>>;
-    };
+concept expert_has_forward = requires(const X x, context<cpu>& ctx,
+                                      const typename X::template params<float, cpu>& params,
+                                      const segments<cpu>& slots,
+                                      vector_view<const float, cpu> gates,
+                                      matrix_view<const float, cpu> in,
+                                      matrix_view<float, cpu> out) {
+  {
+    x.forward_grouped(ctx, params, slots, gates, in, out)
+    } -> std::same_as<typename X::template saved<float, cpu>>;
+};
 /// `backward_grouped` of the same.
 template <class X>
-concept expert_has_backward =
-    requires(const X x, context<cpu>& ctx, typename X::template params<float, cpu>& params,
-             const typename X::template saved<float, cpu>& saved, const segments<cpu>& slots,
-             vector_view<float, cpu> gates, matrix_view<float, cpu> m) {
-      {
-        x.backward_grouped(ctx, params, saved, slots, gates, m, m, gates, m, grad_mode::overwrite)
-      } -> std::same_as<void>;
-    };
+concept expert_has_backward = requires(const X x, context<cpu>& ctx,
+                                       typename X::template params<float, cpu>& params,
+                                       const typename X::template saved<float, cpu>& saved,
+                                       const segments<cpu>& slots, vector_view<float, cpu> gates,
+                                       matrix_view<float, cpu> m) {
+  {
+    x.backward_grouped(ctx, params, saved, slots, gates, m, m, gates, m, grad_mode::overwrite)
+    } -> std::same_as<void>;
+};
 
 /// The function behind a gate, over a stacked bank of E experts.
 template <class X>
 concept expert_policy = expert_has_name<X> && expert_has_params<X> && expert_has_init<X> &&
-                        expert_has_width<X> && expert_has_forward<X> && expert_has_backward<X>;
+    expert_has_width<X> && expert_has_forward<X> && expert_has_backward<X>;
 
 /// An expert that is linear in its input and so may be gated in rank space, all experts at once:
 /// `forward_masked` adds to y, `backward_masked` is its gradient.
 template <class X>
-concept rank_space_expert =
-    expert_policy<X> &&
+concept rank_space_expert = expert_policy<X> &&
     requires(const X x, context<cpu>& ctx, typename X::template params<float, cpu>& params,
              const typename X::template saved<float, cpu>& saved, matrix_view<float, cpu> m) {
-      {
-        x.forward_masked(ctx, params, m, m, m)
-      } -> std::same_as<typename X::template saved<float, cpu>>;
-      {
-        x.backward_masked(ctx, params, saved, m, m, m, m, m, grad_mode::overwrite)
-      } -> std::same_as<void>;
-    };
+  {
+    x.forward_masked(ctx, params, m, m, m)
+    } -> std::same_as<typename X::template saved<float, cpu>>;
+  {
+    x.backward_masked(ctx, params, saved, m, m, m, m, m, grad_mode::overwrite)
+    } -> std::same_as<void>;
+};
 
 }  // namespace talpa

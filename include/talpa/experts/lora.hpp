@@ -43,10 +43,10 @@ enum class lora_init {
 struct lora {
   static constexpr const char* name = "lora";
 
-  index rank = 8;                                 ///< R, >= 1
-  double alpha = 16.0;                            ///< finite
+  index rank = 8;       ///< R, >= 1
+  double alpha = 16.0;  ///< finite
   lora_scaling scaling = lora_scaling::by_rank;
-  double dropout = 0.0;                           ///< share of the input that is dropped, [0, 1)
+  double dropout = 0.0;  ///< share of the input that is dropped, [0, 1)
   lora_init init_a = lora_init::kaiming;
 
   template <class T, class B>
@@ -118,9 +118,9 @@ struct lora {
 
   /// Overwrites dgates [N, E]; writes or adds to dx [N, D] as dx_mode says.
   template <class T, class B>
-  void backward_masked(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
-                       input<T, B> gates, input<T, B> x, input<T, B> dy, output<T, B> dgates,
-                       output<T, B> dx, grad_mode dx_mode) const {
+  void backward_masked(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept, input<T, B> gates,
+                       input<T, B> x, input<T, B> dy, output<T, B> dgates, output<T, B> dx,
+                       grad_mode dx_mode) const {
     const typename workspace<B>::scope scope(ctx.scratch);
     const T s = static_cast<T>(scale());
     const auto z = ctx.scratch.template take<T>(x.rows, p.a.rows());   // [N, E R]

@@ -13,7 +13,7 @@ namespace talpa {
 /// anew from the stream wherever it is needed.
 struct input_dropout {
   random_stream stream{};
-  float keep = 1.0F;    ///< probability that an element stays
+  float keep = 1.0F;  ///< probability that an element stays
   bool active = false;
 
   /// Takes a stream from batch.random when `dropped` > 0 in training; throws value_error without one.

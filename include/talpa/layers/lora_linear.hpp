@@ -28,7 +28,7 @@ struct lora_linear {
 
   template <class T, class B>
   struct params {
-    affine_params<T, B> base;   // W [O, D], b [1, O]
+    affine_params<T, B> base;    // W [O, D], b [1, O]
     lora::params<T, B> adapter;  // A [R, D], B [R, O]
 
     /// Every parameter in a fixed order: base, adapter.
@@ -54,8 +54,7 @@ struct lora_linear {
     params<T, B> p;
     const index inputs = base.weight.cols(), outputs = base.weight.rows();
     p.base = std::move(base);
-    p.adapter =
-        adapter.init<T, B>(inputs, outputs, 1, random, detail::concat(prefix, "adapter."));
+    p.adapter = adapter.init<T, B>(inputs, outputs, 1, random, detail::concat(prefix, "adapter."));
     return p;
   }
 
@@ -78,8 +77,7 @@ struct lora_linear {
     affine_forward(ctx, p.base, x, y);
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto gates = unit_gates<T>(ctx, x.rows);  // [N, 1]
-    kept.adapter =
-        adapter.forward_masked(ctx, p.adapter, gates, kept.dropout.apply(ctx, x), y);
+    kept.adapter = adapter.forward_masked(ctx, p.adapter, gates, kept.dropout.apply(ctx, x), y);
     return kept;
   }
 
@@ -99,7 +97,7 @@ struct lora_linear {
     const grad_mode add = dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate;
 
     const typename workspace<B>::scope scope(ctx.scratch);
-    const auto gates = unit_gates<T>(ctx, x.rows);                      // [N, 1]
+    const auto gates = unit_gates<T>(ctx, x.rows);                       // [N, 1]
     const auto dgates = ctx.scratch.template take<T>(x.rows, index{1});  // [N, 1], not wanted
     const matrix_view<const T, B> dropped = kept.dropout.apply(ctx, x);  // [N, D]
     kept.dropout.through(ctx, dx, add, [&](matrix_view<T, B> share, grad_mode share_mode) {

@@ -39,14 +39,14 @@ struct mole_linear {
 
   Router router{};
   Expert expert{};
-  index experts = 8;                              ///< E, >= 1
+  index experts = 8;  ///< E, >= 1
   strategy execution = strategy::automatic;
 
   template <class T, class B>
   struct params {
-    affine_params<T, B> base;                          // W [O, D], b [1, O]
-    typename Router::template params<T, B> router;     // linear: [E, D]
-    typename Expert::template params<T, B> expert;     // lora: A [E R, D], B [E R, O]
+    affine_params<T, B> base;                       // W [O, D], b [1, O]
+    typename Router::template params<T, B> router;  // linear: [E, D]
+    typename Expert::template params<T, B> expert;  // lora: A [E R, D], B [E R, O]
 
     /// Every parameter in a fixed order: base, router, experts.
     template <class F>
@@ -63,8 +63,8 @@ struct mole_linear {
     typename Router::template saved<T, B> router;
     routed_view<T, B> routed;  // what losses and statistics read
     typename Expert::template saved<T, B> expert;
-    segments<B> slots;                // grouped only
-    vector_view<T, B> gate_of_slot;   // [S], grouped only
+    segments<B> slots;               // grouped only
+    vector_view<T, B> gate_of_slot;  // [S], grouped only
     input_dropout dropout;
   };
 
@@ -198,9 +198,7 @@ struct mole_linear {
   }
 
  private:
-  index slot_capacity(index tokens) const {
-    return tokens * router.selector.max_selected(experts);
-  }
+  index slot_capacity(index tokens) const { return tokens * router.selector.max_selected(experts); }
 
   template <class T, class B>
   void sort_slots(context<B>& ctx, saved<T, B>& kept) const {
@@ -234,10 +232,10 @@ struct mole_linear {
       ops::gather(ctx, kept.slots, dropped, x_slots);
       ops::gather(ctx, kept.slots, dy, dy_slots);
       // dx of the slots takes the place of x, which has served dA by then.
-      expert.backward_grouped(ctx, p, kept.expert, kept.slots, kept.gate_of_slot, x_slots,
-                              dy_slots, dgate_of_slot, x_slots, share_mode);
-      ops::build_segments_backward(ctx, kept.routed.routing.mask, kept.slots, dgate_of_slot,
-                                   dgates, grad_mode::overwrite);
+      expert.backward_grouped(ctx, p, kept.expert, kept.slots, kept.gate_of_slot, x_slots, dy_slots,
+                              dgate_of_slot, x_slots, share_mode);
+      ops::build_segments_backward(ctx, kept.routed.routing.mask, kept.slots, dgate_of_slot, dgates,
+                                   grad_mode::overwrite);
       ops::combine(ctx, kept.slots, x_slots, share, share_mode);
     });
   }

@@ -10,7 +10,7 @@ namespace talpa {
 enum class strategy {
   automatic,     ///< choose_strategy decides from the sizes
   dense_masked,  ///< all experts' ranks for every token, zero gates included: soft routing, small E R
-  grouped,       ///< slots sorted by expert, each expert on its own tokens: sparse routing, large E R
+  grouped,  ///< slots sorted by expert, each expert on its own tokens: sparse routing, large E R
 };
 
 constexpr const char* strategy_name(strategy s) {

@@ -48,10 +48,9 @@ void gemm(context<B>& ctx, T alpha, input<T, B> a, transpose ta, input<T, B> b, 
   const index m = detail::rows_of(a, ta), k = detail::cols_of(a, ta), n = detail::cols_of(b, tb);
   if (detail::rows_of(b, tb) != k) {
     detail::throw_shape("ops::gemm", "b", detail::shape_text(b.rows, b.cols),
-                               tb == transpose::no
-                                   ? detail::concat("[", std::to_string(k), ", ...]")
-                                   : detail::concat("[..., ", std::to_string(k), "]"),
-                               "inner size of a");
+                        tb == transpose::no ? detail::concat("[", std::to_string(k), ", ...]")
+                                            : detail::concat("[..., ", std::to_string(k), "]"),
+                        "inner size of a");
   }
   check_shape("ops::gemm", "c", c, m, n, "rows of op(a), columns of op(b)");
   gemm_impl<B>::run(ctx, alpha, a, ta, b, tb, beta, c);

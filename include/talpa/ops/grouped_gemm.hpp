@@ -14,8 +14,7 @@ template <class T, class B>
 index group_rows(const char* function, const matrix_view<T, B>& bank, index groups) {
   if (groups < 1 || bank.rows % groups != 0) {
     throw_shape(function, "bank", shape_text(bank.rows, bank.cols),
-                        concat("[P * ", std::to_string(groups), ", Q]"),
-                        "rows of all groups");
+                concat("[P * ", std::to_string(groups), ", Q]"), "rows of all groups");
   }
   return bank.rows / groups;
 }
@@ -42,8 +41,8 @@ struct grouped_gemm_impl {
 /// Cost: 2 S P Q flop. Determinism: same bits for any number of threads.
 /// Throws: shape_error.
 template <class B, floating T>
-void grouped_gemm(context<B>& ctx, vector_input<index, B> offsets, input<T, B> a,
-                  input<T, B> bank, transpose tb, matrix_view<T, B> c) {
+void grouped_gemm(context<B>& ctx, vector_input<index, B> offsets, input<T, B> a, input<T, B> bank,
+                  transpose tb, matrix_view<T, B> c) {
   const index rows = detail::group_rows("ops::grouped_gemm", bank, offsets.size - 1);
   check_shape("ops::grouped_gemm", "a", a, a.rows, tb == transpose::yes ? bank.cols : rows,
               "slots, inner size of the bank's blocks");
@@ -61,8 +60,7 @@ void grouped_gemm(context<B>& ctx, vector_input<index, B> offsets, input<T, B> a
 /// Throws: shape_error.
 template <class B, floating T>
 void grouped_gemm_gradient(context<B>& ctx, vector_input<index, B> offsets, input<T, B> a,
-                           input<T, B> b, std::span<const row_run> runs,
-                           matrix_view<T, B> dbank) {
+                           input<T, B> b, std::span<const row_run> runs, matrix_view<T, B> dbank) {
   check_shape("ops::grouped_gemm_gradient", "b", b, a.rows, dbank.cols,
               "slots of a, columns of dbank");
   grouped_gemm_impl<B>::gradient(ctx, offsets, a, b, runs, dbank);

@@ -51,8 +51,8 @@ void rank_gate(context<B>& ctx, T scale, input<T, B> gates, input<T, B> u, matri
 /// Shapes: gates, dgates [N, E]; u, dz, du [N, E R]; du may be dz. dgates is overwritten.
 /// Throws: shape_error.
 template <class B, floating T>
-void rank_gate_backward(context<B>& ctx, T scale, input<T, B> gates, input<T, B> u,
-                        input<T, B> dz, matrix_view<T, B> du, output<T, B> dgates) {
+void rank_gate_backward(context<B>& ctx, T scale, input<T, B> gates, input<T, B> u, input<T, B> dz,
+                        matrix_view<T, B> du, output<T, B> dgates) {
   detail::check_ranks("ops::rank_gate_backward", gates, u);
   check_shape("ops::rank_gate_backward", "dgates", dgates, gates.rows, gates.cols,
               "shape of gates");

@@ -13,9 +13,9 @@ namespace talpa {
 /// writes mask and gates; `replay` reads mask and writes gates.
 template <class T>
 struct select_row {
-  row_pointer<const T> logits;        // [E]
-  row_pointer<T> gates;               // [E]
-  row_pointer<std::uint32_t> mask;    // [ceil(E / 32)]
+  row_pointer<const T> logits;      // [E]
+  row_pointer<T> gates;             // [E]
+  row_pointer<std::uint32_t> mask;  // [ceil(E / 32)]
 
   /// The mask for reading.
   TALPA_HD row_pointer<const std::uint32_t> recorded() const { return {mask.data, mask.stride}; }

@@ -5,6 +5,7 @@
 #include <talpa/core/check.hpp>
 #include <talpa/core/error.hpp>
 
+#include <concepts>
 #include <cstddef>
 #include <limits>
 #include <span>
@@ -18,8 +19,8 @@ namespace talpa {
 /// no state and no update.
 template <floating T, backend B>
 struct parameter_group {
-  std::string name;                          ///< for errors
-  std::vector<parameter<T, B>*> parameters;  ///< must outlive the optimiser and stay where they are
+  std::string name{};                          ///< for errors
+  std::vector<parameter<T, B>*> parameters{};  ///< must outlive the optimiser and stay where they are
   double learning_rate = 1e-3;               ///< >= 0
   double weight_decay = 0.0;                 ///< >= 0; what it means is the optimiser's affair
 

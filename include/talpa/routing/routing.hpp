@@ -21,11 +21,10 @@ struct routing_view {
   matrix_view<word, B> mask;  // [N, ceil(E / 32)]
 
   routing_view() = default;
-  routing_view(matrix_view<T, B> gates_, matrix_view<word, B> mask_)
-      : gates(gates_), mask(mask_) {}
+  routing_view(matrix_view<T, B> gates_, matrix_view<word, B> mask_) : gates(gates_), mask(mask_) {}
   template <class U>
-    requires std::same_as<T, const U>
-  routing_view(const routing_view<U, B>& other)  // NOLINT: conversion intended
+  requires std::same_as<T, const U> routing_view(
+      const routing_view<U, B>& other)  // NOLINT: conversion intended
       : gates(other.gates), mask(other.mask) {}
 
   index tokens() const { return gates.rows; }
@@ -53,9 +52,7 @@ struct routing {
   routing_view<const T, B> view() const { return {gates.view(), mask.view()}; }
 
   /// Equal in every bit of the mask and every gate.
-  friend bool operator==(const routing& a, const routing& b)
-    requires std::same_as<B, cpu>
-  {
+  friend bool operator==(const routing& a, const routing& b) requires std::same_as<B, cpu> {
     if (a.gates.rows() != b.gates.rows() || a.gates.cols() != b.gates.cols()) return false;
     return std::equal(a.gates.data(), a.gates.data() + a.gates.size(), b.gates.data()) &&
            std::equal(a.mask.data(), a.mask.data() + a.mask.size(), b.mask.data());
@@ -79,10 +76,10 @@ struct batch_info {
 /// What one router did to one batch, as losses and statistics read it.
 template <class T, backend B>
 struct routed_view {
-  matrix_view<const T, B> logits;        // [N, E]
-  routing_view<const T, B> routing;      // gates [N, E], mask [N, ceil(E / 32)]
+  matrix_view<const T, B> logits;                     // [N, E]
+  routing_view<const T, B> routing;                   // gates [N, E], mask [N, ceil(E / 32)]
   vector_view<const std::uint8_t, B> padding_mask{};  // [N] or empty
-  index sequence_length = 0;             // 0: one sequence
+  index sequence_length = 0;                          // 0: one sequence
 };
 
 /// Gradients of losses with respect to what one router did, both [N, E].

@@ -22,7 +22,7 @@ template <class T, class G>
 struct row_exponentials {
   decltype(std::declval<const G&>().template elements<T>()) weight;  ///< exp(u_e - max u)
   typename G::template value<T> sum;                                 ///< over all experts
-  typename G::template value<bool> valid;    ///< the sum is a number
+  typename G::template value<bool> valid;                            ///< the sum is a number
   typename G::template value<bool> invalid;  ///< NaN or +inf among the logits, or -inf everywhere
 };
 
@@ -49,9 +49,7 @@ TALPA_HD void masked_softmax_backward(const G& g, const select_gradient_row<T>& 
     return talpa::select(g.load_bit(row.mask, e), g.load(row.dgates, e, T{0}), zero);
   };
   const auto mean = g.template sum<T>([&](auto e) { return math::mul(probability(e), dgate(e)); });
-  g.for_each([&](auto e) {
-    g.store(row.dlogits, e, math::mul(probability(e), dgate(e) - mean));
-  });
+  g.for_each([&](auto e) { g.store(row.dlogits, e, math::mul(probability(e), dgate(e) - mean)); });
 }
 
 }  // namespace talpa

@@ -40,16 +40,15 @@ concept selector_has_replay = requires(const S s, const serial& g, const select_
 };
 /// `select_backward(group, row)` writes dlogits.
 template <class S>
-concept selector_has_backward =
-    requires(const S s, const serial& g, const select_gradient_row<float>& row) {
-      { s.select_backward(g, row) } -> std::same_as<void>;
-    };
+concept selector_has_backward = requires(const S s, const serial& g,
+                                         const select_gradient_row<float>& row) {
+  { s.select_backward(g, row) } -> std::same_as<void>;
+};
 
 /// A row selector: turns one row of logits into gates and a mask.
 template <class S>
-concept selector_policy =
-    selector_has_name<S> && selector_has_validate<S> && selector_has_max_selected<S> &&
-    selector_has_unit_mass<S> && selector_has_select<S> && selector_has_replay<S> &&
-    selector_has_backward<S>;
+concept selector_policy = selector_has_name<S> && selector_has_validate<S> &&
+    selector_has_max_selected<S> && selector_has_unit_mass<S> && selector_has_select<S> &&
+    selector_has_replay<S> && selector_has_backward<S>;
 
 }  // namespace talpa

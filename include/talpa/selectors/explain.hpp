@@ -26,24 +26,22 @@ consteval bool explain_selector() {
                   "talpa: a selector says whether its gates sum to one, add: static constexpr "
                   "bool unit_mass = ...; (docs/policies/selector.md)");
   }
-  if constexpr (selector_has_name<S> && selector_has_validate<S> &&
-                selector_has_max_selected<S> && selector_has_unit_mass<S>) {
+  if constexpr (selector_has_name<S> && selector_has_validate<S> && selector_has_max_selected<S> &&
+                selector_has_unit_mass<S>) {
     static_assert(selector_has_select<S>,
                   "talpa: a selector needs select, add: template <class G, class T> TALPA_HD void "
                   "select(const G& g, const talpa::select_row<T>& row) const; "
                   "(docs/policies/selector.md)");
   }
-  if constexpr (selector_has_name<S> && selector_has_validate<S> &&
-                selector_has_max_selected<S> && selector_has_unit_mass<S> &&
-                selector_has_select<S>) {
+  if constexpr (selector_has_name<S> && selector_has_validate<S> && selector_has_max_selected<S> &&
+                selector_has_unit_mass<S> && selector_has_select<S>) {
     static_assert(selector_has_replay<S>,
                   "talpa: a selector needs replay, add: template <class G, class T> TALPA_HD void "
                   "replay(const G& g, const talpa::select_row<T>& row) const; "
                   "(docs/policies/selector.md)");
   }
-  if constexpr (selector_has_name<S> && selector_has_validate<S> &&
-                selector_has_max_selected<S> && selector_has_unit_mass<S> &&
-                selector_has_select<S> && selector_has_replay<S>) {
+  if constexpr (selector_has_name<S> && selector_has_validate<S> && selector_has_max_selected<S> &&
+                selector_has_unit_mass<S> && selector_has_select<S> && selector_has_replay<S>) {
     static_assert(selector_has_backward<S>,
                   "talpa: a selector needs select_backward, add: template <class G, class T> "
                   "TALPA_HD void select_backward(const G& g, const "

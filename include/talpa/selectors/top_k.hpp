@@ -78,9 +78,8 @@ struct top_k {
     const auto exponential = exponentials<T>(g, u);
     const auto fallback = g.uniform(static_cast<std::int32_t>(k));
     g.store_mask(row.mask, [&](auto e) {
-      const auto chosen =
-          (u[e] > masked) &
-          ((u[e] > last_logit) | ((u[e] == last_logit) & (e.expert() <= last_expert)));
+      const auto chosen = (u[e] > masked) & ((u[e] > last_logit) |
+                                             ((u[e] == last_logit) & (e.expert() <= last_expert)));
       return (exponential.valid & chosen) | (exponential.invalid & (e.expert() < fallback));
     });
     weigh(g, row, exponential);
@@ -99,11 +98,8 @@ struct top_k {
       const auto dgate = [&](auto e) {
         return talpa::select(g.load_bit(row.mask, e), g.load(row.dgates, e, T{0}), zero);
       };
-      const auto mean =
-          g.template sum<T>([&](auto e) { return math::mul(gate_of(e), dgate(e)); });
-      g.for_each([&](auto e) {
-        g.store(row.dlogits, e, math::mul(gate_of(e), dgate(e) - mean));
-      });
+      const auto mean = g.template sum<T>([&](auto e) { return math::mul(gate_of(e), dgate(e)); });
+      g.for_each([&](auto e) { g.store(row.dlogits, e, math::mul(gate_of(e), dgate(e) - mean)); });
     } else {
       masked_softmax_backward<T>(g, row);
     }

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/count_allocations.hpp"
+
+#include <talpa/core/workspace.hpp>
+
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace talpa {
+
+namespace {
+
+using arena = workspace<cpu>;
+
+template <class T>
+bool aligned(const T* pointer) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % detail::host_alignment == 0;
+}
+
+}  // namespace
+
+TEST_SUITE("core/workspace") {
+  TEST_CASE("what a workspace hands out is aligned and does not overlap") {
+    arena w;
+    const vector_view<char, cpu> a = w.take<char>(3);
+    const vector_view<double, cpu> b = w.take<double>(5);
+    const matrix_view<float, cpu> c = w.take<float>(2, 7);
+    CHECK(a.size == 3);
+    CHECK(b.size == 5);
+    CHECK(c.rows == 2);
+    CHECK(c.cols == 7);
+    CHECK(c.stride == 7);
+    CHECK(aligned(a.data));
+    CHECK(aligned(b.data));
+    CHECK(aligned(c.data));
+    for (index i = 0; i < 3; ++i) a[i] = 'a';
+    for (index i = 0; i < 5; ++i) b[i] = 2.0;
+    for (index i = 0; i < 14; ++i) c.data[i] = 3.0f;
+    for (index i = 0; i < 3; ++i) CHECK(a[i] == 'a');
+    for (index i = 0; i < 5; ++i) CHECK(b[i] == 2.0);
+    CHECK(w.used() == arena::rounded(3) + arena::rounded(40) + arena::rounded(56));
+  }
+
+  TEST_CASE("growing moves nothing that was handed out") {
+    arena w;
+    std::vector<vector_view<int, cpu>> taken;
+    for (int i = 0; i < 40; ++i) {
+      taken.push_back(w.take<int>(10000 + 1000 * i));
+      taken.back()[0] = i;
+      taken.back()[taken.back().size - 1] = -i;
+    }
+    CHECK(w.allocations() > 1);
+    for (int i = 0; i < 40; ++i) {
+      const vector_view<int, cpu> v = taken[static_cast<std::size_t>(i)];
+      CHECK(v[0] == i);
+      CHECK(v[v.size - 1] == -i);
+    }
+  }
+
+  TEST_CASE("a scope hands back what was taken inside it, also across blocks") {
+    arena w;
+    const vector_view<int, cpu> outer = w.take<int>(4);
+    outer[3] = 9;
+    const std::size_t used = w.used();
+    const int* first = nullptr;
+    {
+      const arena::scope scope(w);
+      first = w.take<int>(100).data;
+      w.take<char>(1 << 20);
+      CHECK(w.used() > used + (1 << 20) - 1);
+      {
+        const arena::scope nested(w);
+        w.take<char>(1 << 18);
+      }
+    }
+    CHECK(w.used() == used);
+    CHECK(outer[3] == 9);
+    CHECK(w.take<int>(100).data == first);
+  }
+
+  TEST_CASE("a step that repeats the sizes of the one before allocates nothing") {
+    arena w;
+    const auto step = [&] {
+      const arena::scope scope(w);
+      for (index n : {1000, 200000, 3, 70000, 50000}) w.take<double>(n);
+    };
+    CHECK(support::allocations_of(step) > 0);
+    const index blocks = w.allocations();
+    CHECK(support::allocations_of(step) == 0);
+    CHECK(w.allocations() == blocks);
+  }
+
+  TEST_CASE("reserved bytes are taken without an allocation") {
+    arena w;
+    const std::size_t bytes = 3 * arena::rounded(100000) + arena::rounded(1);
+    w.reserve(bytes);
+    CHECK(w.capacity() >= bytes);
+    w.reserve(bytes);
+    CHECK(w.allocations() == 1);
+    CHECK(support::allocations_of([&] {
+            for (int i = 0; i < 3; ++i) w.take<char>(100000);
+            w.take<char>(1);
+          }) == 0);
+    CHECK(w.used() == bytes);
+  }
+
+  TEST_CASE("rounding counts whole cache lines") {
+    static_assert(arena::rounded(0) == 0);
+    static_assert(arena::rounded(1) == 64);
+    static_assert(arena::rounded(64) == 64);
+    static_assert(arena::rounded(65) == 128);
+  }
+
+  TEST_CASE("nothing can be taken from an empty workspace, and marks lead back to the start") {
+    arena w;
+    CHECK(w.capacity() == 0);
+    CHECK(w.used() == 0);
+    CHECK(w.take<float>(0).size == 0);
+    const arena::mark start{};
+    w.take<float>(10);
+    const arena::mark later = w.position();
+    w.take<float>(10);
+    w.rewind(later);
+    CHECK(w.used() == arena::rounded(40));
+    w.rewind(start);
+    CHECK(w.used() == 0);
+  }
+
+  TEST_CASE("a moved workspace keeps its memory") {
+    arena w;
+    const vector_view<int, cpu> v = w.take<int>(1);
+    v[0] = 5;
+    const arena moved = std::move(w);
+    CHECK(v[0] == 5);
+    CHECK(moved.used() == arena::rounded(4));
+  }
+}
+
+}  // namespace talpa
