@@ -36,7 +36,11 @@ fi
 # In a subshell: the program runs where the caller is.
 (
   cd "$root"
-  cmake --preset quickstart
+  echo "Building the quickstart in $root/build/quickstart"
+  if ! configured=$(cmake --preset quickstart 2>&1); then
+    printf '%s\n' "$configured" >&2
+    exit 1
+  fi
   cmake --build --preset quickstart
 )
 exec "$root/build/quickstart/examples/quickstart" "$@"

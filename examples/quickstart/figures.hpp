@@ -404,7 +404,7 @@ inline std::string load_figure(const report_data& data) {
 /// Entropy of each router by epoch, one panel a method; first seed.
 inline std::string entropy_figure(const report_data& data) {
   const auto methods = detail::routed(data);
-  constexpr double left = 62, top = 34, height = 170, room = 56;
+  constexpr double left = 62, top = 34, height = 170, room = 64;
   drawing d(
       detail::figure_width, top + height + 48, "Routing entropy",
       "Normalised entropy of each layer's router on the held-out tokens, from before training "

@@ -133,7 +133,7 @@ void log_result(run_log& log, const method_result& m, const method_run& run) {
 }
 
 std::string label(const std::string& name, std::uint64_t seed, int epoch, int epochs, double loss) {
-  return format("%-16s seed %llu  epoch %2d/%d  loss %s", name.c_str(),
+  return format("%-16s seed %llu epoch %2d/%d loss %s", name.c_str(),
                 static_cast<unsigned long long>(seed), epoch, epochs, fixed(loss, 3).c_str());
 }
 
@@ -274,8 +274,8 @@ void run(const options& settings, const std::vector<std::string>& arguments) {
   report.batch = settings.batch;
   report.learning_rate = settings.learning_rate;
   report.balance = settings.balance;
-  report.network = format("%td - %td - %td - %td with ReLU", widths[0], widths[1], widths[2],
-                          widths[3]);
+  report.network =
+      format("%td - %td - %td - %td with ReLU", widths[0], widths[1], widths[2], widths[3]);
 
   // Wrong files are found before the work, not after.
   const digits data = load_digits(settings.data);
@@ -283,9 +283,10 @@ void run(const options& settings, const std::vector<std::string>& arguments) {
   if (!settings.report.empty()) page = std::make_unique<atomic_file>(settings.report);
   run_log log(settings.log, report.info);
   if (!report.info.optimised) {
-    std::fputs("warning: this is not an optimised build, seconds mean nothing; configure with "
-               "-DCMAKE_BUILD_TYPE=Release\n",
-               stderr);
+    std::fputs(
+        "warning: this is not an optimised build, seconds mean nothing; configure with "
+        "-DCMAKE_BUILD_TYPE=Release\n",
+        stderr);
   }
 
   context<cpu> ctx(settings.threads);

@@ -61,7 +61,9 @@ network<Layer> adapt(const base_network& base, const Layer& layer, generator& ra
 /// Whether a layer has a router, whose routing can be looked at.
 template <class Layer>
 inline constexpr bool has_router =
-    requires(const typename Layer::template saved<float, cpu>& saved) { saved.routed; };
+    requires(const typename Layer::template saved<float, cpu>& saved) {
+  saved.routed;
+};
 
 /// Weights that train: those of adapters and those of routers.
 struct trainable_counts {
@@ -97,14 +99,14 @@ struct question_batch {
 
 /// What a forward leaves on the tape.
 struct recorded_forward {
-  variable<float, cpu> logits;                            // [N, class_count]
-  std::vector<routed_variable<float, cpu>> routed{};      // one a layer with a router
+  variable<float, cpu> logits;                        // [N, class_count]
+  std::vector<routed_variable<float, cpu>> routed{};  // one a layer with a router
 };
 
 /// Runs the network on a tape; training and evaluation take this same path.
 template <class Layer>
-recorded_forward forward(tape<float, cpu>& t, network<Layer>& net,
-                         matrix_view<const float, cpu> x, mode m) {
+recorded_forward forward(tape<float, cpu>& t, network<Layer>& net, matrix_view<const float, cpu> x,
+                         mode m) {
   recorded_forward result;
   variable<float, cpu> h = t.constant(x);
   for (std::size_t l = 0; l < depth; ++l) {

@@ -28,7 +28,7 @@ struct options {
   std::string log = "quickstart.jsonl";    // empty: no log
   std::uint64_t seed = 1;
   int seeds = 2;
-  int threads = 2;
+  int threads = 1;
   int pretrain_epochs = 12;
   int epochs = 30;
   int batch = 128;
@@ -82,7 +82,7 @@ inline constexpr std::array<flag, 17> flags{{
     {flag_id::quick, "--quick", nullptr, "a short run that shows everything and proves nothing"},
     {flag_id::seed, "--seed", "N", "first seed", 0, 4294967295.0},
     {flag_id::seeds, "--seeds", "N", "seeds per method", 1, 16},
-    {flag_id::threads, "--threads", "N", "threads; their number changes no result", 1, 256},
+    {flag_id::threads, "--threads", "N", "threads; one is best for matrices this small", 1, 256},
     {flag_id::pretrain_epochs, "--pretrain-epochs", "N", "epochs of pretraining", 1, 1000},
     {flag_id::epochs, "--epochs", "N", "epochs of adaptation", 1, 1000},
     {flag_id::batch, "--batch", "N", "questions per step", 8, 4096},
@@ -140,7 +140,7 @@ inline std::size_t edit_distance(std::string_view a, std::string_view b) {
       std::min_element(flags.begin(), flags.end(), [&](const flag& a, const flag& b) {
         return edit_distance(name, a.name) < edit_distance(name, b.name);
       });
-  const bool close = name.size() < 40 && edit_distance(name, nearest->name) <= 3;
+  const bool close = name.size() < 40 && edit_distance(name, nearest->name) <= 2;
   throw_option(
       name, close ? std::string("is unknown, expected '") + nearest->name + "' = the nearest flag"
                   : "is unknown, expected a flag = one that --help lists");

@@ -96,36 +96,37 @@ class progress {
   void show(double fraction, std::string_view what, clock::time_point now) {
     fraction = std::clamp(fraction, 0.0, 1.0);
     const double elapsed = seconds_since_start(now);
-    std::string left = duration(elapsed);
     // An estimate from less than a fiftieth of the run would jump about.
-    if (fraction >= 0.02 && fraction < 1.0) {
-      left += ", " + duration(elapsed * (1.0 - fraction) / fraction) + " left";
-    }
-    const std::string head = format("%3.0f %%", 100.0 * fraction);
+    const bool estimated = fraction >= 0.02 && fraction < 1.0;
+    const std::string rest = duration(elapsed * (1.0 - fraction) / fraction) + " left";
+    const std::string time = estimated ? rest : duration(elapsed);
     if (style_.shown == progress_style::kind::lines) {
-      std::fprintf(stream_, "%s  %.*s  (%s)\n", head.c_str(), static_cast<int>(what.size()),
-                   what.data(), left.c_str());
+      std::fprintf(stream_, "%3.0f %%  %.*s  (%s)\n", 100.0 * fraction,
+                   static_cast<int>(what.size()), what.data(), time.c_str());
       std::fflush(stream_);
       return;
     }
 
-    constexpr std::size_t bar_width = 20;
+    constexpr std::size_t bar_width = 10;
     const auto done = static_cast<std::size_t>(fraction * bar_width + 0.5);
     std::string line = "\r";
     std::size_t room = columns() - 1;  // a full line would wrap
     const auto put = [&](std::string_view text, const char* color) {
       text = text.substr(0, room);
       room -= text.size();
-      if (style_.color) line += color;
-      line += text;
-      if (style_.color) line += "\x1b[0m";
+      if (style_.color && color != nullptr && !text.empty()) {
+        line.append(color).append(text).append("\x1b[0m");
+      } else {
+        line.append(text);
+      }
     };
-    put(head + " ", "");
+    put(format("%3.0f %% ", 100.0 * fraction), nullptr);
     put(std::string(done, '='), "\x1b[36m");
     put(std::string(bar_width - done, '-'), "\x1b[2m");
-    put("  ", "");
-    put(what, "");
-    put("  " + left, "\x1b[2m");
+    // The time stands before the text, which a narrow terminal cuts.
+    put("  " + time + std::string(time.size() < 13 ? 13 - time.size() : 0, ' '), "\x1b[2m");
+    put("  ", nullptr);
+    put(what, nullptr);
     line += "\x1b[K";
     std::fputs(line.c_str(), stream_);
     std::fflush(stream_);

@@ -52,8 +52,8 @@ void train(context<cpu>& ctx, network<Layer>& net, const digits& data,
     shuffle(questions, random.next());
     epoch_result result;
     for (std::size_t step = 0; step < steps; ++step) {
-      const auto asked = std::span(questions).subspan(
-          step * size, std::min(size, questions.size() - step * size));
+      const auto asked =
+          std::span(questions).subspan(step * size, std::min(size, questions.size() - step * size));
       question_batch batch(std::ssize(asked));
       for (std::size_t i = 0; i < asked.size(); ++i) {
         batch.set(static_cast<index>(i), data, asked[i]);
@@ -65,8 +65,8 @@ void train(context<cpu>& ctx, network<Layer>& net, const digits& data,
       if (r.balance > 0 && !out.routed.empty()) {
         const load_balance<balance::per_selection, balance::per_layer> balance;
         const std::span<const routed_variable<float, cpu>> routers(out.routed);
-        loss = t.weighted_sum({{cross_entropy},
-                               {t.apply_loss(balance, routers), static_cast<float>(r.balance)}});
+        loss = t.weighted_sum(
+            {{cross_entropy}, {t.apply_loss(balance, routers), static_cast<float>(r.balance)}});
       }
       t.backward(loss);
       optimiser.step(ctx, schedule);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The scorer of docs/policies/scorer.md.
 #include <talpa/talpa.hpp>
+#include <talpa/testing/scorer_laws.hpp>
 
 #include <doctest/doctest.h>
 
@@ -68,3 +69,49 @@ struct mlp_scorer {
 };
 static_assert(talpa::scorer_policy<mlp_scorer>);
 // [end scorer]
+
+TEST_SUITE("docs/policies/scorer") {
+  TEST_CASE("the example obeys the laws of scorers") {
+    // Two maps with a hidden layer between: more roundings and larger terms than one map has.
+    const talpa::testing::scorer_claims claims{.amplification = 64.0};
+    for (const talpa::index hidden : {1, 6}) {
+      talpa::testing::report laws;
+      laws.add(talpa::testing::scorer_laws<float>(mlp_scorer{.hidden = hidden}, claims));
+      laws.add(talpa::testing::scorer_laws<double>(mlp_scorer{.hidden = hidden}, claims));
+      CHECK_MESSAGE(laws.passed(), laws.text());
+    }
+  }
+
+  TEST_CASE("the example scores as its formula says") {
+    // V = 2, c = 1, W = (3, -1): a = 2 x + 1 and logits = (3, -1) silu(a). silu(0) = 0.
+    talpa::context<talpa::cpu> ctx(1);
+    talpa::generator random(1);
+    const mlp_scorer scorer{.hidden = 1};
+    auto p = scorer.init<double, talpa::cpu>(1, 2, random, "router.");
+    p.down.weight.value()(0, 0) = 2.0;
+    p.down.bias.value()(0, 0) = 1.0;
+    p.up.weight.value()(0, 0) = 3.0;
+    p.up.weight.value()(1, 0) = -1.0;
+    talpa::matrix<double, talpa::cpu> x(2, 1), logits(2, 2);
+    x(0, 0) = -0.5;
+    x(1, 0) = 1.0;
+    scorer.forward(ctx, p, x, logits, talpa::mode::training, talpa::batch_info<talpa::cpu>{});
+    CHECK(logits(0, 0) == 0.0);
+    CHECK(logits(0, 1) == 0.0);
+    const double h = talpa::math::silu(3.0);
+    CHECK(logits(1, 0) == 3.0 * h);
+    CHECK(logits(1, 1) == -h);
+  }
+
+  TEST_CASE("the example names its parameters and refuses a hidden layer of width 0") {
+    talpa::generator random(1);
+    auto p = mlp_scorer{}.init<float, talpa::cpu>(3, 2, random, "router.");
+    std::string names;
+    p.visit([&](const talpa::parameter<float, talpa::cpu>& q) { names += q.name() + " "; });
+    CHECK(names == "router.down.weight router.down.bias router.up.weight ");
+    CHECK_THROWS_WITH_AS(
+        (mlp_scorer{.hidden = 0}.init<float, talpa::cpu>(3, 2, random, "router.")),
+        "talpa::mlp_scorer: 'hidden' is 0, expected >= 1 = width of the hidden layer",
+        talpa::value_error);
+  }
+}

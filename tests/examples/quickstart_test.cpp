@@ -444,6 +444,7 @@ TEST_SUITE("examples/quickstart/options") {
     } cases[] = {
         {{"--sed", "1"}, "'--sed' is unknown, expected '--seed' = the nearest flag"},
         {{"--no_report"}, "'--no_report' is unknown, expected '--no-report' = the nearest flag"},
+        {{"--bogus"}, "'--bogus' is unknown, expected a flag = one that --help lists"},
         {{"digits"}, "'digits' is unknown, expected a flag = one that --help lists"},
         {{"-h"}, "'-h' is unknown, expected a flag = one that --help lists"},
         {{""}, "'' is unknown, expected a flag = one that --help lists"},
@@ -535,7 +536,7 @@ TEST_SUITE("examples/quickstart/progress") {
 
   TEST_CASE("outside a terminal a plain line comes every three seconds") {
     CHECK(shown({kind::lines, false}) ==
-          " 50 %  LoRA  (3.0 s, 3.0 s left)\n"
+          " 50 %  LoRA  (3.0 s left)\n"
           "100 %  LoRA  (6.0 s)\n"
           "a note\n"
           "100 %  LoRA  (1 min 00 s)\n"
@@ -544,7 +545,7 @@ TEST_SUITE("examples/quickstart/progress") {
 
   TEST_CASE("on a terminal one line redraws and is gone at the end") {
     const std::string text = shown({kind::redraw, true});
-    CHECK(text.find("\x1b[36m==========") != std::string::npos);
+    CHECK(text.find("\x1b[36m=====\x1b[0m\x1b[2m-----\x1b[0m") != std::string::npos);
     CHECK(std::count(text.begin(), text.end(), '\r') == 13 + 1 + 1 + 1);
     CHECK(text.find("\r\x1b[Ka note\n") != std::string::npos);
     CHECK(text.substr(text.rfind('\r')) == "\r\x1b[Kdone in 1 min 01 s\n");
@@ -967,6 +968,30 @@ TEST_SUITE("examples/quickstart/report") {
     CHECK(page.find("<td>0.5000</td>") != std::string::npos);  // the last held-out loss
     CHECK(page.find("Short run") == std::string::npos);
     CHECK(page.find("Not an optimised build") == std::string::npos);
+  }
+
+  TEST_CASE("the report compares methods of equal cost") {
+    report_data data = made_report(1);
+    const auto give = [&](std::size_t method, index adapters, double rank, double accuracy) {
+      data.methods[method].adapter_parameters = adapters;
+      data.methods[method].active_rank = rank;
+      data.methods[method].runs[0].held_out.accuracy.fill(accuracy);
+    };
+    give(1, 1000, 2.0, 0.5);
+    give(2, 8000, 16.0, 0.9);
+    give(3, 8000, 2.0, 0.7);
+    give(4, 8000, 4.0, 0.8);
+    const std::string page = report_html(data);
+    CHECK(page.find("At active rank 2.0: soft MoLE r = 1 70.0\u00a0%, LoRA r = 2 50.0\u00a0%. ") !=
+          std::string::npos);
+    CHECK(
+        page.find("At 8,000 adapter parameters, routers not counted: LoRA r = 16 90.0\u00a0%, MoLA "
+                  "top-2 r = 1 80.0\u00a0%, soft MoLE r = 1 70.0\u00a0%. ") != std::string::npos);
+    // Ranks of one family alone are no comparison.
+    give(2, 1000, 16.0, 0.9);
+    give(3, 2000, 5.0, 0.9);
+    give(4, 3000, 6.0, 0.9);
+    CHECK(report_html(data).find(">At ") == std::string::npos);
   }
 
   TEST_CASE("numbers that are not finite are shown as such and drawn nowhere") {

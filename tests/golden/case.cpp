@@ -230,7 +230,7 @@ void checker::mismatch(const std::string& text) {
 void checker::equal(const std::string& field, matrix_view<const double, cpu> found,
                     tolerance allowed) {
   seen_.push_back(field);
-  const tensor expected = case_.at(field);
+  const tensor expected = case_->at(field);
   const index cols = expected.shape.empty() ? 1 : expected.shape.back();
   if (found.cols != cols || found.size() != expected.size()) {
     mismatch(field + " has shape [" + std::to_string(found.rows) + ", " +
@@ -265,7 +265,7 @@ void checker::leave(const std::string& field, const std::string& reason) {
 
 std::string checker::failure() const {
   if (!mismatch_.empty()) return mismatch_;
-  for (const std::string& field : case_.expected()) {
+  for (const std::string& field : case_->expected()) {
     const bool seen = std::find(seen_.begin(), seen_.end(), field) != seen_.end();
     const bool left = std::find_if(left_.begin(), left_.end(), [&](const auto& entry) {
                         return entry.first == field;

@@ -83,7 +83,7 @@ class golden_case {
 /// or left out with a reason.
 class checker {
  public:
-  explicit checker(const golden_case& c) : case_(c) {}
+  explicit checker(const golden_case& c) : case_(&c) {}
 
   /// `found` has the shape of the field with all dimensions but the last merged.
   void equal(const std::string& field, matrix_view<const double, cpu> found, tolerance allowed);
@@ -101,7 +101,7 @@ class checker {
  private:
   void mismatch(const std::string& text);
 
-  const golden_case& case_;
+  const golden_case* case_;
   std::vector<std::string> seen_;
   std::vector<std::pair<std::string, std::string>> left_;
   std::string mismatch_;

@@ -53,19 +53,19 @@ std::vector<golden_case> read(const std::filesystem::path& file) {
   try {
     root = json::parse(stream);
   } catch (const json::exception& e) {
-    throw malformed(std::string("is not JSON: ") + e.what());
+    throw malformed(std::string("not JSON: ") + e.what());
   }
   if (!root.is_object() || !root.contains("cases") || !root["cases"].is_array() ||
       root["cases"].empty()) {
-    throw malformed("has no list 'cases'");
+    throw malformed("no list 'cases'");
   }
   for (const char* const key : {"method", "source", "dtype"}) {
     if (!root.contains(key) || !root[key].is_string()) {
-      throw malformed(std::string("has no string '") + key + "'");
+      throw malformed(std::string("no string '") + key + "'");
     }
   }
   if (root.contains("count") && root["count"] != root["cases"].size()) {
-    throw malformed("has " + std::to_string(root["cases"].size()) + " cases, expected " +
+    throw malformed(std::to_string(root["cases"].size()) + " cases, expected " +
                     root["count"].dump() + " = its 'count'");
   }
   std::vector<golden_case> cases;
@@ -83,7 +83,7 @@ std::vector<golden_case> read(const std::filesystem::path& file) {
     const std::string name = c[rules.name_key];
     const auto same = [&](const golden_case& other) { return other.name() == name; };
     if (std::any_of(cases.begin(), cases.end(), same)) {
-      throw malformed("has two cases '" + name + "'");
+      throw malformed("two cases '" + name + "'");
     }
     cases.emplace_back(name, folder, root["dtype"],
                        std::make_shared<golden_case::node>(golden_case::node{std::move(c)}));
@@ -129,7 +129,7 @@ tally run_file(const std::filesystem::path& file) {
     cases = read(file);
   } catch (const malformed& e) {
     t.failed = 1;
-    t.note = std::string("malformed file: it ") + e.what();
+    t.note = std::string("malformed file: ") + e.what();
     return t;
   }
   const auto found = methods().find(name_of(file));

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # doc_code.sh ROOT: every block of C++ in README.md and docs/ is a copy of something that is compiled.
-# A line <!-- code: FILE --> or <!-- code: FILE#REGION --> stands above it; a region of a file lies
-# between the lines "// [region REGION]" and "// [end REGION]".
+# A line <!-- code: FILE --> or <!-- code: FILE#REGION --> stands above it. A region of a file lies
+# between the lines "// [region REGION]" and "// [end REGION]"; their indentation is taken off.
 cd "$1" || exit 2
 {
   [ ! -e README.md ] || echo README.md
@@ -10,15 +10,21 @@ cd "$1" || exit 2
 } | LC_ALL=C sort | awk '
 function complain(what) { print path ":" line ": " what; bad = 1 }
 # The text of a file or of its region in `source`; false when there is none.
-function load(file, region,   text, inside, found) {
+function load(file, region,   text, bare, indent, inside, found) {
   source = ""
   found = inside = region == ""
-  if ((getline text < file) < 0) return 0
-  do {
-    if (region != "" && text == "// [region " region "]") { inside = found = 1; continue }
-    if (region != "" && text == "// [end " region "]") inside = 0
-    if (inside) source = source text "\n"
-  } while ((getline text < file) > 0)
+  indent = 0
+  while ((getline text < file) > 0) {
+    bare = text
+    sub(/^ +/, "", bare)
+    if (region != "" && bare == "// [region " region "]") {
+      inside = found = 1
+      indent = length(text) - length(bare)
+      continue
+    }
+    if (region != "" && bare == "// [end " region "]") inside = 0
+    if (inside) source = source (bare == "" ? "" : substr(text, indent + 1)) "\n"
+  }
   close(file)
   return found && source != ""
 }

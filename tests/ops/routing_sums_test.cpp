@@ -160,6 +160,24 @@ TEST_SUITE("ops/routing_sums") {
     }
   }
 
+  TEST_CASE("routing_sums takes every row of more than 128 blocks exactly once") {
+    context<cpu> ctx(2);
+    for (const index tokens : {128 * 128, 128 * 128 + 1, 128 * 128 + 129}) {
+      routed_layer<float> layer(tokens, 2);
+      for (index n = 0; n < tokens; ++n) layer.turn_on(n, n + 1 == tokens ? 1 : 0, 1.0);
+      all_totals<float> out(1, 2, 0);
+      ops::routing_sums(ctx, rows_of(layer), out.view(), grad_mode::overwrite);
+      CAPTURE(tokens);
+      CHECK(out.tokens[0] == tokens);
+      CHECK(out.counts(0, 0) == tokens - 1);
+      CHECK(out.counts(0, 1) == 1);
+      // Sums of ones and halves below 2^24 are exact.
+      CHECK(out.importance(0, 0) == static_cast<float>(tokens - 1));
+      CHECK(out.importance(0, 1) == 1.0f);
+      CHECK(out.probability(0, 1) == 0.5f * static_cast<float>(tokens));
+    }
+  }
+
   TEST_CASE("routing_sums adds to what is there in accumulate mode and computes what is wanted") {
     test_random random(26);
     const routed_layer<double> layer = random_layer<double>(random, 40, 5, 2, 5);

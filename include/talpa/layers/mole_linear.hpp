@@ -236,6 +236,7 @@ struct mole_linear {
                               dgate_of_slot, x_slots, share_mode);
       ops::build_segments_backward(ctx, kept.routed.routing.mask, kept.slots, dgate_of_slot, dgates,
                                    grad_mode::overwrite);
+      if (share_mode == grad_mode::ignore) return;
       ops::combine(ctx, kept.slots, x_slots, share, share_mode);
     });
   }

@@ -101,15 +101,17 @@ TALPA_HD void softmax_row_backward(const G& g, row_pointer<const T> logits,
   g.for_each([&](auto e) { p[e] = math::exp(g.load(logits, e, masked_logit<T>) - top); });
   const auto sum = g.template sum<T>([&](auto e) { return p[e]; });
   g.for_each([&](auto e) { p[e] = p[e] / sum; });
-  const auto wanted = [&](auto e) {
-    return gradient.probability.data != nullptr ? g.load(gradient.probability, e, T{0})
-                                                : g.uniform(T{0});
-  };
-  const auto mean = g.template sum<T>([&](auto e) { return math::mul(p[e], wanted(e)); });
+  auto wanted = g.template elements<T>();
+  if (gradient.probability.data != nullptr) {
+    g.for_each([&](auto e) { wanted[e] = g.load(gradient.probability, e, T{0}); });
+  } else {
+    g.for_each([&](auto e) { wanted[e] = g.uniform(T{0}); });
+  }
+  const auto mean = g.template sum<T>([&](auto e) { return math::mul(p[e], wanted[e]); });
   const auto logsumexp = math::mul(g.uniform(2 * gradient.squared_logsumexp), top + math::log(sum));
   const auto scale = g.uniform(gradient.scale);
   g.for_each([&](auto e) {
-    g.store(dlogits, e, math::mul(scale, math::mul(p[e], (wanted(e) - mean) + logsumexp)));
+    g.store(dlogits, e, math::mul(scale, math::mul(p[e], (wanted[e] - mean) + logsumexp)));
   });
 }
 

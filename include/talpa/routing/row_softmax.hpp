@@ -38,18 +38,4 @@ TALPA_HD row_exponentials<T, G> exponentials(const G& g, const Logits& logits) {
   return {weight, sum, valid, !valid};
 }
 
-/// Backward of gates g_e = p_e on the mask and 0 elsewhere, p = softmax over all logits:
-/// du_e = p_e (m_e dg_e - sum_j p_j m_j dg_j).
-template <class T, class G>
-TALPA_HD void masked_softmax_backward(const G& g, const select_gradient_row<T>& row) {
-  const auto zero = g.uniform(T{0});
-  const auto exponential = exponentials<T>(g, row_logits(g, row.logits));
-  const auto probability = [&](auto e) { return exponential.weight[e] / exponential.sum; };
-  const auto dgate = [&](auto e) {
-    return talpa::select(g.load_bit(row.mask, e), g.load(row.dgates, e, T{0}), zero);
-  };
-  const auto mean = g.template sum<T>([&](auto e) { return math::mul(probability(e), dgate(e)); });
-  g.for_each([&](auto e) { g.store(row.dlogits, e, math::mul(probability(e), dgate(e) - mean)); });
-}
-
 }  // namespace talpa

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <talpa/routing/row_softmax.hpp>
+#include <talpa/routing/gate_weight.hpp>
 #include <talpa/selectors/explain.hpp>
 
 #include <limits>
@@ -30,30 +30,17 @@ struct dense {
     const auto u = row_logits(g, row.logits);
     const auto exponential = exponentials<T>(g, u);
     g.store_mask(row.mask, [&](auto e) { return exponential.invalid | (u[e] > masked); });
-    weigh(g, row, exponential);
+    weigh<gate::raw>(g, row, exponential);
   }
 
   template <class G, class T>
   TALPA_HD void replay(const G& g, const select_row<T>& row) const {
-    weigh(g, row, exponentials<T>(g, row_logits(g, row.logits)));
+    weigh<gate::raw>(g, row, exponentials<T>(g, row_logits(g, row.logits)));
   }
 
   template <class G, class T>
   TALPA_HD void select_backward(const G& g, const select_gradient_row<T>& row) const {
-    masked_softmax_backward<T>(g, row);
-  }
-
- private:
-  template <class G, class T>
-  TALPA_HD static void weigh(const G& g, const select_row<T>& row,
-                             const row_exponentials<T, G>& exponential) {
-    const auto zero = g.uniform(T{0});
-    g.for_each([&](auto e) {
-      // An invalid row has a NaN sum, hence NaN gates.
-      g.store(row.gates, e,
-              talpa::select(g.load_bit(row.recorded(), e), exponential.weight[e] / exponential.sum,
-                            zero));
-    });
+    weigh_backward<gate::raw>(g, row);
   }
 };
 

@@ -2,33 +2,13 @@
 #pragma once
 
 #include <talpa/core/check.hpp>
-#include <talpa/routing/row_softmax.hpp>
+#include <talpa/routing/gate_weight.hpp>
 #include <talpa/selectors/explain.hpp>
 
 #include <cstdint>
 #include <limits>
 
 namespace talpa {
-
-/// How top_k weighs the experts S it selected, with p = softmax over all logits u of the token.
-namespace gate {
-
-/// g_e = p_e: the mass of the others is lost (OLMoE, Switch).
-struct raw {
-  static constexpr bool unit_mass = false;
-};
-/// g_e = p_e / sum_{j in S} p_j (MoLA, MixLoRA, Mixtral). Constant 1 for k = 1: the router then gets
-/// no gradient from the gates.
-struct renormalised {
-  static constexpr bool unit_mass = true;
-};
-/// g_e = exp(u_e) / sum_{j in S} exp(u_j): softmax of the selected logits alone (JetMoE, LLaMA-MoE).
-/// Equal to `renormalised` in exact arithmetic; one rounding fewer.
-struct softmax_selected {
-  static constexpr bool unit_mass = true;
-};
-
-}  // namespace gate
 
 /// Selector that turns on the k experts with the largest logits, ties to the lower index.
 ///
@@ -82,52 +62,17 @@ struct top_k {
                                              ((u[e] == last_logit) & (e.expert() <= last_expert)));
       return (exponential.valid & chosen) | (exponential.invalid & (e.expert() < fallback));
     });
-    weigh(g, row, exponential);
+    weigh<Weight>(g, row, exponential);
   }
 
   template <class G, class T>
   TALPA_HD void replay(const G& g, const select_row<T>& row) const {
-    weigh(g, row, exponentials<T>(g, row_logits(g, row.logits)));
+    weigh<Weight>(g, row, exponentials<T>(g, row_logits(g, row.logits)));
   }
 
   template <class G, class T>
   TALPA_HD void select_backward(const G& g, const select_gradient_row<T>& row) const {
-    if constexpr (Weight::unit_mass) {
-      const auto zero = g.uniform(T{0});
-      const auto gate_of = [&](auto e) { return g.load(row.gates, e, T{0}); };
-      const auto dgate = [&](auto e) {
-        return talpa::select(g.load_bit(row.mask, e), g.load(row.dgates, e, T{0}), zero);
-      };
-      const auto mean = g.template sum<T>([&](auto e) { return math::mul(gate_of(e), dgate(e)); });
-      g.for_each([&](auto e) { g.store(row.dlogits, e, math::mul(gate_of(e), dgate(e) - mean)); });
-    } else {
-      masked_softmax_backward<T>(g, row);
-    }
-  }
-
- private:
-  template <class G, class T>
-  TALPA_HD static void weigh(const G& g, const select_row<T>& row,
-                             const row_exponentials<T, G>& exponential) {
-    const auto zero = g.uniform(T{0});
-    const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
-    // Numerators over S; p_e for raw and renormalised, exp(u_e - max u) for softmax_selected.
-    const auto numerator = [&](auto e) {
-      if constexpr (std::same_as<Weight, gate::softmax_selected>) {
-        return exponential.weight[e];
-      } else {
-        return exponential.weight[e] / exponential.sum;
-      }
-    };
-    const auto on = [&](auto e) { return g.load_bit(row.recorded(), e); };
-    auto mass = g.uniform(T{1});
-    if constexpr (Weight::unit_mass) {
-      mass = g.template sum<T>([&](auto e) { return talpa::select(on(e), numerator(e), zero); });
-    }
-    g.for_each([&](auto e) {
-      const auto gate_of = talpa::select(exponential.invalid, nan, numerator(e) / mass);
-      g.store(row.gates, e, talpa::select(on(e), gate_of, zero));
-    });
+    weigh_backward<Weight>(g, row);
   }
 };
 

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/routing/row_softmax.hpp>
+
+#include <concepts>
+#include <limits>
+
+namespace talpa {
+
+/// How a selector weighs the experts S it selected, with p = softmax over all logits u of the token.
+namespace gate {
+
+/// g_e = p_e: the mass of the others is lost (OLMoE, Switch, DynMoLE).
+struct raw {
+  static constexpr bool unit_mass = false;
+};
+/// g_e = p_e / sum_{j in S} p_j (MoLA, MixLoRA, Mixtral). Constant 1 for a single expert: the router
+/// then gets no gradient from the gates.
+struct renormalised {
+  static constexpr bool unit_mass = true;
+};
+/// g_e = exp(u_e) / sum_{j in S} exp(u_j): softmax of the selected logits alone (JetMoE, LLaMA-MoE).
+/// Equal to `renormalised` in exact arithmetic; one rounding fewer.
+struct softmax_selected {
+  static constexpr bool unit_mass = true;
+};
+
+}  // namespace gate
+
+/// Writes the gates of a row whose mask is S: as Weight says on S, 0 elsewhere, NaN on S for an
+/// invalid row.
+template <class Weight, class G, class T>
+TALPA_HD void weigh(const G& g, const select_row<T>& row,
+                    const row_exponentials<T, G>& exponential) {
+  const auto zero = g.uniform(T{0});
+  const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
+  // Numerators over S: p_e for raw and renormalised, exp(u_e - max u) for softmax_selected.
+  const auto numerator = [&](auto e) {
+    if constexpr (std::same_as<Weight, gate::softmax_selected>) {
+      return exponential.weight[e];
+    } else {
+      return exponential.weight[e] / exponential.sum;
+    }
+  };
+  const auto on = [&](auto e) { return g.load_bit(row.recorded(), e); };
+  auto mass = g.uniform(T{1});
+  if constexpr (Weight::unit_mass) {
+    mass = g.template sum<T>([&](auto e) { return talpa::select(on(e), numerator(e), zero); });
+  }
+  g.for_each([&](auto e) {
+    const auto value = talpa::select(exponential.invalid, nan, numerator(e) / mass);
+    g.store(row.gates, e, talpa::select(on(e), value, zero));
+  });
+}
+
+/// Backward of weigh with S constant. raw: du_e = p_e (m_e dg_e - sum_j p_j m_j dg_j) for all e, m
+/// the mask; the others: du_e = g_e (dg_e - sum_{j in S} g_j dg_j).
+template <class Weight, class G, class T>
+TALPA_HD void weigh_backward(const G& g, const select_gradient_row<T>& row) {
+  const auto zero = g.uniform(T{0});
+  const auto dgate = [&](auto e) {
+    return talpa::select(g.load_bit(row.mask, e), g.load(row.dgates, e, T{0}), zero);
+  };
+  const auto pull_back = [&](auto weight) {
+    const auto mean = g.template sum<T>([&](auto e) { return math::mul(weight(e), dgate(e)); });
+    g.for_each([&](auto e) { g.store(row.dlogits, e, math::mul(weight(e), dgate(e) - mean)); });
+  };
+  if constexpr (Weight::unit_mass) {
+    pull_back([&](auto e) { return g.load(row.gates, e, T{0}); });
+  } else {
+    const auto exponential = exponentials<T>(g, row_logits(g, row.logits));
+    pull_back([&](auto e) { return exponential.weight[e] / exponential.sum; });
+  }
+}
+
+}  // namespace talpa
