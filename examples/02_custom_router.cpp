@@ -5,7 +5,7 @@
 // How: `within_margin` turns on the best expert and those that are nearly as good. First the laws;
 // then a layer with this router learns which of two maps a token wants, and becomes less doubtful.
 //
-// To try: leave `invalid` out and read what the laws say; other margins; add a balance loss.
+// To try: leave `invalid` out and read what the laws say; gate::raw; other margins.
 
 #include <talpa/talpa.hpp>
 #include <talpa/testing/selector_laws.hpp>
@@ -15,12 +15,13 @@
 #include <utility>
 
 // [region selector]
-/// Selector of the best expert and of those at most `margin` below it; gates are probabilities.
+/// Selector of the best expert and of those at most `margin` below it, weighed as Weight says.
+template <class Weight>
 struct within_margin {
   static constexpr const char* name = "within_margin";
-  static constexpr bool unit_mass = false;
+  static constexpr bool unit_mass = Weight::unit_mass;
 
-  double margin = 1.0;  ///< difference of logits, >= 0
+  double margin = 1.0;  ///< difference of logits, finite and >= 0
 
   void validate(talpa::index) const {
     talpa::check_value(margin >= 0.0 && std::isfinite(margin), name, "margin", margin,
@@ -31,29 +32,24 @@ struct within_margin {
   template <class G, class T>
   TALPA_HD void select(const G& g, const talpa::select_row<T>& row) const {
     const auto u = talpa::row_logits(g, row.logits);
-    const auto invalid = talpa::exponentials<T>(g, u).invalid;
+    const auto exponential = talpa::exponentials<T>(g, u);
     const auto best = g.template max<T>([&](auto e) { return u[e]; });
     const auto bar = best - g.uniform(static_cast<T>(margin));
     g.store_mask(row.mask, [&](auto e) {
       const auto near = u[e] >= bar;
-      return invalid | near;
+      return exponential.invalid | near;
     });
-    replay(g, row);
+    talpa::weigh<Weight>(g, row, exponential);
   }
 
   template <class G, class T>
   TALPA_HD void replay(const G& g, const talpa::select_row<T>& row) const {
-    const auto softmax = talpa::exponentials<T>(g, talpa::row_logits(g, row.logits));
-    g.for_each([&](auto e) {
-      const auto probability = softmax.weight[e] / softmax.sum;
-      g.store(row.gates, e,
-              talpa::select(g.load_bit(row.recorded(), e), probability, g.uniform(T{0})));
-    });
+    talpa::weigh<Weight>(g, row, talpa::exponentials<T>(g, talpa::row_logits(g, row.logits)));
   }
 
   template <class G, class T>
   TALPA_HD void select_backward(const G& g, const talpa::select_gradient_row<T>& row) const {
-    talpa::masked_softmax_backward<T>(g, row);
+    talpa::weigh_backward<Weight>(g, row);
   }
 };
 // [end selector]
@@ -62,8 +58,9 @@ namespace {
 
 using talpa::cpu;
 using matrix = talpa::matrix<float, cpu>;
+using selector_type = within_margin<talpa::gate::renormalised>;
 
-bool obeys_the_laws(const within_margin& selector) {
+bool obeys_the_laws(const selector_type& selector) {
   talpa::testing::report laws;
   for (const talpa::index experts : {1, 2, 5, 33}) {
     laws.add(talpa::testing::selector_laws<float>(selector, experts));
@@ -76,7 +73,7 @@ bool obeys_the_laws(const within_margin& selector) {
 }  // namespace
 
 int main() {
-  if (!obeys_the_laws(within_margin{.margin = 1.5})) return 1;
+  if (!obeys_the_laws({.margin = 1.5})) return 1;
 
   // The sign of its first number says which of two columns is added to a token's target.
   constexpr talpa::index tokens = 256, inputs = 8, outputs = 4;  // N, D, O
@@ -89,7 +86,7 @@ int main() {
   talpa::affine_forward(ctx, base, x, target.view());
   for (talpa::index n = 0; n < tokens; ++n) target(n, x(n, 0) > 0.0F ? 0 : 1) += x(n, 1);
 
-  const talpa::mole_linear<talpa::router<talpa::linear_scorer, within_margin>, talpa::lora> layer{
+  const talpa::mole_linear<talpa::router<talpa::linear_scorer, selector_type>, talpa::lora> layer{
       .router = {.selector = {.margin = 1.5}}, .expert = {.rank = 2, .alpha = 4.0}, .experts = 4};
   auto params = layer.init(std::move(base), random);
   matrix y(tokens, outputs), dy(tokens, outputs), value(1, 1), dvalue(1, 1);

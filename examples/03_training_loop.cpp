@@ -2,8 +2,8 @@
 // Why: the usual loop: a tape, AdamW with warm-up and cosine, clipping, and a balance loss.
 //
 // How: tokens come in four kinds, each with its own direction that decides between two classes. A
-// frozen map with four routed adapters and a trained head learn to classify them, twice: without and
-// with a balance loss. The loss is a term of the total like any other; its weight stands here.
+// frozen map with routed adapters and a trained head learn to classify them, first without and then
+// with a balance loss. That loss is a term of the total like any other; its weight stands here.
 //
 // To try: other weights of the balance loss, balance::pooled, router_z as a third term, k = 2,
 // params.router.freeze(), layer.expert.train_experts(...).

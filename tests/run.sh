@@ -52,7 +52,7 @@ fi
 
 cd "$root"
 build=build/$preset
-jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+jobs=${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)}
 cmake --preset "$preset"
 cmake --build --preset "$preset" --parallel "$jobs"
 
@@ -61,10 +61,13 @@ rm -f "$results"
 status=0
 ctest --preset "$preset" --parallel "$jobs" --output-junit "$results" "$@" || status=$?
 
-# The counts are attributes of the first element of CTest's report.
-attribute() { tr '\n\t' '  ' <"$results" | sed -n "s/^[^>]*>[^>]* $1=\"\\([0-9]*\\)\".*/\\1/p"; }
-total=$(attribute tests)
-failed=$(attribute failures)
-skipped=$(($(attribute skipped) + $(attribute disabled)))
-echo "$((total - failed - skipped)) passed, $failed failed, $skipped skipped"
+# The report's totals call a test skipped when its program or its fixture is missing: that is failed.
+count() { grep -c "$1" "$results" || true; }
+if [ -f "$results" ]; then
+  passed=$(count '^[[:space:]]*<testcase .*status="run"')
+  skipped=$(($(count '^[[:space:]]*<testcase .*status="disabled"') +
+             $(count '^[[:space:]]*<skipped message="SKIP_')))
+  failed=$(($(count '^[[:space:]]*<testcase ') - passed - skipped))
+  echo "$passed passed, $failed failed, $skipped skipped"
+fi
 exit "$status"

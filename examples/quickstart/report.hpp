@@ -325,7 +325,7 @@ inline std::string routing_section(const report_data& data) {
 }
 
 /// Accuracies of the methods of several families that have equal `cost`, at the smallest such cost,
-/// best first: `At active rank 2.0: A 92.2 %, B 76.2 %. `; empty without such a pair.
+/// best first: `At active rank 2.0: A has 92.2 %, B has 76.2 %. `; empty without such a pair.
 template <class Cost, class Words>
 std::string matched(const report_data& data, Cost&& cost, Words&& words) {
   std::vector<const method_result*> found;
@@ -345,7 +345,7 @@ std::string matched(const report_data& data, Cost&& cost, Words&& words) {
   });
   std::string text = "At " + words(*found.front()) + ": ";
   for (const method_result* m : found) {
-    text += (m == found.front() ? "" : ", ") + escape_html(m->name) + " " +
+    text += (m == found.front() ? "" : ", ") + escape_html(m->name) + " has " +
             percent(m->mean_accuracy().mean) + "\u00a0%";
   }
   return text + ". ";

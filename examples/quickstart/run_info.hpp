@@ -32,7 +32,7 @@ inline std::string version_text() {
 
 inline std::string compiler_text() {
 #if defined(__clang__)
-  return std::string("clang ") + __clang_version__;
+  return format("clang %d.%d.%d", __clang_major__, __clang_minor__, __clang_patchlevel__);
 #elif defined(__GNUC__)
   return std::string("g++ ") + __VERSION__;
 #else

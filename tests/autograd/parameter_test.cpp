@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <talpa/autograd/parameter.hpp>
-
 #include <talpa/cpu/fill.hpp>
 
 #include <doctest/doctest.h>

@@ -109,8 +109,8 @@ TEST_SUITE("autograd/tape") {
     CHECK(loss.grad()(0, 0) == 1.0);
   }
 
-  TEST_CASE_TEMPLATE("linear agrees with the reference, adds to parameters and overwrites inputs", T,
-                     float, double) {
+  TEST_CASE_TEMPLATE("linear agrees with the reference, adds to parameters and overwrites inputs",
+                     T, float, double) {
     test_random random(20);
     constexpr index tokens = 37, inputs = 11, outputs = 6;
     const matrix<T, cpu> x = random_matrix<T>(random, tokens, inputs);
@@ -119,7 +119,8 @@ TEST_SUITE("autograd/tape") {
     parameter<T, cpu> b = random_parameter<T>(random, "b", 1, outputs);
     const table xt = to_table(x.view()), dyt = to_table(dy.view()), wt = to_table(w.value());
     table y = support::matmul(xt, support::transposed(wt));
-    table y_mass = support::matmul(support::absolute(xt), support::transposed(support::absolute(wt)));
+    table y_mass =
+        support::matmul(support::absolute(xt), support::transposed(support::absolute(wt)));
     for (index n = 0; n < tokens; ++n) {
       for (index o = 0; o < outputs; ++o) {
         y(n, o) += static_cast<double>(b.value()(0, o));
@@ -156,7 +157,8 @@ TEST_SUITE("autograd/tape") {
     }
   }
 
-  TEST_CASE("linear trains the chosen rows only, and a frozen weight still passes the gradient on") {
+  TEST_CASE(
+      "linear trains the chosen rows only, and a frozen weight still passes the gradient on") {
     test_random random(21);
     const matrix<double, cpu> x = random_matrix<double>(random, 5, 3);
     const matrix<double, cpu> dy = random_matrix<double>(random, 5, 6);
@@ -221,15 +223,14 @@ TEST_SUITE("autograd/tape") {
     check("silu", {{3, 5}}, {}, [](auto& t, auto& v) { return t.activation(silu{}, v[0]); });
     check("gelu_tanh", {{3, 5}}, {},
           [](auto& t, auto& v) { return t.activation(gelu_tanh{}, v[0]); });
-    check("tanh", {{3, 5}}, {},
-          [](auto& t, auto& v) { return t.activation(talpa::tanh{}, v[0]); });
-    check("sigmoid", {{3, 5}}, {},
-          [](auto& t, auto& v) { return t.activation(sigmoid{}, v[0]); });
+    check("tanh", {{3, 5}}, {}, [](auto& t, auto& v) { return t.activation(talpa::tanh{}, v[0]); });
+    check("sigmoid", {{3, 5}}, {}, [](auto& t, auto& v) { return t.activation(sigmoid{}, v[0]); });
     check("softmax", {{3, 5}}, {}, [](auto& t, auto& v) { return t.softmax(v[0]); });
     check("layer_norm", {{3, 5}}, {&gamma, &beta},
           [&](auto& t, auto& v) { return t.layer_norm(v[0], gamma, beta); });
-    check("dropout", {{3, 5}}, {},
-          [](auto& t, auto& v) { return t.dropout(v[0], random_stream{3, 4}, 0.5f); });
+    check("dropout", {{3, 5}}, {}, [](auto& t, auto& v) {
+      return t.dropout(v[0], random_stream{3, 4}, 0.5f);
+    });
     vector<std::int32_t, cpu> labels(3);
     labels[0] = 4;
     labels[1] = ignore_label;
@@ -237,8 +238,9 @@ TEST_SUITE("autograd/tape") {
     check("cross_entropy", {{3, 5}}, {},
           [&](auto& t, auto& v) { return t.cross_entropy(v[0], labels); });
     check("mse", {{3, 5}, {3, 5}}, {}, [](auto& t, auto& v) { return t.mse(v[0], v[1]); });
-    check("weighted_sum", {{1, 1}, {1, 1}}, {},
-          [](auto& t, auto& v) { return t.weighted_sum({{v[0], 0.5}, {v[1], -3.0}, {v[0], 1.0}}); });
+    check("weighted_sum", {{1, 1}, {1, 1}}, {}, [](auto& t, auto& v) {
+      return t.weighted_sum({{v[0], 0.5}, {v[1], -3.0}, {v[0], 1.0}});
+    });
   }
 
   TEST_CASE("a net whose variables fan out has the gradient of central differences") {
@@ -365,7 +367,8 @@ TEST_SUITE("autograd/tape") {
     CHECK(runs == 0);
   }
 
-  TEST_CASE("a second backward writes gradients of variables anew and adds to those of parameters") {
+  TEST_CASE(
+      "a second backward writes gradients of variables anew and adds to those of parameters") {
     test_random random(26);
     context<cpu> ctx(1);
     tape<double, cpu> t(ctx);
@@ -408,8 +411,8 @@ TEST_SUITE("autograd/tape") {
       for (auto* p : {&w1, &b1, &gamma, &beta, &w2}) p->zero_grad(ctx);
       tape<float, cpu> t(ctx);
       const auto v = t.leaf(x);
-      const auto h = t.dropout(t.activation(gelu_tanh{}, t.linear(v, w1, b1)),
-                               random_stream{1, 2}, 0.875f);
+      const auto h =
+          t.dropout(t.activation(gelu_tanh{}, t.linear(v, w1, b1)), random_stream{1, 2}, 0.875f);
       const auto loss = t.cross_entropy(t.linear(t.layer_norm(h, gamma, beta), w2), labels);
       t.backward(loss);
       std::vector<matrix<float, cpu>> found;
@@ -424,6 +427,7 @@ TEST_SUITE("autograd/tape") {
   }
 
   TEST_CASE("the second and later steps allocate nothing, forward or backward") {
+    if (!support::allocations_are_counted()) return;
     test_random random(28);
     const matrix<float, cpu> x = random_matrix<float>(random, 300, 40);
     const matrix<float, cpu> target = random_matrix<float>(random, 300, 50);
@@ -448,7 +452,10 @@ TEST_SUITE("autograd/tape") {
     };
     CHECK(support::allocations_of(step) > 0);
     CHECK(support::allocations_of(step) == 0);
-    CHECK(support::allocations_of(step) == 0);
+    // Long enough that a leak of closures would fill their first block.
+    CHECK(support::allocations_of([&] {
+            for (int i = 0; i < 20; ++i) step();
+          }) == 0);
   }
 
   TEST_CASE("reset and the end of a tape hand its memory back") {
@@ -550,10 +557,10 @@ TEST_SUITE("autograd/tape") {
         t.linear(v, fits, w),
         "talpa::tape::linear: 'bias' has shape [4, 2], expected [1, 4] = one row, rows of weight",
         shape_error);
-    CHECK_THROWS_WITH_AS(
-        t.layer_norm(v, w, w),
-        "talpa::tape::layer_norm: 'gamma' has shape [4, 2], expected [1, 3] = one row, columns of x",
-        shape_error);
+    CHECK_THROWS_WITH_AS(t.layer_norm(v, w, w),
+                         "talpa::tape::layer_norm: 'gamma' has shape [4, 2], expected [1, 3] = one "
+                         "row, columns of x",
+                         shape_error);
     parameter<float, cpu> row("row", matrix<float, cpu>(1, 3));
     CHECK_THROWS_WITH_AS(
         t.layer_norm(v, row, w),

@@ -46,7 +46,8 @@ TEST_SUITE("core/matrix") {
   TEST_CASE("a matrix copies what a strided view shows") {
     matrix<int, cpu> m(3, 4);
     for (index i = 0; i < 12; ++i) m.data()[i] = static_cast<int>(i);
-    const matrix<int, cpu> inner(matrix_view<const int, cpu>(m.view().row_range(1, 2).col_range(1, 2)));
+    const matrix<int, cpu> inner(
+        matrix_view<const int, cpu>(m.view().row_range(1, 2).col_range(1, 2)));
     CHECK(inner.rows() == 2);
     CHECK(inner(0, 0) == 5);
     CHECK(inner(1, 1) == 10);

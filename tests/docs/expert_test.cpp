@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The expert of docs/policies/expert.md.
 #include <talpa/talpa.hpp>
+#include <talpa/testing/expert_laws.hpp>
 
 #include <doctest/doctest.h>
 
 #include <string>
+#include <utility>
 
 // [region expert]
 /// Expert that is a constant vector: f_e(x) = b_e. A routed bias.
@@ -94,3 +96,43 @@ struct bias_vector {
 };
 static_assert(talpa::rank_space_expert<bias_vector>);
 // [end expert]
+
+namespace {
+
+using talpa::cpu;
+using matrix = talpa::matrix<double, cpu>;
+using router = talpa::router<talpa::linear_scorer, talpa::dense>;
+
+}  // namespace
+
+TEST_SUITE("docs/policies/expert") {
+  TEST_CASE("the example obeys the laws of experts") {
+    talpa::testing::report laws;
+    laws.add(talpa::testing::expert_laws<float>(bias_vector{}));
+    laws.add(talpa::testing::expert_laws<double>(bias_vector{}));
+    CHECK_MESSAGE(laws.passed(), laws.text());
+  }
+
+  TEST_CASE("in a layer the example adds the gated vectors to the base, by both strategies") {
+    talpa::context<cpu> ctx(1);
+    matrix x(1, 1), y(1, 2);
+    x(0, 0) = 1.0;
+    for (const auto execution : {talpa::strategy::dense_masked, talpa::strategy::grouped}) {
+      const talpa::mole_linear<router, bias_vector> layer{.experts = 2, .execution = execution};
+      talpa::generator random(1);
+      auto base = talpa::linear{.bias = false}.init<double, cpu>(1, 2, random, "base.");
+      base.weight.value()(0, 0) = 10.0;
+      base.weight.value()(1, 0) = 20.0;
+      auto p = layer.init(std::move(base), random);
+      // Equal logits: both gates are one half. b_0 = (2, 0), b_1 = (4, -6).
+      p.router.weight.value()(0, 0) = p.router.weight.value()(1, 0) = 0.0;
+      const double b[2][2] = {{2.0, 0.0}, {4.0, -6.0}};
+      for (talpa::index e = 0; e < 2; ++e) {
+        for (talpa::index o = 0; o < 2; ++o) p.expert.b.value()(e, o) = b[e][o];
+      }
+      layer.infer(ctx, p, x, y);
+      CHECK(y(0, 0) == 10.0 + 0.5 * 2.0 + 0.5 * 4.0);
+      CHECK(y(0, 1) == 20.0 + 0.5 * 0.0 + 0.5 * -6.0);
+    }
+  }
+}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loss of docs/policies/loss.md.
 #include <talpa/talpa.hpp>
+#include <talpa/testing/loss_laws.hpp>
 
 #include <doctest/doctest.h>
 
@@ -55,3 +56,54 @@ struct concentration {
 };
 static_assert(talpa::loss_policy<concentration>);
 // [end loss]
+
+namespace {
+
+using talpa::cpu;
+
+/// Value of the loss for one layer of N tokens whose logits `logit(n, e)` gives.
+template <class Logit>
+double value_of(talpa::index tokens, talpa::index experts, Logit logit) {
+  talpa::context<cpu> ctx(1);
+  talpa::matrix<double, cpu> logits(tokens, experts);
+  talpa::routing<double, cpu> routing(tokens, experts);
+  for (talpa::index n = 0; n < tokens; ++n) {
+    for (talpa::index e = 0; e < experts; ++e) logits(n, e) = logit(n, e);
+  }
+  const talpa::routed_view<double, cpu> layer{logits.view(), routing.view()};
+  const auto kept = concentration{}.forward(ctx, std::span(&layer, 1));
+  return talpa::ops::item(ctx, kept.value);
+}
+
+}  // namespace
+
+TEST_SUITE("docs/policies/loss") {
+  TEST_CASE("the example obeys the laws of losses") {
+    const talpa::testing::loss_claims claims{.at_balance = 1.0};
+    for (const talpa::index experts : {1, 2, 5, 33}) {
+      talpa::testing::report laws =
+          talpa::testing::loss_laws<float>(concentration{}, experts, claims);
+      laws.add(talpa::testing::loss_laws<double>(concentration{}, experts, claims));
+      CHECK_MESSAGE(laws.passed(), laws.text());
+    }
+  }
+
+  TEST_CASE("the example is 1 when the router likes all experts equally") {
+    CHECK(value_of(8, 4, [](talpa::index, talpa::index) { return 0.25; }) == 1.0);
+  }
+
+  TEST_CASE("the example is E when the router likes one expert only") {
+    // exp(-1000) is 0 in double: the probabilities are exactly 0 and 1.
+    CHECK(value_of(8, 4, [](talpa::index, talpa::index e) { return e == 2 ? 1000.0 : 0.0; }) ==
+          4.0);
+  }
+
+  TEST_CASE("the example is 1 when tokens spread evenly, each sure of its expert") {
+    CHECK(value_of(8, 4, [](talpa::index n, talpa::index e) { return e == n % 4 ? 1e3 : 0.0; }) ==
+          1.0);
+  }
+
+  TEST_CASE("the example is 0 without tokens") {
+    CHECK(value_of(0, 4, [](talpa::index, talpa::index) { return 0.0; }) == 0.0);
+  }
+}

@@ -71,16 +71,20 @@ static_assert(talpa::scorer_policy<mlp_scorer>);
 // [end scorer]
 
 TEST_SUITE("docs/policies/scorer") {
-  TEST_CASE("the example obeys the laws of scorers") {
-    // Two maps with a hidden layer between: more roundings and larger terms than one map has.
-    const talpa::testing::scorer_claims claims{.amplification = 64.0};
+  // [region laws]
+  TEST_CASE("mlp_scorer obeys the laws of scorers") {
     for (const talpa::index hidden : {1, 6}) {
-      talpa::testing::report laws;
-      laws.add(talpa::testing::scorer_laws<float>(mlp_scorer{.hidden = hidden}, claims));
-      laws.add(talpa::testing::scorer_laws<double>(mlp_scorer{.hidden = hidden}, claims));
+      const mlp_scorer scorer{.hidden = hidden};
+      // A score is a sum of H outputs of one map, each times a weight below 4, with twice as many
+      // roundings on the way.
+      const talpa::testing::scorer_claims claims{.amplification =
+                                                     8.0 * static_cast<double>(hidden)};
+      talpa::testing::report laws = talpa::testing::scorer_laws<float>(scorer, claims);
+      laws.add(talpa::testing::scorer_laws<double>(scorer, claims));
       CHECK_MESSAGE(laws.passed(), laws.text());
     }
   }
+  // [end laws]
 
   TEST_CASE("the example scores as its formula says") {
     // V = 2, c = 1, W = (3, -1): a = 2 x + 1 and logits = (3, -1) silu(a). silu(0) = 0.

@@ -982,16 +982,37 @@ TEST_SUITE("examples/quickstart/report") {
     give(3, 8000, 2.0, 0.7);
     give(4, 8000, 4.0, 0.8);
     const std::string page = report_html(data);
-    CHECK(page.find("At active rank 2.0: soft MoLE r = 1 70.0\u00a0%, LoRA r = 2 50.0\u00a0%. ") !=
-          std::string::npos);
     CHECK(
-        page.find("At 8,000 adapter parameters, routers not counted: LoRA r = 16 90.0\u00a0%, MoLA "
-                  "top-2 r = 1 80.0\u00a0%, soft MoLE r = 1 70.0\u00a0%. ") != std::string::npos);
+        page.find(
+            "At active rank 2.0: soft MoLE r = 1 has 70.0\u00a0%, LoRA r = 2 has 50.0\u00a0%. ") !=
+        std::string::npos);
+    CHECK(page.find(
+              "At 8,000 adapter parameters, routers not counted: LoRA r = 16 has 90.0\u00a0%, MoLA "
+              "top-2 r = 1 has 80.0\u00a0%, soft MoLE r = 1 has 70.0\u00a0%. ") !=
+          std::string::npos);
     // Ranks of one family alone are no comparison.
     give(2, 1000, 16.0, 0.9);
     give(3, 2000, 5.0, 0.9);
     give(4, 3000, 6.0, 0.9);
     CHECK(report_html(data).find(">At ") == std::string::npos);
+  }
+
+  TEST_CASE("labels of methods that coincide do not") {
+    report_data data = made_report(1);
+    for (std::size_t m = 1; m < data.methods.size(); ++m) {
+      data.methods[m].adapter_parameters = 4000;
+      data.methods[m].router_parameters = 0;
+      data.methods[m].active_rank = 4.0;
+      data.methods[m].runs[0].held_out.accuracy.fill(0.8);
+    }
+    const std::string figure = accuracy_figure(data);
+    std::set<std::string> places;
+    for (std::size_t at = 0; (at = figure.find("<text ", at)) != std::string::npos; ++at) {
+      const std::string tag = figure.substr(at, figure.find('>', at) - at);
+      if (tag.find("note halo") != std::string::npos)
+        places.insert(tag.substr(0, tag.find("class")));
+    }
+    CHECK(places.size() == 4 * 4);  // four methods in four panels
   }
 
   TEST_CASE("numbers that are not finite are shown as such and drawn nowhere") {

@@ -92,9 +92,9 @@ TEST_SUITE("losses/importance_cv2") {
       for (std::size_t l = 0; l < 2; ++l) {
         const layer_gradient expected =
             numeric_gradient(wide, l, step, [](const auto& at) { return variation(at, 1e-6); });
-        // The value is E^2 / (E - 1) sum I^2 / S^2 plus a constant; |its third derivative by a gate|
-        // <= 72 E^2 / (E - 1) / S^3. A gradient is 2 |I - m| / ((E - 1) m^2) + ... <= 4 E^2 / ((E -
-        // 1) S) for |I - m| <= S, v <= S^2 / E.
+        // With F = E^2 / (E - 1) the value is F sum I^2 / S^2 and a constant; its third derivative
+        // by a gate is at most 72 F / S^3, and a gradient is 2 |I - m| / ((E - 1) m^2) and a
+        // smaller part, at most 4 F / S for |I - m| <= S, v <= S^2 / E.
         const auto e = static_cast<double>(experts);
         const double mass = gate_mass(wide[l]), factor = e * e / (e - 1.0);
         const double bound =

@@ -15,7 +15,8 @@ using support::table;
 using support::to_table;
 
 TEST_SUITE("ops/adamw") {
-  TEST_CASE("adamw_update moves the first step by the learning rate, whatever the gradient's size") {
+  TEST_CASE(
+      "adamw_update moves the first step by the learning rate, whatever the gradient's size") {
     // After one step mhat = g and sqrt(vhat) = |g|.
     for (const double gradient : {1e-3, 1.0, -1e3}) {
       context<cpu> ctx(1);

@@ -44,9 +44,9 @@ TEST_SUITE("ops/bias") {
         ops::add_bias(ctx, x, tall, x.view()),
         "talpa::ops::add_bias: 'bias' has shape [2, 3], expected [1, 3] = one row, columns of x",
         shape_error);
-    CHECK_THROWS_WITH_AS(
-        ops::add_bias(ctx, x, row, y.view()),
-        "talpa::ops::add_bias: 'y' has shape [3, 3], expected [2, 3] = shape of x", shape_error);
+    CHECK_THROWS_WITH_AS(ops::add_bias(ctx, x, row, y.view()),
+                         "talpa::ops::add_bias: 'y' has shape [3, 3], expected [2, 3] = shape of x",
+                         shape_error);
   }
 }
 

@@ -38,9 +38,9 @@ TEST_SUITE("ops/copy") {
   TEST_CASE("copy names the shapes that differ") {
     context<cpu> ctx(1);
     matrix<float, cpu> x(2, 3), y(3, 2);
-    CHECK_THROWS_WITH_AS(
-        ops::copy(ctx, x, y.view()),
-        "talpa::ops::copy: 'y' has shape [3, 2], expected [2, 3] = shape of x", shape_error);
+    CHECK_THROWS_WITH_AS(ops::copy(ctx, x, y.view()),
+                         "talpa::ops::copy: 'y' has shape [3, 2], expected [2, 3] = shape of x",
+                         shape_error);
   }
 }
 

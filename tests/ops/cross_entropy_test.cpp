@@ -51,8 +51,9 @@ TEST_SUITE("ops/cross_entropy") {
     CHECK(support::difference(dx.view(), table(2, 2, {0.25, -0.25, -0.5, 0.5}), bound) == "");
   }
 
-  TEST_CASE_TEMPLATE("cross_entropy agrees with the reference and has the same bits for any threads",
-                     T, float, double) {
+  TEST_CASE_TEMPLATE(
+      "cross_entropy agrees with the reference and has the same bits for any threads", T, float,
+      double) {
     support::test_random random(11);
     for (const index classes : {index{2}, index{10}, index{70}}) {
       CAPTURE(classes);
@@ -73,8 +74,7 @@ TEST_SUITE("ops/cross_entropy") {
       // A row's loss is log(mass) + (max - x[label]), both terms >= 0: the error of the mass, and
       // the roundings of log, difference and sum; then a mean of `counted` positive terms.
       const double value_bound =
-          mass_bound<T>(to_table(x.view())) +
-          rounding_bound<T>(4.0 + counted, expected.value);
+          mass_bound<T>(to_table(x.view())) + rounding_bound<T>(4.0 + counted, expected.value);
       // weight (p - hit): the error of p, of the division, difference and product.
       const double weight = 3.0 / counted;
       const double relative = mass_bound<T>(to_table(x.view())) * 2.0 + gamma_bound<T>(6);
@@ -100,8 +100,7 @@ TEST_SUITE("ops/cross_entropy") {
         if (threads == 1) first = value(0, 0);
         CHECK(value(0, 0) == first);
         CHECK(static_cast<double>(saved.counted[0]) == counted);
-        ops::cross_entropy_backward(ctx, saved, x, labels, dvalue, dx.view(),
-                                    grad_mode::overwrite);
+        ops::cross_entropy_backward(ctx, saved, x, labels, dvalue, dx.view(), grad_mode::overwrite);
         CHECK(dx.intact());
         CHECK(support::difference(dx.view(), gradient, bounds) == "");
         ops::cross_entropy_backward(ctx, saved, x, labels, dvalue, more.view(),

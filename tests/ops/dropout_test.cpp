@@ -40,9 +40,8 @@ TEST_SUITE("ops/dropout") {
       }
       // The reciprocal of p, the product and the sum.
       const table bounds = each(expected, [](double v) { return rounding_bound<T>(2, v); });
-      const table added_bounds = each(bounds, added, [](double b, double v) {
-        return b + rounding_bound<T>(1, v);
-      });
+      const table added_bounds =
+          each(bounds, added, [](double b, double v) { return b + rounding_bound<T>(1, v); });
       for (const int threads : {1, 2, 3}) {
         context<cpu> ctx(threads);
         support::padded<T> y(rows, cols), dx(start);
@@ -93,19 +92,17 @@ TEST_SUITE("ops/dropout") {
   TEST_CASE("dropout names what does not fit") {
     context<cpu> ctx(1);
     matrix<float, cpu> x(2, 3), y(3, 2);
-    CHECK_THROWS_WITH_AS(
-        ops::dropout(ctx, stream, 0.5f, x, y.view()),
-        "talpa::ops::dropout: 'y' has shape [3, 2], expected [2, 3] = shape of x", shape_error);
+    CHECK_THROWS_WITH_AS(ops::dropout(ctx, stream, 0.5f, x, y.view()),
+                         "talpa::ops::dropout: 'y' has shape [3, 2], expected [2, 3] = shape of x",
+                         shape_error);
     CHECK_THROWS_WITH_AS(
         ops::dropout(ctx, stream, 0.0f, x, x.view()),
         "talpa::ops::dropout: 'keep_probability' is 0, expected a number in (0, 1]", value_error);
     CHECK_THROWS_WITH_AS(
         ops::dropout(ctx, stream, 1.5f, x, x.view()),
-        "talpa::ops::dropout: 'keep_probability' is 1.5, expected a number in (0, 1]",
-        value_error);
-    CHECK_THROWS_AS(
-        ops::dropout(ctx, stream, std::numeric_limits<float>::quiet_NaN(), x, x.view()),
-        value_error);
+        "talpa::ops::dropout: 'keep_probability' is 1.5, expected a number in (0, 1]", value_error);
+    CHECK_THROWS_AS(ops::dropout(ctx, stream, std::numeric_limits<float>::quiet_NaN(), x, x.view()),
+                    value_error);
     CHECK_THROWS_WITH_AS(
         ops::dropout_backward(ctx, stream, 0.5f, x, y.view(), grad_mode::overwrite),
         "talpa::ops::dropout_backward: 'dx' has shape [3, 2], expected [2, 3] = shape of dy",

@@ -21,9 +21,9 @@ TEST_SUITE("ops/item") {
   TEST_CASE("item refuses what is not one number") {
     context<cpu> ctx(1);
     matrix<float, cpu> x(1, 2);
-    CHECK_THROWS_WITH_AS(
-        ops::item(ctx, x.view()),
-        "talpa::ops::item: 'x' has shape [1, 2], expected [1, 1] = one number", shape_error);
+    CHECK_THROWS_WITH_AS(ops::item(ctx, x.view()),
+                         "talpa::ops::item: 'x' has shape [1, 2], expected [1, 1] = one number",
+                         shape_error);
   }
 }
 

@@ -23,11 +23,11 @@ namespace {
 constexpr double epsilon = 1e-5;
 
 struct norm_bounds {
-  table xhat;   // [N, D], of the normalised values
-  table y;      // [N, D]
-  table dx;     // [N, D]
-  table dgamma; // [1, D]
-  table dbeta;  // [1, D]
+  table xhat;    // [N, D], of the normalised values
+  table y;       // [N, D]
+  table dx;      // [N, D]
+  table dgamma;  // [1, D]
+  table dbeta;   // [1, D]
 };
 
 // The mean is off by e <= gamma_D mean|x|. The deviations from it sum to zero, so the variance is
@@ -213,13 +213,12 @@ TEST_SUITE("ops/layer_norm") {
     CHECK_THROWS_WITH_AS(
         ops::layer_norm(ctx, x, row, row, 1e-5f, bad.view()),
         "talpa::ops::layer_norm: 'y' has shape [1, 2], expected [2, 3] = shape of x", shape_error);
-    CHECK_THROWS_WITH_AS(
-        ops::layer_norm(ctx, x, row, row, 0.0f, y.view()),
-        "talpa::ops::layer_norm: 'epsilon' is 0, expected a number > 0", value_error);
-    CHECK_THROWS_WITH_AS(ops::layer_norm(ctx, x, row, row,
-                                         std::numeric_limits<float>::infinity(), y.view()),
-                         "talpa::ops::layer_norm: 'epsilon' is inf, expected a number > 0",
+    CHECK_THROWS_WITH_AS(ops::layer_norm(ctx, x, row, row, 0.0f, y.view()),
+                         "talpa::ops::layer_norm: 'epsilon' is 0, expected a number > 0",
                          value_error);
+    CHECK_THROWS_WITH_AS(
+        ops::layer_norm(ctx, x, row, row, std::numeric_limits<float>::infinity(), y.view()),
+        "talpa::ops::layer_norm: 'epsilon' is inf, expected a number > 0", value_error);
     CHECK(ctx.memory.used() == 0);
 
     const auto saved = ops::layer_norm(ctx, x, row, row, 1e-5f, y.view());

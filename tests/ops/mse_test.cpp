@@ -29,9 +29,8 @@ TEST_SUITE("ops/mse") {
     const table bounds = each(gradient, [](double g) { return rounding_bound<T>(5, g); });
     const table added =
         each(gradient, to_table(start.view()), [](double a, double b) { return a + b; });
-    const table added_bounds = each(bounds, added, [](double b, double v) {
-      return b + rounding_bound<T>(1, v);
-    });
+    const table added_bounds =
+        each(bounds, added, [](double b, double v) { return b + rounding_bound<T>(1, v); });
     T first{0};
     for (const int threads : {1, 2, 3}) {
       context<cpu> ctx(threads);
@@ -39,9 +38,9 @@ TEST_SUITE("ops/mse") {
       support::padded<T> strided(y), dy(rows, cols), more(start);
       ops::mse(ctx, strided.view(), target, value.view());
       // Squares of differences, 3 roundings each, in a sum of positive terms and a division.
-      CHECK(support::within(static_cast<double>(value(0, 0)), expected.value,
-                            rounding_bound<T>(static_cast<double>(rows * cols) + 4.0,
-                                              expected.value)));
+      CHECK(support::within(
+          static_cast<double>(value(0, 0)), expected.value,
+          rounding_bound<T>(static_cast<double>(rows * cols) + 4.0, expected.value)));
       if (threads == 1) first = value(0, 0);
       CHECK(value(0, 0) == first);
       ops::mse_backward(ctx, y, target, dvalue, dy.view(), grad_mode::overwrite);
@@ -73,9 +72,9 @@ TEST_SUITE("ops/mse") {
     CHECK_THROWS_WITH_AS(ops::mse(ctx, y, target, value.view()),
                          "talpa::ops::mse: 'target' has shape [3, 2], expected [2, 3] = shape of y",
                          shape_error);
-    CHECK_THROWS_WITH_AS(
-        ops::mse(ctx, y, y, target.view()),
-        "talpa::ops::mse: 'value' has shape [3, 2], expected [1, 1] = one number", shape_error);
+    CHECK_THROWS_WITH_AS(ops::mse(ctx, y, y, target.view()),
+                         "talpa::ops::mse: 'value' has shape [3, 2], expected [1, 1] = one number",
+                         shape_error);
     CHECK_THROWS_WITH_AS(
         ops::mse_backward(ctx, y, target, value, y.view(), grad_mode::overwrite),
         "talpa::ops::mse_backward: 'target' has shape [3, 2], expected [2, 3] = shape of y",

@@ -14,8 +14,8 @@ TEST_SUITE("ops/scale") {
     support::test_random random(4);
     const matrix<T, cpu> x = support::random_matrix<T>(random, 700, 70);
     const T alpha = T{0.3f};
-    const support::table expected =
-        support::each(support::to_table(x.view()), [&](double v) { return static_cast<double>(alpha) * v; });
+    const support::table expected = support::each(
+        support::to_table(x.view()), [&](double v) { return static_cast<double>(alpha) * v; });
     const support::table bounds =
         support::each(expected, [](double v) { return support::rounding_bound<T>(1, v); });
     for (const int threads : {1, 2, 3}) {
@@ -33,9 +33,9 @@ TEST_SUITE("ops/scale") {
   TEST_CASE("scale names the shapes that differ") {
     context<cpu> ctx(1);
     matrix<float, cpu> x(2, 3), y(2, 2);
-    CHECK_THROWS_WITH_AS(
-        ops::scale(ctx, 1.0f, x, y.view()),
-        "talpa::ops::scale: 'y' has shape [2, 2], expected [2, 3] = shape of x", shape_error);
+    CHECK_THROWS_WITH_AS(ops::scale(ctx, 1.0f, x, y.view()),
+                         "talpa::ops::scale: 'y' has shape [2, 2], expected [2, 3] = shape of x",
+                         shape_error);
   }
 }
 

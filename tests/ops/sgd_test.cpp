@@ -54,10 +54,10 @@ TEST_SUITE("ops/sgd") {
         table expected = to_table(w0.view());
         reference.step(expected, to_table(g.view()));
         // At most six operations on terms that add up to no more than this.
-        const double size = support::largest(to_table(w0.view())) +
-                            2.0 * (support::largest(to_table(g.view())) +
-                                   support::largest(to_table(w0.view())) +
-                                   support::largest(to_table(v0.view())));
+        const double size =
+            support::largest(to_table(w0.view())) +
+            2.0 * (support::largest(to_table(g.view())) + support::largest(to_table(w0.view())) +
+                   support::largest(to_table(v0.view())));
         const double bound = rounding_bound<T>(7, size);
         for (const int threads : {1, 2, 3}) {
           context<cpu> ctx(threads);

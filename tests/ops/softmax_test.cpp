@@ -138,9 +138,9 @@ TEST_SUITE("ops/softmax") {
   TEST_CASE("softmax names the argument that does not fit") {
     context<cpu> ctx(1);
     matrix<float, cpu> x(2, 3), y(3, 2);
-    CHECK_THROWS_WITH_AS(
-        ops::softmax(ctx, x, y.view()),
-        "talpa::ops::softmax: 'y' has shape [3, 2], expected [2, 3] = shape of x", shape_error);
+    CHECK_THROWS_WITH_AS(ops::softmax(ctx, x, y.view()),
+                         "talpa::ops::softmax: 'y' has shape [3, 2], expected [2, 3] = shape of x",
+                         shape_error);
     CHECK_THROWS_WITH_AS(
         ops::softmax_backward(ctx, x, y, x.view(), grad_mode::overwrite),
         "talpa::ops::softmax_backward: 'dy' has shape [3, 2], expected [2, 3] = shape of y",

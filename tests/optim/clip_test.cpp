@@ -80,7 +80,8 @@ TEST_SUITE("optim/clip") {
     }
   }
 
-  TEST_CASE_TEMPLATE("a norm that is not finite is returned and changes nothing", T, float, double) {
+  TEST_CASE_TEMPLATE("a norm that is not finite is returned and changes nothing", T, float,
+                     double) {
     context<cpu> ctx(1);
     for (const T bad : {std::numeric_limits<T>::quiet_NaN(), std::numeric_limits<T>::infinity(),
                         std::numeric_limits<T>::max()}) {

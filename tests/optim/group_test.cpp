@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <talpa/optim/group.hpp>
-
 #include <talpa/cpu/fill.hpp>
+#include <talpa/optim/group.hpp>
 
 #include <doctest/doctest.h>
 

@@ -65,10 +65,11 @@ TEST_SUITE("optim/schedule") {
                          "talpa::warmup_linear: 'warmup_steps' is -2, expected >= 0 = updates of "
                          "warm-up",
                          value_error);
-    CHECK_THROWS_WITH_AS((warmup_linear{.warmup_steps = 5, .total_steps = 5}.factor(0)),
-                         "talpa::warmup_linear: 'total_steps' is 5, expected >= 6 = updates in all, "
-                         "more than warmup_steps",
-                         value_error);
+    CHECK_THROWS_WITH_AS(
+        (warmup_linear{.warmup_steps = 5, .total_steps = 5}.factor(0)),
+        "talpa::warmup_linear: 'total_steps' is 5, expected >= 6 = updates in all, "
+        "more than warmup_steps",
+        value_error);
     CHECK_THROWS_WITH_AS((warmup_cosine{.total_steps = 5, .final_factor = 1.5}.factor(0)),
                          "talpa::warmup_cosine: 'final_factor' is 1.5, expected a number in [0, 1]",
                          value_error);

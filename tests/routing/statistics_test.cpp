@@ -36,7 +36,12 @@ TEST_SUITE("routing/statistics") {
     context<cpu> ctx(1);
     const statistics_report r(measure(ctx, small_layer().view()));
     CHECK(r.tokens == 3);
-    CHECK(r.counts == std::vector<index>{2, 2, 0, 0});
+    // Element by element: gcc 12.2 with AVX-512 miscompiles a temporary vector {2, 2, 0, 0}.
+    CHECK(r.counts.size() == 4);
+    CHECK(r.counts[0] == 2);
+    CHECK(r.counts[1] == 2);
+    CHECK(r.counts[2] == 0);
+    CHECK(r.counts[3] == 0);
     CHECK(r.selections() == 4);
     CHECK(r.share(0) == 0.5);
     CHECK(r.share(3) == 0.0);

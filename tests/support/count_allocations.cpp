@@ -7,7 +7,8 @@
 #include <new>
 
 // The replaced functions stand in a file of their own: where a compiler sees their bodies beside a
-// use, it takes std::free for a mismatch of operator new.
+// use, it takes std::free for a mismatch of operator new. They are weak, because the static
+// sanitizer runtimes of clang bring their own; then nothing is counted.
 
 namespace talpa::support {
 
@@ -28,25 +29,36 @@ void* counted(std::size_t bytes, std::size_t alignment) {
 
 long allocations() { return count.load(); }
 
+bool allocations_are_counted() {
+  const long before = allocations();
+  // Called as functions: a new-expression may be left out by the compiler.
+  ::operator delete(::operator new(1));
+  return allocations() > before;
+}
+
 }  // namespace talpa::support
 
-void* operator new(std::size_t bytes) {
+[[gnu::weak]] void* operator new(std::size_t bytes) {
   return talpa::support::counted(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__);
 }
-void* operator new[](std::size_t bytes) {
+[[gnu::weak]] void* operator new[](std::size_t bytes) {
   return talpa::support::counted(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__);
 }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
+[[gnu::weak]] void* operator new(std::size_t bytes, std::align_val_t alignment) {
   return talpa::support::counted(bytes, static_cast<std::size_t>(alignment));
 }
-void* operator new[](std::size_t bytes, std::align_val_t alignment) {
+[[gnu::weak]] void* operator new[](std::size_t bytes, std::align_val_t alignment) {
   return talpa::support::counted(bytes, static_cast<std::size_t>(alignment));
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::weak]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::weak]] void operator delete[](void* memory) noexcept { std::free(memory); }
+[[gnu::weak]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::weak]] void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::weak]] void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::weak]] void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::weak]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+  std::free(memory);
+}
+[[gnu::weak]] void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept {
+  std::free(memory);
+}

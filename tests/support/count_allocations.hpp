@@ -7,6 +7,9 @@ namespace talpa::support {
 /// that counts.
 long allocations();
 
+/// False where a sanitizer has replaced operator new itself.
+bool allocations_are_counted();
+
 /// Calls of operator new while f runs.
 template <class F>
 long allocations_of(F f) {

@@ -193,8 +193,8 @@ void sgd_reference::step(table& value, const table& gradient) {
   for (std::size_t i = 0; i < value.values.size(); ++i) {
     const double g = gradient.values[i] + weight_decay * value.values[i];
     velocity.values[i] = momentum * velocity.values[i] + g;
-    value.values[i] -= learning_rate * (nesterov ? g + momentum * velocity.values[i]
-                                                 : velocity.values[i]);
+    value.values[i] -=
+        learning_rate * (nesterov ? g + momentum * velocity.values[i] : velocity.values[i]);
   }
 }
 

@@ -53,8 +53,7 @@ double function_bound(double ulps, double magnitude) {
 /// f, `roundings` roundings of size `magnitude`, over 2h.
 inline double central_difference_bound(double step, double third_derivative, double roundings,
                                        double magnitude) {
-  return step * step * third_derivative / 6.0 +
-         rounding_bound<double>(roundings, magnitude) / step;
+  return step * step * third_derivative / 6.0 + rounding_bound<double>(roundings, magnitude) / step;
 }
 
 /// Step that balances both parts of central_difference_bound.
@@ -77,8 +76,8 @@ std::string difference(const matrix_view<T, cpu>& actual, const table& expected,
                        const table& bounds) {
   if (actual.rows != expected.rows || actual.cols != expected.cols) {
     return "shape [" + std::to_string(actual.rows) + ", " + std::to_string(actual.cols) +
-           "] instead of [" + std::to_string(expected.rows) + ", " +
-           std::to_string(expected.cols) + "]";
+           "] instead of [" + std::to_string(expected.rows) + ", " + std::to_string(expected.cols) +
+           "]";
   }
   bool trivial = expected.size() > 1;
   for (index r = 0; r < expected.rows; ++r) {
@@ -87,8 +86,8 @@ std::string difference(const matrix_view<T, cpu>& actual, const table& expected,
       const double bound = bounds.size() == 1 ? bounds(0, 0) : bounds(r, c);
       if (!within(found, expected(r, c), bound)) {
         return "element (" + std::to_string(r) + ", " + std::to_string(c) + ") is " +
-               exact_text(found) + ", expected " + exact_text(expected(r, c)) +
-               " within " + exact_text(bound);
+               exact_text(found) + ", expected " + exact_text(expected(r, c)) + " within " +
+               exact_text(bound);
       }
       trivial = trivial && expected(r, c) == expected(0, 0);
     }

@@ -34,11 +34,11 @@ variable<T, B> function(tape<T, B>& t, const variable<T, B> (&inputs)[N], index 
   using saved_type = decltype(forward(t.executor(), values, y));
   if constexpr (std::is_void_v<saved_type>) {
     forward(t.executor(), values, y);
-    return t.record(y, sources,
-                    [values, backward](context<B>& ctx, matrix_view<const T, B> dy,
-                                       targets_type targets) {
-                      backward(ctx, values, dy, targets);
-                    });
+    return t.record(
+        y, sources,
+        [values, backward](context<B>& ctx, matrix_view<const T, B> dy, targets_type targets) {
+          backward(ctx, values, dy, targets);
+        });
   } else {
     const saved_type saved = forward(t.executor(), values, y);
     return t.record(y, sources,

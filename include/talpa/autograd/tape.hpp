@@ -177,11 +177,11 @@ class tape {
     check_shape("tape::add", "b", bv, av.rows, av.cols, "shape of a");
     const matrix_view<T, B> y = make(av.rows, av.cols);
     ops::add(ctx_, av, bv, y);
-    return record(y, {a, b},
-                  [](context<B>& ctx, matrix_view<const T, B> dy,
-                     std::span<const target_type> targets) {
-                    for (const target_type& t : targets) pass(ctx, T{1}, dy, t);
-                  });
+    return record(
+        y, {a, b},
+        [](context<B>& ctx, matrix_view<const T, B> dy, std::span<const target_type> targets) {
+          for (const target_type& t : targets) pass(ctx, T{1}, dy, t);
+        });
   }
 
   /// a b element by element, of one shape.
@@ -204,11 +204,10 @@ class tape {
     const matrix_view<const T, B> xv = at("tape::scale", "x", x).value;
     const matrix_view<T, B> y = make(xv.rows, xv.cols);
     ops::scale(ctx_, factor, xv, y);
-    return record(y, {x},
-                  [factor](context<B>& ctx, matrix_view<const T, B> dy,
-                           std::span<const target_type> targets) {
-                    pass(ctx, factor, dy, targets[0]);
-                  });
+    return record(
+        y, {x},
+        [factor](context<B>& ctx, matrix_view<const T, B> dy,
+                 std::span<const target_type> targets) { pass(ctx, factor, dy, targets[0]); });
   }
 
   /// f(x) element by element: `activation(silu{}, x)`, see ops/activation.hpp.
@@ -217,11 +216,11 @@ class tape {
     const matrix_view<const T, B> xv = at("tape::activation", "x", x).value;
     const matrix_view<T, B> y = make(xv.rows, xv.cols);
     ops::activation(ctx_, f, xv, y);
-    return record(y, {x},
-                  [f, xv](context<B>& ctx, matrix_view<const T, B> dy,
-                          std::span<const target_type> targets) {
-                    ops::activation_backward(ctx, f, xv, dy, targets[0].grad, targets[0].mode);
-                  });
+    return record(
+        y, {x},
+        [f, xv](context<B>& ctx, matrix_view<const T, B> dy, std::span<const target_type> targets) {
+          ops::activation_backward(ctx, f, xv, dy, targets[0].grad, targets[0].mode);
+        });
   }
 
   /// Row softmax, see ops/softmax.hpp.
@@ -229,11 +228,11 @@ class tape {
     const matrix_view<const T, B> xv = at("tape::softmax", "x", x).value;
     const matrix_view<T, B> y = make(xv.rows, xv.cols);
     ops::softmax(ctx_, xv, y);
-    return record(y, {x},
-                  [y](context<B>& ctx, matrix_view<const T, B> dy,
-                      std::span<const target_type> targets) {
-                    ops::softmax_backward(ctx, y, dy, targets[0].grad, targets[0].mode);
-                  });
+    return record(
+        y, {x},
+        [y](context<B>& ctx, matrix_view<const T, B> dy, std::span<const target_type> targets) {
+          ops::softmax_backward(ctx, y, dy, targets[0].grad, targets[0].mode);
+        });
   }
 
   /// Row normalisation with gamma and beta [1, D], see ops/layer_norm.hpp.
@@ -249,9 +248,9 @@ class tape {
         y, {x},
         [xv, saved, g = &gamma, b = &beta](context<B>& ctx, matrix_view<const T, B> dy,
                                            std::span<const target_type> targets) {
-          ops::layer_norm_backward(ctx, saved, xv, g->value(), dy, targets[0].grad,
-                                   targets[0].mode, g->grad(), added_if(g->trainable()),
-                                   b->grad(), added_if(b->trainable()));
+          ops::layer_norm_backward(ctx, saved, xv, g->value(), dy, targets[0].grad, targets[0].mode,
+                                   g->grad(), added_if(g->trainable()), b->grad(),
+                                   added_if(b->trainable()));
         },
         gamma.trainable() || beta.trainable());
   }
@@ -292,13 +291,12 @@ class tape {
     check_shape("tape::mse", "target", tv, yv.rows, yv.cols, "shape of y");
     const matrix_view<T, B> value = make(1, 1);
     ops::mse(ctx_, yv, tv, value);
-    return record(
-        value, {y, target},
-        [yv, tv](context<B>& ctx, matrix_view<const T, B> dvalue,
-                 std::span<const target_type> targets) {
-          ops::mse_backward(ctx, yv, tv, dvalue, targets[0].grad, targets[0].mode);
-          ops::mse_backward(ctx, tv, yv, dvalue, targets[1].grad, targets[1].mode);
-        });
+    return record(value, {y, target},
+                  [yv, tv](context<B>& ctx, matrix_view<const T, B> dvalue,
+                           std::span<const target_type> targets) {
+                    ops::mse_backward(ctx, yv, tv, dvalue, targets[0].grad, targets[0].mode);
+                    ops::mse_backward(ctx, tv, yv, dvalue, targets[1].grad, targets[1].mode);
+                  });
   }
 
   /// Sum of weight times value over [1, 1] terms: a task loss and its auxiliary losses. 0 of none.
@@ -307,8 +305,8 @@ class tape {
   }
   variable_type weighted_sum(std::span<const weighted_term<T, B>> terms) {
     for (const weighted_term<T, B>& term : terms) {
-      check_shape("tape::weighted_sum", "terms", at("tape::weighted_sum", "terms", term.value).value,
-                  1, 1, "one number");
+      check_shape("tape::weighted_sum", "terms",
+                  at("tape::weighted_sum", "terms", term.value).value, 1, 1, "one number");
     }
     const matrix_view<T, B> sum = make(1, 1);
     ops::fill(ctx_, T{0}, sum);
@@ -347,9 +345,10 @@ class tape {
     const matrix_view<T, B> y = make(xv.rows, layer.output_width(params));
     const auto saved = layer.forward(ctx_, params, xv, y, m, batch);
     using saved_type = std::remove_cv_t<decltype(saved)>;
-    static_assert(std::is_trivially_destructible_v<saved_type>,
-                  "talpa: tape::apply keeps what forward saves in an arena, the layer's saved<T, B> "
-                  "must be trivially destructible: views, not owners (docs/autograd.md)");
+    static_assert(
+        std::is_trivially_destructible_v<saved_type>,
+        "talpa: tape::apply keeps what forward saves in an arena, the layer's saved<T, B> "
+        "must be trivially destructible: views, not owners (docs/autograd.md)");
     static_assert(std::is_trivially_destructible_v<Layer>,
                   "talpa: tape::apply copies the layer into an arena, a layer must be trivially "
                   "destructible: numbers and policies, not owners (docs/autograd.md)");
@@ -389,17 +388,14 @@ class tape {
   ///   void backward(ctx, layers, const saved&, dvalue, std::span<const routed_gradient<T, B>> out,
   ///                 grad_mode) const, which writes all of dlogits and dgates.
   template <class Loss>
-  variable_type apply_loss(const Loss& loss,
-                           std::initializer_list<routed_variable<T, B>> layers) {
-    return apply_loss(loss,
-                      std::span<const routed_variable<T, B>>(layers.begin(), layers.size()));
+  variable_type apply_loss(const Loss& loss, std::initializer_list<routed_variable<T, B>> layers) {
+    return apply_loss(loss, std::span<const routed_variable<T, B>>(layers.begin(), layers.size()));
   }
   template <class Loss>
   variable_type apply_loss(const Loss& loss, std::span<const routed_variable<T, B>> layers) {
     const std::span<index> entries = host_array<index>(layers.size());
     const std::span<routed_view<T, B>> views = host_array<routed_view<T, B>>(layers.size());
-    const std::span<routed_gradient<T, B>> out =
-        host_array<routed_gradient<T, B>>(layers.size());
+    const std::span<routed_gradient<T, B>> out = host_array<routed_gradient<T, B>>(layers.size());
     bool wants = false, repeated = false;
     for (std::size_t i = 0; i < layers.size(); ++i) {
       const routed_entry& entry = at("tape::apply_loss", "layers", layers[i]);
@@ -411,16 +407,15 @@ class tape {
     const std::span<const routed_view<T, B>> in = views;
     const auto saved = loss.forward(ctx_, in);
     using saved_type = std::remove_cv_t<decltype(saved)>;
-    static_assert(std::is_trivially_destructible_v<saved_type> &&
-                      std::is_trivially_destructible_v<Loss>,
-                  "talpa: tape::apply_loss keeps the loss and what forward saves in an arena, both "
-                  "must be trivially destructible: views, not owners (docs/autograd.md)");
+    static_assert(
+        std::is_trivially_destructible_v<saved_type> && std::is_trivially_destructible_v<Loss>,
+        "talpa: tape::apply_loss keeps the loss and what forward saves in an arena, both "
+        "must be trivially destructible: views, not owners (docs/autograd.md)");
     check_shape("tape::apply_loss", "saved.value", saved.value, 1, 1, "one number");
     return record(
         saved.value, {},
-        [this, loss, saved, in, entries, out, repeated](context<B>& ctx,
-                                                        matrix_view<const T, B> dvalue,
-                                                        std::span<const target_type>) {
+        [this, loss, saved, in, entries, out, repeated](
+            context<B>& ctx, matrix_view<const T, B> dvalue, std::span<const target_type>) {
           const grad_mode out_mode = open_routed(entries, repeated);
           for (std::size_t i = 0; i < out.size(); ++i) out[i] = entry_of(entries[i]).grad;
           loss.backward(ctx, in, saved, dvalue, std::span<const routed_gradient<T, B>>(out),
@@ -432,7 +427,9 @@ class tape {
   // ---- nodes of the user's own -----------------------------------------------------------------
 
   /// Uninitialised [rows, cols] that lives until reset, for the value of a node.
-  matrix_view<T, B> make(index rows, index cols) { return ctx_.memory.template take<T>(rows, cols); }
+  matrix_view<T, B> make(index rows, index cols) {
+    return ctx_.memory.template take<T>(rows, cols);
+  }
 
   /// Records a node: `y` is its value and lives until reset, `backward(ctx, dy, targets)` writes the
   /// gradient of inputs[i] as targets[i] says, one after the other (two may share memory, then the
@@ -515,12 +512,12 @@ class tape {
 
   struct node {
     matrix_view<const T, B> value;
-    matrix_view<T, B> grad{};                       // taken when the first gradient arrives
-    void (*run)(tape&, const node&) = nullptr;      // null: nothing to do backwards
-    void* frame = nullptr;                          // what run reads
-    index routed = -1;                              // entry of an applied layer
+    matrix_view<T, B> grad{};                   // taken when the first gradient arrives
+    void (*run)(tape&, const node&) = nullptr;  // null: nothing to do backwards
+    void* frame = nullptr;                      // what run reads
+    index routed = -1;                          // entry of an applied layer
     bool wants_grad = false;
-    bool touched = false;                           // grad was written in this backward
+    bool touched = false;  // grad was written in this backward
   };
 
   struct routed_entry {
@@ -726,9 +723,7 @@ Tape& owner_of(const char* function, Tape* owner) {
 
 template <floating T, backend B>
 matrix_view<const T, B> variable<T, B>::value() const {
-  return detail::owner_of("variable::value", owner_)
-      .at("variable::value", "variable", *this)
-      .value;
+  return detail::owner_of("variable::value", owner_).at("variable::value", "variable", *this).value;
 }
 
 template <floating T, backend B>

@@ -12,9 +12,9 @@ namespace talpa::ops {
 template <>
 struct adamw_impl<cpu> {
   template <class T>
-  static void run(context<cpu>& ctx, const adamw_numbers& numbers,
-                  matrix_view<const T, cpu> dvalue, matrix_view<T, cpu> first,
-                  matrix_view<T, cpu> second, matrix_view<T, cpu> value) {
+  static void run(context<cpu>& ctx, const adamw_numbers& numbers, matrix_view<const T, cpu> dvalue,
+                  matrix_view<T, cpu> first, matrix_view<T, cpu> second,
+                  matrix_view<T, cpu> value) {
     const double step = static_cast<double>(numbers.step);
     const double correction1 = 1.0 - std::pow(numbers.beta1, step);
     const double correction2 = 1.0 - std::pow(numbers.beta2, step);

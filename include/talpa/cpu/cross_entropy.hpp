@@ -34,8 +34,7 @@ struct cross_entropy_impl<cpu> {
       if (labels[n] == ignore_label) return T{0};
       const T* const x = logits.row(n);
       const T top = detail::lane_max(x, classes);
-      const T mass =
-          detail::lane_sum<T>(classes, [&](index c) { return math::exp(x[c] - top); });
+      const T mass = detail::lane_sum<T>(classes, [&](index c) { return math::exp(x[c] - top); });
       saved.row_max[n] = top;
       saved.row_sum[n] = mass;
       return math::log(mass) + (top - x[labels[n]]);

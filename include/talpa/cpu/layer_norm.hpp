@@ -38,8 +38,8 @@ struct layer_norm_impl<cpu> {
   static void backward(context<cpu>& ctx, const layer_norm_saved<T, cpu>& saved,
                        matrix_view<const T, cpu> x, matrix_view<const T, cpu> gamma,
                        matrix_view<const T, cpu> dy, matrix_view<T, cpu> dx, grad_mode dx_mode,
-                       matrix_view<T, cpu> dgamma, grad_mode dgamma_mode,
-                       matrix_view<T, cpu> dbeta, grad_mode dbeta_mode) {
+                       matrix_view<T, cpu> dgamma, grad_mode dgamma_mode, matrix_view<T, cpu> dbeta,
+                       grad_mode dbeta_mode) {
     const index width = x.cols;
     if (dgamma_mode != grad_mode::ignore) {
       const T kept = dgamma_mode == grad_mode::accumulate ? T{1} : T{0};
@@ -60,12 +60,10 @@ struct layer_norm_impl<cpu> {
         const T mean_g =
             detail::lane_sum<T>(width, [&](index d) { return dyn[d] * gamma.data[d]; }) /
             static_cast<T>(width);
-        const T mean_gx = detail::lane_sum<T>(width,
-                                              [&](index d) {
-                                                return dyn[d] * gamma.data[d] *
-                                                       ((xn[d] - mean) * rstd);
-                                              }) /
-                          static_cast<T>(width);
+        const T mean_gx =
+            detail::lane_sum<T>(
+                width, [&](index d) { return dyn[d] * gamma.data[d] * ((xn[d] - mean) * rstd); }) /
+            static_cast<T>(width);
         for (index d = 0; d < width; ++d) {
           const T xhat = (xn[d] - mean) * rstd;
           put(dxn[d], rstd * (dyn[d] * gamma.data[d] - mean_g - xhat * mean_gx));

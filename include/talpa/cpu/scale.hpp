@@ -9,8 +9,7 @@ namespace talpa::ops {
 template <>
 struct scale_impl<cpu> {
   template <class T>
-  static void run(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> x,
-                  matrix_view<T, cpu> y) {
+  static void run(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> x, matrix_view<T, cpu> y) {
     detail::for_each_row(ctx, y.rows, y.cols, [&](index n) {
       const T* const xn = x.row(n);
       T* const yn = y.row(n);

@@ -22,8 +22,8 @@ struct softmax_impl<cpu> {
   }
 
   template <class T>
-  static void backward(context<cpu>& ctx, matrix_view<const T, cpu> y,
-                       matrix_view<const T, cpu> dy, matrix_view<T, cpu> dx, grad_mode dx_mode) {
+  static void backward(context<cpu>& ctx, matrix_view<const T, cpu> y, matrix_view<const T, cpu> dy,
+                       matrix_view<T, cpu> dx, grad_mode dx_mode) {
     detail::with_grad_mode(dx_mode, [&](auto put) {
       detail::for_each_row(ctx, dx.rows, dx.cols, [&](index n) {
         const T *const yn = y.row(n), *const dyn = dy.row(n);

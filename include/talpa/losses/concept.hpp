@@ -44,8 +44,8 @@ concept loss_has_backward = requires(const L l, context<cpu>& ctx,
   { l.backward(ctx, layers, saved, dvalue, out, m) } -> std::same_as<void>;
 };
 
-/// Auxiliary objective on what the routers of one or more layers did: a value, and its gradient with
-/// respect to their logits and gates. Its weight in the total is dvalue, chosen by the caller.
+/// Auxiliary objective on what the routers of one or more layers did: a value, and its gradient
+/// with respect to their logits and gates. Its weight in the total is dvalue, chosen by the caller.
 template <class L>
 concept loss_policy = loss_has_name<L> && loss_has_saved<L> && loss_has_value<L> &&
     loss_has_forward<L> && loss_has_backward<L>;

@@ -54,7 +54,8 @@ struct importance_cv2_group {
 /// epsilon)^2)) where the mask is set; dlogits is zero: the gates carry the gradient on.
 /// Shapes: per layer gates [N, E]; value [1, 1].
 /// Value: 0 when all experts weigh the same, its minimum; E when one has everything, its greatest.
-/// Edges: 0 and no gradient for E = 1 and for a layer without real tokens; padding counts as absent.
+/// Edges: 0 and no gradient for E = 1 and for a layer without real tokens; padding counts as
+/// absent.
 /// Cost: one pass over the gates forward, one backward; kept: E numbers a layer.
 /// Determinism: same bits on every backend and number of threads.
 /// Throws: value_error for epsilon <= 0; shape_error, value_error as the other losses.

@@ -32,8 +32,9 @@ struct per_token {
   }
 };
 /// f_e = sum over ranks r of (tokens whose r-th choice is e) / tokens (Mixtral in transformers,
-/// MixLoRA, PERFT). Every selection has exactly one rank, so the sum over ranks is count_e / tokens:
-/// the value is that of per_token, under the name users of these models look for. Ideal value k.
+/// MixLoRA, PERFT). Every selection has exactly one rank, so the sum over ranks is count_e /
+/// tokens: the value is that of per_token, under the name users of these models look for. Ideal
+/// value k.
 struct per_rank : per_token {};
 /// f_e = mean over tokens of the gates that are on (DynMoLE). Both factors have a gradient. Ideal
 /// value: mean mass of gates a token, 1 for gates that sum to one; it also rewards less mass.
@@ -55,8 +56,8 @@ struct per_layer {
 struct pooled {
   static constexpr token_groups groups = token_groups::all_layers;
 };
-/// One loss a sequence (sequence_length of the batch), mean over sequences with a real token, summed
-/// over layers (DeepSeek).
+/// One loss a sequence (sequence_length of the batch), mean over sequences with a real token,
+/// summed over layers (DeepSeek).
 struct per_sequence {
   static constexpr token_groups groups = token_groups::sequence;
 };
@@ -100,18 +101,19 @@ struct balance_group {
 
 }  // namespace detail
 
-/// Loss that is least when every expert gets the same share of the tokens.
+/// Loss that pushes the experts towards equal shares of the tokens.
 ///
-/// Forward: E sum_e f_e P_e for each group of tokens, f_e the share of expert e as Fraction says, P_e
-/// the mean of softmax(logits)_e over the group's real tokens; groups and their sum as Pooling says.
+/// Forward: E sum_e f_e P_e for each group of tokens, f_e the share of expert e as Fraction says,
+/// P_e the mean of softmax(logits)_e over the group's real tokens; groups and their sum as Pooling
+/// says.
 /// Backward: dlogits_ne = dvalue E / n p_ne (f_e - sum_j p_nj f_j) with n the group's real tokens;
 /// counts have no gradient. soft_mass also: dgates_ne = dvalue E / n P_e where the mask is set.
 /// Shapes: per layer logits, gates [N, E], mask [N, ceil(E / 32)]; value [1, 1].
-/// Value when counts are equal: `ideal`. It is not a lower bound: f and P that point away from each
-/// other give less. The greatest value, everything on one expert, is E times `ideal` for k = 1.
-/// Edges: E = 1 gives `ideal` and no gradient; a group without real tokens or without a selection
-/// gives 0 and zero gradients; padding counts as absent; a logit of -inf has p = 0.
-/// Cost: one pass over the logits forward, one backward; kept: E numbers a group (2 E for soft_mass).
+/// Value: `ideal` when all f_e are equal, whatever P; E times that when one expert has everything.
+/// `ideal` is no lower bound: f and P that point away from each other give less.
+/// Edges: E = 1 gives `ideal` and no gradient of logits; a group without real tokens or without a
+/// selection gives 0 and zero gradients; padding counts as absent; a logit of -inf has p = 0.
+/// Cost: one pass over the logits forward, one backward; keeps E numbers a group, soft_mass 2 E.
 /// Determinism: same bits on every backend and number of threads.
 /// Throws: shape_error (pooled layers with different E among others), value_error when a sequence
 /// length does not divide N.

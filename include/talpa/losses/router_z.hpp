@@ -32,8 +32,8 @@ struct router_z_group {
 /// is zero.
 /// Shapes: per layer logits [N, E]; value [1, 1].
 /// Value: 0 where every row has sum exp(u) = 1, its minimum; (ln E)^2 a layer for logits of zero.
-/// Edges: a logit of -inf is a masked expert and gets no gradient; a layer without real tokens gives
-/// 0; padding counts as absent; +inf, NaN, or -inf everywhere gives NaN.
+/// Edges: a logit of -inf is a masked expert and gets no gradient; a layer without real tokens
+/// gives 0; padding counts as absent; +inf, NaN, or -inf everywhere gives NaN.
 /// Cost: one pass over the logits forward, one backward; kept: one number a layer.
 /// Determinism: same bits on every backend and number of threads.
 /// Throws: shape_error, value_error.

@@ -68,12 +68,10 @@ cross_entropy_saved<T, B> cross_entropy(context<B>& ctx, input<T, B> logits,
 template <class B, floating T>
 void cross_entropy_backward(context<B>& ctx, const cross_entropy_saved<T, B>& saved,
                             input<T, B> logits, vector_input<std::int32_t, B> labels,
-                            input<T, B> dvalue, matrix_view<T, B> dlogits,
-                            grad_mode dlogits_mode) {
+                            input<T, B> dvalue, matrix_view<T, B> dlogits, grad_mode dlogits_mode) {
   if (dlogits_mode == grad_mode::ignore) return;
   check_size("ops::cross_entropy_backward", "labels", labels, logits.rows, "rows of logits");
-  check_size("ops::cross_entropy_backward", "saved", saved.row_max, logits.rows,
-             "rows of logits");
+  check_size("ops::cross_entropy_backward", "saved", saved.row_max, logits.rows, "rows of logits");
   check_shape("ops::cross_entropy_backward", "dvalue", dvalue, 1, 1, "one number");
   check_shape("ops::cross_entropy_backward", "dlogits", dlogits, logits.rows, logits.cols,
               "shape of logits");

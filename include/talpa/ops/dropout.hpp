@@ -42,8 +42,8 @@ void dropout(context<B>& ctx, random_stream stream, float keep_probability, inpu
 /// Shapes: dy and dx [N, D]; they may be the same view.
 /// Throws: as dropout.
 template <class B, floating T>
-void dropout_backward(context<B>& ctx, random_stream stream, float keep_probability,
-                      input<T, B> dy, matrix_view<T, B> dx, grad_mode dx_mode) {
+void dropout_backward(context<B>& ctx, random_stream stream, float keep_probability, input<T, B> dy,
+                      matrix_view<T, B> dx, grad_mode dx_mode) {
   if (dx_mode == grad_mode::ignore) return;
   check_shape("ops::dropout_backward", "dx", dx, dy.rows, dy.cols, "shape of dy");
   check_value(keep_probability > 0.0f && keep_probability <= 1.0f, "ops::dropout_backward",

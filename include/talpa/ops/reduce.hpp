@@ -26,8 +26,7 @@ struct reduce_impl {
 /// number of threads.
 /// Throws: shape_error when the shapes do not fit.
 template <class B, floating T>
-void column_sum(context<B>& ctx, input<T, B> x, std::type_identity_t<T> beta,
-                matrix_view<T, B> y) {
+void column_sum(context<B>& ctx, input<T, B> x, std::type_identity_t<T> beta, matrix_view<T, B> y) {
   check_shape("ops::column_sum", "y", y, 1, x.cols, "one row, columns of x");
   reduce_impl<B>::column_sum(ctx, x, beta, y);
 }

@@ -158,17 +158,17 @@ struct routing_sums_impl {
 
 /// Adds up over tokens what balance losses and statistics are made of, in one pass over a routing.
 ///
-/// Forward, for each group and each wanted member of `out`, over the group's real tokens n: tokens =
-/// sum 1, counts_e = sum m_ne, probability_e = sum p_ne, importance_e = sum g_ne where m_ne is set,
-/// squared_logsumexp = sum z_n^2, entropy = sum H_n, with p_n = softmax(u_n), z_n = ln sum_e exp
-/// u_ne, H_n = -sum_e p_ne ln p_ne and 0 ln 0 = 0. `mode` says whether `out` is overwritten or added
-/// to (more layers or batches).
+/// Forward, for each group and each wanted member of `out`, over the group's real tokens n:
+/// tokens = sum 1, counts_e = sum m_ne, probability_e = sum p_ne, importance_e = sum m_ne g_ne,
+/// squared_logsumexp = sum z_n^2, entropy = sum H_n, with p_n = softmax(u_n),
+/// z_n = ln sum_e exp u_ne, H_n = -sum_e p_ne ln p_ne and 0 ln 0 = 0.
+/// `mode` says whether `out` is overwritten or added to (more layers or batches).
 /// Backward: see routing_sums_backward; counts have no gradient.
-/// Shapes: logits, gates [N, E], mask [N, ceil(E / 32)], padding_mask [N] or empty; out [G] and
-/// [G, E] with G = N / group_rows groups.
-/// Edges: padding is never looked at; a logit of -inf has p = 0; NaN, +inf, or -inf everywhere in
-/// the logits of a real token make the sums of its group NaN (counts excepted); a group without real
-/// tokens, or N == 0, gives zeros.
+/// Shapes: logits, gates [N, E], mask [N, ceil(E / 32)], padding_mask [N] or empty; members of
+/// out [G] or [G, E] with G = N / group_rows groups.
+/// Edges: padding enters nothing, not even as NaN; a logit of -inf has p = 0; NaN, +inf, or -inf
+/// everywhere in the logits of a real token make probability, squared_logsumexp and entropy of its
+/// group NaN; a group without real tokens, or N == 0, gives zeros.
 /// Cost: N E exponentials when a quantity of the logits is wanted.
 /// Determinism: same bits on every backend, group and number of threads. The rows of each block of
 /// 128 rows of a group are added in order to +0, then the results of 128 blocks at a time likewise.

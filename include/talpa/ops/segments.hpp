@@ -101,8 +101,8 @@ index count_slots(context<B>& ctx, std::type_identity_t<matrix_view<const std::u
 /// Forward: fills `s` as segments says; gate_of_slot[slot of (n, e)] = gates[n, e].
 /// Backward: see build_segments_backward; the order is a constant.
 /// Shapes: mask [N, ceil(E / 32)], gates [N, E], gate_of_slot [S] with S the capacity of `s`.
-/// Edges: N == 0 gives E empty segments; places beyond offsets[E] are left as they were; bits of the
-/// last word beyond E are ignored.
+/// Edges: N == 0 gives E empty segments; places beyond offsets[E] are left as they were; bits of
+/// the last word beyond E are ignored.
 /// Cost: two passes over the mask, 24 bytes written a slot at most, no comparison sort.
 /// Determinism: integers only; the same for any number of threads.
 /// Throws: shape_error when shapes do not fit or the mask has more set bits than there are places.

@@ -41,8 +41,7 @@ void sgd_update(context<B>& ctx, const sgd_numbers& numbers, input<T, B> dvalue,
                 output<T, B> velocity, matrix_view<T, B> value) {
   check_shape("ops::sgd_update", "dvalue", dvalue, value.rows, value.cols, "shape of value");
   if (numbers.momentum != 0.0) {
-    check_shape("ops::sgd_update", "velocity", velocity, value.rows, value.cols,
-                "shape of value");
+    check_shape("ops::sgd_update", "velocity", velocity, value.rows, value.cols, "shape of value");
   }
   sgd_impl<B>::run(ctx, numbers, dvalue, velocity, value);
 }

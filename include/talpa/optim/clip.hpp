@@ -4,6 +4,7 @@
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/core/check.hpp>
 #include <talpa/core/math.hpp>
+#include <talpa/core/workspace.hpp>
 #include <talpa/ops/fill.hpp>
 #include <talpa/ops/item.hpp>
 #include <talpa/ops/reduce.hpp>

@@ -19,10 +19,11 @@ namespace talpa {
 /// no state and no update.
 template <floating T, backend B>
 struct parameter_group {
-  std::string name{};                          ///< for errors
-  std::vector<parameter<T, B>*> parameters{};  ///< must outlive the optimiser and stay where they are
-  double learning_rate = 1e-3;               ///< >= 0
-  double weight_decay = 0.0;                 ///< >= 0; what it means is the optimiser's affair
+  std::string name{};  ///< for errors
+  std::vector<parameter<T, B>*>
+      parameters{};             ///< must outlive the optimiser and stay where they are
+  double learning_rate = 1e-3;  ///< >= 0
+  double weight_decay = 0.0;    ///< >= 0; what it means is the optimiser's affair
 
   /// Appends a parameter, or every parameter that `params.visit(f)` shows, in its order.
   template <class Params>
@@ -97,8 +98,7 @@ class parameter_set {
       for (std::size_t i = 0; same && i < now.size(); ++i) same = now[i] == e.runs[i];
       if (same) continue;
       detail::throw_value(
-          function, e.source->name().c_str(),
-          detail::concat("trained in rows ", rows_text(now)),
+          function, e.source->name().c_str(), detail::concat("trained in rows ", rows_text(now)),
           detail::concat(rows_text(e.runs),
                          " = rows that trained when the optimiser was made; make a new one after "
                          "freeze, train or train_blocks"));
@@ -114,8 +114,7 @@ class parameter_set {
     for (std::size_t i = 0; i < entries_.size(); ++i) {
       if (entries_[i].source == &p) return i;
     }
-    detail::throw_value(function, p.name().c_str(), "in no group",
-                        "a parameter of this optimiser");
+    detail::throw_value(function, p.name().c_str(), "in no group", "a parameter of this optimiser");
   }
 
  private:

@@ -20,9 +20,8 @@ namespace detail {
 /// Rises linearly over the first updates: 1 / W, 2 / W, ..., 1. The first update is not lost, as it
 /// would be with a rise from 0.
 inline double warmup_factor(index warmup_steps, index step) {
-  return step < warmup_steps
-             ? static_cast<double>(step + 1) / static_cast<double>(warmup_steps)
-             : 1.0;
+  return step < warmup_steps ? static_cast<double>(step + 1) / static_cast<double>(warmup_steps)
+                             : 1.0;
 }
 
 /// Share of the updates after warm-up that are over, in [0, 1].

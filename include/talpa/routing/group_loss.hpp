@@ -18,8 +18,8 @@ enum class token_groups {
   sequence     ///< one value a sequence, mean over a layer's sequences with a real token, summed
 };
 
-/// What the backward of a loss over groups reads: its value, and the derivatives of the value by the
-/// totals of every group of every layer, one group behind the other. Nothing is kept per token.
+/// What the backward of a loss over groups reads: its value, and the derivatives of the value by
+/// the totals of every group of every layer, one group behind the other. Nothing is kept per token.
 template <class T, class B>
 struct group_loss_saved {
   matrix_view<T, B> value;              // [1, 1]

@@ -15,8 +15,8 @@ struct segmented_routing {
   vector_view<T, B> gate_of_slot;  // [S]
 };
 
-/// Makes the expert-major form of a routing in ctx.memory with room for `capacity` slots, at least as
-/// many as there are: N * max_selected always is.
+/// Makes the expert-major form of a routing in ctx.memory with room for `capacity` slots, at least
+/// as many as there are: N * max_selected always is.
 ///
 /// Cost: as ops::build_segments; no synchronisation.
 /// Throws: shape_error, value_error.

@@ -29,7 +29,10 @@ struct dense {
     const auto masked = g.uniform(-std::numeric_limits<T>::infinity());
     const auto u = row_logits(g, row.logits);
     const auto exponential = exponentials<T>(g, u);
-    g.store_mask(row.mask, [&](auto e) { return exponential.invalid | (u[e] > masked); });
+    g.store_mask(row.mask, [&](auto e) {
+      const auto offered = u[e] > masked;
+      return exponential.invalid | offered;
+    });
     weigh<gate::raw>(g, row, exponential);
   }
 

@@ -47,8 +47,9 @@ struct top_k {
     auto last_expert = g.uniform(std::int32_t{-1});
     for (index pick = 0; pick < k; ++pick) {
       const auto next = g.template arg_max<T>(logit, [&](auto e) {
-        return (u[e] > masked) &
-               ((u[e] < last_logit) | ((u[e] == last_logit) & (e.expert() > last_expert)));
+        const auto offered = u[e] > masked, lower = u[e] < last_logit, equal = u[e] == last_logit;
+        const auto later = e.expert() > last_expert;
+        return offered & (lower | (equal & later));
       });
       const auto found = next.expert > g.uniform(std::int32_t{-1});
       last_logit = talpa::select(found, next.value, last_logit);
@@ -58,9 +59,10 @@ struct top_k {
     const auto exponential = exponentials<T>(g, u);
     const auto fallback = g.uniform(static_cast<std::int32_t>(k));
     g.store_mask(row.mask, [&](auto e) {
-      const auto chosen = (u[e] > masked) & ((u[e] > last_logit) |
-                                             ((u[e] == last_logit) & (e.expert() <= last_expert)));
-      return (exponential.valid & chosen) | (exponential.invalid & (e.expert() < fallback));
+      const auto offered = u[e] > masked, higher = u[e] > last_logit, equal = u[e] == last_logit;
+      const auto not_later = e.expert() <= last_expert, first_k = e.expert() < fallback;
+      const auto chosen = offered & (higher | (equal & not_later));
+      return (exponential.valid & chosen) | (exponential.invalid & first_k);
     });
     weigh<Weight>(g, row, exponential);
   }

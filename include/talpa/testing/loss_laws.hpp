@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/error.hpp>
+#include <talpa/cpu/context.hpp>
+#include <talpa/losses/explain.hpp>
+#include <talpa/routing/routing.hpp>
+#include <talpa/testing/bounds.hpp>
+#include <talpa/testing/gradient_check.hpp>
+#include <talpa/testing/inputs.hpp>
+#include <talpa/testing/report.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace talpa::testing {
+
+/// What a loss promises beyond its declared members.
+struct loss_claims {
+  /// The value for one layer whose logits are all zero and whose token n uses expert n mod E alone
+  /// with gate 1, N a multiple of E. NaN: not known, and not looked at.
+  double at_balance = std::numeric_limits<double>::quiet_NaN();
+  /// A batch beside a copy of itself has the same value.
+  bool duplication_invariant = true;
+  /// Rounding errors in units of gamma(N + E + 32) times the largest of the value and 1.
+  double amplification = 1.0;
+};
+
+namespace detail {
+
+template <floating T, class Loss>
+class loss_trial {
+  static_assert(talpa::detail::explain_loss<Loss>());
+
+ public:
+  loss_trial(const Loss& loss, index experts, const loss_claims& claims, std::uint64_t seed)
+      : loss_(loss), experts_(experts), claims_(claims), random_(seed) {}
+
+  report run() {
+    balance();
+    duplication();
+    padding();
+    masked_experts();
+    modes();
+    same_bits();
+    nothing();
+    gradients();
+    return out_;
+  }
+
+ private:
+  /// What one router did to one batch, owned.
+  template <class U>
+  struct layer {
+    matrix<U, cpu> logits;
+    routing<U, cpu> routed;
+    vector<std::uint8_t, cpu> real;  // empty: all
+    index sequence_length = 0;
+
+    routed_view<U, cpu> view() const {
+      return {logits.view(), routed.view(), real.view(), sequence_length};
+    }
+  };
+  template <class U>
+  using batch = std::vector<layer<U>>;
+
+  /// Logits that differ clearly, two experts a token (one where there is one) with uneven gates.
+  template <class U>
+  layer<U> make_layer(index tokens) {
+    layer<U> l{
+        separated_logits<U>(tokens, experts_, random_), routing<U, cpu>(tokens, experts_), {}, 0};
+    const random_stream stream = random_.next();
+    for (index n = 0; n < tokens; ++n) {
+      for (index k = 0; k < std::min<index>(2, experts_); ++k) {
+        const auto i = static_cast<std::uint64_t>(2 * n + k);
+        const auto e =
+            static_cast<index>(uniform_index(stream, i, static_cast<std::uint64_t>(experts_)));
+        l.routed.mask(n, e / mask_word_bits) |= 1u << (e % mask_word_bits);
+        l.routed.gates(n, e) = static_cast<U>(0.25 + 0.5 * uniform<double>(stream, i + 7));
+      }
+    }
+    return l;
+  }
+
+  template <class U>
+  struct outcome {
+    double value = 0.0;
+    std::vector<matrix<U, cpu>> dlogits;
+    std::vector<matrix<U, cpu>> dgates;
+  };
+  template <class U>
+  outcome<U> evaluate(const batch<U>& layers, int threads = 1, U dvalue = U{1},
+                      grad_mode mode = grad_mode::overwrite,
+                      U before = std::numeric_limits<U>::quiet_NaN(), int repetitions = 1) {
+    context<cpu> ctx(threads);
+    std::vector<routed_view<U, cpu>> views;
+    std::vector<routed_gradient<U, cpu>> gradients;
+    outcome<U> r;
+    for (const layer<U>& l : layers) {
+      views.push_back(l.view());
+      r.dlogits.emplace_back(l.logits.rows(), l.logits.cols());
+      r.dgates.emplace_back(l.logits.rows(), l.logits.cols());
+    }
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      std::fill_n(r.dlogits[l].data(), r.dlogits[l].size(), before);
+      std::fill_n(r.dgates[l].data(), r.dgates[l].size(), before);
+      gradients.push_back({r.dlogits[l].view(), r.dgates[l].view()});
+    }
+    const std::span<const routed_view<U, cpu>> in(views);
+    const auto kept = loss_.forward(ctx, in);
+    const auto memory = ctx.memory.used(), scratch = ctx.scratch.used();
+    matrix<U, cpu> upstream(1, 1);
+    upstream(0, 0) = dvalue;
+    for (int i = 0; i < repetitions; ++i) {
+      loss_.backward(ctx, in, kept, upstream, std::span<const routed_gradient<U, cpu>>(gradients),
+                     mode);
+    }
+    returned_ = returned_ && ctx.memory.used() == memory && ctx.scratch.used() == scratch;
+    const matrix_view<const U, cpu> value = kept.value;
+    r.value = value.rows == 1 && value.cols == 1 ? static_cast<double>(value(0, 0))
+                                                 : std::numeric_limits<double>::quiet_NaN();
+    return r;
+  }
+  double bound(index tokens, double value) const {
+    return claims_.amplification * gamma<T>(static_cast<double>(tokens + experts_) + 32.0) *
+           std::max(1.0, std::abs(value));
+  }
+  void expect_value(law& l, double found, double expected, index tokens, const char* where) {
+    const double allowed = bound(tokens, expected);
+    l.expect(std::isfinite(expected) && std::abs(found - expected) <= allowed, [&] {
+      return talpa::detail::concat(where, digits(found), " instead of ", digits(expected),
+                                   ", bound ", digits(allowed));
+    });
+  }
+  static std::string difference(const outcome<T>& a, const outcome<T>& b) {
+    if (!same_number(a.value, b.value)) {
+      return talpa::detail::concat("value ", digits(a.value), " instead of ", digits(b.value));
+    }
+    for (std::size_t l = 0; l < b.dlogits.size(); ++l) {
+      const std::string where = talpa::detail::concat("layer ", std::to_string(l));
+      std::string text = first_difference(a.dlogits[l], b.dlogits[l]);
+      if (!text.empty()) return talpa::detail::concat(where, ", dlogits: ", text);
+      text = first_difference(a.dgates[l], b.dgates[l]);
+      if (!text.empty()) return talpa::detail::concat(where, ", dgates: ", text);
+    }
+    return {};
+  }
+
+  void balance() {
+    if (std::isnan(claims_.at_balance)) return;
+    law l(out_, "the value at perfect balance is the claimed one");
+    const index tokens = 4 * experts_;
+    layer<T> even{matrix<T, cpu>(tokens, experts_), routing<T, cpu>(tokens, experts_), {}, 0};
+    for (index n = 0; n < tokens; ++n) {
+      const index e = n % experts_;
+      even.routed.mask(n, e / mask_word_bits) |= 1u << (e % mask_word_bits);
+      even.routed.gates(n, e) = T{1};
+    }
+    expect_value(l, evaluate<T>({even}).value, claims_.at_balance, tokens, "");
+  }
+
+  void duplication() {
+    if (!claims_.duplication_invariant) return;
+    law l(out_, "a batch beside a copy of itself has the same value");
+    for (const index length : {index{0}, index{6}}) {
+      layer<T> once = make_layer<T>(24);
+      once.sequence_length = length;
+      layer<T> twice{matrix<T, cpu>(48, experts_), routing<T, cpu>(48, experts_), {}, length};
+      for (index n = 0; n < 48; ++n) {
+        std::copy_n(once.logits.view().row(n % 24), experts_, twice.logits.view().row(n));
+        std::copy_n(once.routed.gates.view().row(n % 24), experts_,
+                    twice.routed.gates.view().row(n));
+        std::copy_n(once.routed.mask.view().row(n % 24), mask_words(experts_),
+                    twice.routed.mask.view().row(n));
+      }
+      expect_value(l, evaluate<T>({twice}).value, evaluate<T>({once}).value, 48,
+                   length == 0 ? "" : "with sequences, ");
+    }
+  }
+
+  void padding() {
+    law l(out_, "padding is the same as removing the tokens, and gets no gradient");
+    layer<T> padded = make_layer<T>(30);
+    padded.real = vector<std::uint8_t, cpu>(30);
+    layer<T> removed{matrix<T, cpu>(20, experts_), routing<T, cpu>(20, experts_), {}, 0};
+    index to = 0;
+    for (index n = 0; n < 30; ++n) {
+      padded.real[n] = n % 3 == 2 ? 0 : 1;
+      if (padded.real[n] == 0) {
+        // Whatever stands there.
+        for (index e = 0; e < experts_; ++e) {
+          padded.logits(n, e) = std::numeric_limits<T>::quiet_NaN();
+          padded.routed.gates(n, e) = std::numeric_limits<T>::quiet_NaN();
+        }
+        continue;
+      }
+      std::copy_n(padded.logits.view().row(n), experts_, removed.logits.view().row(to));
+      std::copy_n(padded.routed.gates.view().row(n), experts_, removed.routed.gates.view().row(to));
+      std::copy_n(padded.routed.mask.view().row(n), mask_words(experts_),
+                  removed.routed.mask.view().row(to));
+      ++to;
+    }
+    const outcome<T> with = evaluate<T>({padded}), without = evaluate<T>({removed});
+    expect_value(l, with.value, without.value, 30, "");
+    to = 0;
+    for (index n = 0; n < 30; ++n) {
+      for (index e = 0; e < experts_; ++e) {
+        const bool real = padded.real[n] != 0;
+        const double u = real ? static_cast<double>(without.dlogits[0](to, e)) : 0.0;
+        const double g = real ? static_cast<double>(without.dgates[0](to, e)) : 0.0;
+        const double allowed = real ? bound(30, without.value) : 0.0;
+        l.expect(std::abs(static_cast<double>(with.dlogits[0](n, e)) - u) <= allowed &&
+                     std::abs(static_cast<double>(with.dgates[0](n, e)) - g) <= allowed,
+                 [&] { return talpa::detail::concat("gradient of token ", std::to_string(n)); });
+      }
+      to += padded.real[n] != 0 ? 1 : 0;
+    }
+    // Nothing but padding.
+    std::fill_n(padded.real.data(), padded.real.size(), std::uint8_t{0});
+    const outcome<T> none = evaluate<T>({padded});
+    l.expect(std::isfinite(none.value) && largest(none.dlogits[0].view()) == 0.0 &&
+                 largest(none.dgates[0].view()) == 0.0,
+             [&] { return talpa::detail::concat("without a real token ", digits(none.value)); });
+  }
+
+  void masked_experts() {
+    if (experts_ < 2) return;
+    law l(out_, "a logit of -inf gives a finite value and gets no gradient");
+    layer<T> some = make_layer<T>(16);
+    for (index n = 0; n < 16; n += 2) {
+      const index e = n % experts_;
+      some.logits(n, e) = -std::numeric_limits<T>::infinity();
+      some.routed.gates(n, e) = T{0};
+      some.routed.mask(n, e / mask_word_bits) &= ~(1u << (e % mask_word_bits));
+    }
+    const outcome<T> r = evaluate<T>({some});
+    l.expect(std::isfinite(r.value), [&] { return digits(r.value); });
+    for (index n = 0; n < 16; n += 2) {
+      l.expect(r.dlogits[0](n, n % experts_) == T{0},
+               [&] { return talpa::detail::concat("token ", std::to_string(n)); });
+    }
+    for (index i = 0; i < r.dlogits[0].size(); ++i) {
+      l.expect(std::isfinite(r.dlogits[0].data()[i]) && std::isfinite(r.dgates[0].data()[i]),
+               [] { return std::string("a gradient is not finite"); });
+    }
+  }
+
+  void modes() {
+    law l(out_, "backward overwrites, adds or does nothing as it is told, and scales with dvalue");
+    const batch<T> layers{make_layer<T>(13), make_layer<T>(13)};
+    const outcome<T> once = evaluate<T>(layers);
+    const outcome<T> again = evaluate<T>(layers, 1, T{1}, grad_mode::overwrite, T{3}, 2);
+    l.expect_none(difference(again, once), "second call");
+    const outcome<T> doubled = evaluate<T>(layers, 1, T{2});
+    const outcome<T> added = evaluate<T>(layers, 1, T{1}, grad_mode::accumulate, T{0.5});
+    const outcome<T> ignored = evaluate<T>(layers, 1, T{1}, grad_mode::ignore, T{7});
+    const auto compare = [&](const std::vector<matrix<T, cpu>>& g,
+                             const std::vector<matrix<T, cpu>>& two,
+                             const std::vector<matrix<T, cpu>>& sum,
+                             const std::vector<matrix<T, cpu>>& same, const char* name) {
+      for (std::size_t k = 0; k < g.size(); ++k) {
+        for (index i = 0; i < g[k].size(); ++i) {
+          const T v = g[k].data()[i];
+          l.expect(std::isfinite(v), [&] { return talpa::detail::concat(name, " not written"); });
+          // Doubling is exact in every product.
+          l.expect(two[k].data()[i] == T{2} * v,
+                   [&] { return talpa::detail::concat(name, " for twice dvalue"); });
+          l.expect(
+              std::abs(static_cast<double>(sum[k].data()[i]) - (0.5 + static_cast<double>(v))) <=
+                  gamma<T>(2.0) * (0.5 + std::abs(static_cast<double>(v))),
+              [&] { return talpa::detail::concat(name, " added to something"); });
+          l.expect(same[k].data()[i] == T{7},
+                   [&] { return talpa::detail::concat(name, " that is ignored"); });
+        }
+      }
+    };
+    compare(once.dlogits, doubled.dlogits, added.dlogits, ignored.dlogits, "dlogits");
+    compare(once.dgates, doubled.dgates, added.dgates, ignored.dgates, "dgates");
+    l.expect(returned_, [] { return std::string("backward keeps memory"); });
+  }
+
+  void same_bits() {
+    law l(out_, "any number of threads and any repetition gives the same bits");
+    // Enough tokens for loops to be cut into tasks.
+    batch<T> layers{make_layer<T>(1500), make_layer<T>(1500)};
+    layers[1].sequence_length = 50;
+    const outcome<T> one = evaluate<T>(layers, 1);
+    for (const int threads : {1, 2, 3}) {
+      l.expect_none(difference(evaluate<T>(layers, threads), one),
+                    talpa::detail::concat(std::to_string(threads), " threads"));
+    }
+  }
+
+  void nothing() {
+    law l(out_, "no layers and layers of no tokens are legal");
+    l.expect(std::isfinite(evaluate<T>(batch<T>{}).value), [] { return std::string("no layers"); });
+    l.expect(std::isfinite(evaluate<T>({make_layer<T>(0)}).value),
+             [] { return std::string("no tokens"); });
+  }
+
+  void gradients() {
+    for (const index length : {index{0}, index{4}}) {
+      batch<double> layers{make_layer<double>(8), make_layer<double>(8)};
+      // Padding that could be read, so that a dependence would show.
+      layers[0].real = vector<std::uint8_t, cpu>(8);
+      for (index n = 0; n < 8; ++n) layers[0].real[n] = n % 4 == 1 ? 0 : 1;
+      for (layer<double>& l : layers) l.sequence_length = length;
+      matrix<double, cpu> upstream(1, 1), value(1, 1);
+      upstream(0, 0) = 1.0;
+      const outcome<double> r = evaluate<double>(layers);
+      std::vector<gradient_probe> probes;
+      for (std::size_t l = 0; l < layers.size(); ++l) {
+        const std::string name = talpa::detail::concat("layers[", std::to_string(l), "].");
+        probes.push_back({name + "logits", layers[l].logits.view(), r.dlogits[l].view()});
+        probes.push_back({name + "gates", layers[l].routed.gates.view(), r.dgates[l].view()});
+      }
+      out_.add(gradient_check(
+          length == 0 ? "value" : "value with sequences", probes, upstream,
+          {.roundings = claims_.amplification * (2.0 * 8.0 + static_cast<double>(experts_) + 32.0),
+           .magnitude = std::max(1.0, std::abs(r.value)),
+           .expect_nonzero = experts_ > 1},
+          [&] {
+            value(0, 0) = evaluate(layers, 1, 1.0, grad_mode::ignore, 0.0, 0).value;
+            return value.view();
+          },
+          [] { return 0; }));
+    }
+  }
+
+  Loss loss_;
+  index experts_;
+  loss_claims claims_;
+  generator random_;
+  bool returned_ = true;
+  report out_;
+};
+
+}  // namespace detail
+
+/// Laws of a loss on layers of `experts` experts in scalar T, on the CPU.
+///
+/// The value at perfect balance is the claimed one; duplicating the batch changes nothing where
+/// claimed; padding is the same as removing tokens, and gets no gradient; masked experts (-inf) get
+/// none either; backward overwrites, adds or does nothing as it is told and scales with dvalue; any
+/// number of threads gives the same bits; no layers and no tokens are legal; gradients of logits and
+/// gates equal central differences in double, with and without sequences and padding.
+template <floating T, class Loss>
+report loss_laws(const Loss& loss, index experts, const loss_claims& claims = {},
+                 std::uint64_t seed = 1) {
+  return detail::loss_trial<T, Loss>(loss, experts, claims, seed).run();
+}
+
+}  // namespace talpa::testing
