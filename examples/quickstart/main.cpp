@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Why: what does a mixture of low-rank experts buy, next to plain LoRA with as many weights, or with
-// as much work per token?
+// Why: what does a mixture of low-rank experts buy, next to plain LoRA with as many weights, or
+// with as much work per token?
 //
 // How: a small network learns to name handwritten digits and is frozen. The same images then come
 // with eight instructions (its name, is it odd, what follows it, ...), and adapters on the frozen

@@ -22,12 +22,17 @@ namespace detail {
 // vision deficiencies; shapes and dashes say the same again. Heat maps vary one ink's opacity, so
 // darker (on dark: lighter) is more in print and in both modes.
 inline constexpr const char* report_style = R"css(
-:root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--muted:#59636e;--rule:#d5dae0;--grid:#e8ebee;
---lora:#0072b2;--soft:#c04f00;--mola:#00805c;--base:#59636e;--heat:#0b3a6f;--wash:#f5f7f9;--warn:#8a4b00}
-@media (prefers-color-scheme:dark){:root{--paper:#15181c;--ink:#e6e9ec;--muted:#a0a9b3;--rule:#3a4149;
---grid:#282d33;--lora:#56b4e9;--soft:#f0a04b;--mola:#3ccb9b;--base:#a0a9b3;--heat:#9fd0ff;--wash:#1d2126;--warn:#f0b429}}
+:root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--muted:#59636e;--rule:#d5dae0;
+--grid:#e8ebee;
+--lora:#0072b2;--soft:#c04f00;--mola:#00805c;--base:#59636e;--heat:#0b3a6f;--wash:#f5f7f9;
+--warn:#8a4b00}
+@media (prefers-color-scheme:dark){:root{--paper:#15181c;--ink:#e6e9ec;--muted:#a0a9b3;
+--rule:#3a4149;
+--grid:#282d33;--lora:#56b4e9;--soft:#f0a04b;--mola:#3ccb9b;--base:#a0a9b3;--heat:#9fd0ff;
+--wash:#1d2126;--warn:#f0b429}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,
+"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 main{max-width:1008px;margin:0 auto;padding:56px 24px 72px}
 h1{font-size:28px;line-height:1.25;font-weight:650;margin:0 0 12px;letter-spacing:-.01em}
 h2{font-size:19px;font-weight:650;margin:56px 0 10px}
@@ -36,10 +41,12 @@ ul{padding-left:20px}li{margin:5px 0}
 .lead{font-size:17px}
 .muted,figcaption,caption,footer{color:var(--muted);font-size:14px}
 .warning{border-left:3px solid var(--warn);padding:2px 0 2px 14px;margin:20px 0}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:3px 20px;font-size:14px;margin:24px 0 0;padding:16px 20px;background:var(--wash);border-radius:6px}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:3px 20px;font-size:14px;margin:24px 0 0;
+padding:16px 20px;background:var(--wash);border-radius:6px}
 dt{color:var(--muted)}dd{margin:0;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums;border-top:1.5px solid var(--ink);border-bottom:1.5px solid var(--ink)}
+table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums;
+border-top:1.5px solid var(--ink);border-bottom:1.5px solid var(--ink)}
 caption,figcaption{text-align:left;padding:0 0 10px;max-width:66em}
 figcaption{padding:8px 0 0}
 caption b,figcaption b{color:var(--ink);font-weight:600}
@@ -71,8 +78,10 @@ svg .halo{paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoi
 .series.thin{stroke-width:1.1;opacity:.55}
 .whisker{stroke-width:1.4;opacity:.8}
 .dash1{stroke-dasharray:7 4}.dash2{stroke-dasharray:2.5 4}.dash3{stroke-dasharray:9 4 1.5 4}
-line.lora,polyline.lora{stroke:var(--lora)}line.soft,polyline.soft{stroke:var(--soft)}line.mola,polyline.mola{stroke:var(--mola)}
-text.lora,.mark.lora{fill:var(--lora)!important}text.soft,.mark.soft{fill:var(--soft)!important}text.mola,.mark.mola{fill:var(--mola)!important}
+line.lora,polyline.lora{stroke:var(--lora)}line.soft,polyline.soft{stroke:var(--soft)}line.mola,
+polyline.mola{stroke:var(--mola)}
+text.lora,.mark.lora{fill:var(--lora)!important}text.soft,.mark.soft{fill:var(--soft)!important}
+text.mola,.mark.mola{fill:var(--mola)!important}
 .mark{stroke:var(--paper);stroke-width:1.4}
 .heat{fill:var(--heat)}.frame{fill:none;stroke:var(--rule)}
 details{margin:14px 0 0;font-size:14px}summary{cursor:pointer;color:var(--muted)}

@@ -34,8 +34,8 @@ using support::test_random;
 
 namespace {
 
-/// A smooth stand-in for a routed layer: gates = softmax(x Wr^T), y = gates V. It logs what the tape
-/// asks of its backward.
+/// A smooth stand-in for a routed layer: gates = softmax(x Wr^T), y = gates V. It logs what the
+/// tape asks of its backward.
 struct soft_layer {
   struct log_entry {
     grad_mode dx_mode;

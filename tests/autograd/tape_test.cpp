@@ -200,8 +200,8 @@ TEST_SUITE("autograd/tape") {
 
   TEST_CASE("every operation has the gradient of central differences") {
     test_random random(23);
-    // Roundings: at most 40 on a path through sums of up to 7 terms; magnitudes: upstream below 1 on
-    // at most 21 outputs below 8 each.
+    // Roundings: at most 40 on a path through sums of up to 7 terms; magnitudes: upstream below 1
+    // on at most 21 outputs below 8 each.
     const auto check = [&](const char* what, const std::vector<std::pair<index, index>>& shapes,
                            const std::vector<parameter<double, cpu>*>& parameters, auto build) {
       CAPTURE(what);
@@ -345,6 +345,30 @@ TEST_SUITE("autograd/tape") {
     CHECK(runs == 0);
     // The gradient of y and nothing else.
     CHECK(ctx.memory.used() - before == workspace<cpu>::rounded(3 * 2 * sizeof(double)));
+  }
+
+  TEST_CASE("what trains of a layer_norm gets its gradient, whatever x is") {
+    test_random random(29);
+    const matrix<double, cpu> x = random_matrix<double>(random, 3, 4);
+    const matrix<double, cpu> dy = random_matrix<double>(random, 3, 4);
+    parameter<double, cpu> gamma = random_parameter<double>(random, "gamma", 1, 4);
+    parameter<double, cpu> beta = random_parameter<double>(random, "beta", 1, 4);
+    context<cpu> ctx(1);
+    tape<double, cpu> t(ctx);
+    t.backward(t.layer_norm(t.constant(x), gamma, beta), dy);
+    const matrix<double, cpu> dgamma(std::as_const(gamma).grad()),
+        dbeta(std::as_const(beta).grad());
+    CHECK(dbeta(0, 0) != 0.0);
+    beta.freeze();
+    gamma.zero_grad(ctx);
+    t.backward(t.layer_norm(t.constant(x), gamma, beta), dy);
+    CHECK(support::same_bits(std::as_const(gamma).grad(), dgamma.view()));
+    gamma.freeze();
+    CHECK(!t.layer_norm(t.constant(x), gamma, beta).wants_grad());
+    beta.train();
+    t.backward(t.layer_norm(t.constant(x), gamma, beta), dy);
+    CHECK(support::same_bits(std::as_const(beta).grad(), dbeta.view()));
+    CHECK(gamma.grad().data == nullptr);
   }
 
   TEST_CASE("a variable that the loss does not depend on has a zero gradient") {

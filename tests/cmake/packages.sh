@@ -29,14 +29,15 @@ install_packages() {
   packages_apt update && packages_apt install $packages_missing
 }
 
+# Errors only: the progress of dpkg is longer than a test report.
 packages_apt() {
   if [ "$1" = install ]; then
     shift
     set -- install --yes --no-install-recommends "$@"
   fi
   if [ "$(id -u)" -eq 0 ]; then
-    DEBIAN_FRONTEND=noninteractive apt-get --quiet --quiet "$@" </dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get --quiet --quiet "$@" >/dev/null
   else
-    sudo DEBIAN_FRONTEND=noninteractive apt-get --quiet --quiet "$@"
+    sudo DEBIAN_FRONTEND=noninteractive apt-get --quiet --quiet "$@" >/dev/null
   fi
 }

@@ -102,8 +102,8 @@ matrix<T, cpu> wild_matrix(index tokens, index experts, std::uint64_t seed) {
 
 TEST_SUITE("core/lanes") {
   TEST_CASE("the canonical sum of 34 elements, by hand") {
-    // Virtual lane 0 holds 1 + 2^-53, which rounds to 1, and lane 1 holds 2^-53 + 2^-53 = 2^-52. The
-    // tree adds lane 1 to lane 0 last: 1 + 2^-52. A sum from left to right would give 1.
+    // Virtual lane 0 holds 1 + 2^-53, which rounds to 1, and lane 1 holds 2^-53 + 2^-53 = 2^-52.
+    // The tree adds lane 1 to lane 0 last: 1 + 2^-52. A sum from left to right would give 1.
     matrix<double, cpu> x(1, 34);
     x(0, 0) = 1.0;
     x(0, 1) = x(0, 32) = x(0, 33) = 0x1p-53;

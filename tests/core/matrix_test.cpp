@@ -12,6 +12,11 @@ namespace talpa {
 TEST_SUITE("core/matrix") {
   TEST_CASE_TEMPLATE("a matrix begins as zeros in aligned memory", T, float, double, std::int32_t,
                      std::uint8_t) {
+    {
+      // Memory that most allocators hand out again next.
+      matrix<T, cpu> used(5, 3);
+      for (index i = 0; i < 15; ++i) used.data()[i] = T{77};
+    }
     matrix<T, cpu> m(5, 3);
     CHECK(m.rows() == 5);
     CHECK(m.cols() == 3);
@@ -70,6 +75,10 @@ TEST_SUITE("core/matrix") {
   }
 
   TEST_CASE("a vector begins as zeros") {
+    {
+      vector<std::int32_t, cpu> used(3);
+      for (index i = 0; i < 3; ++i) used[i] = 77;
+    }
     const vector<std::int32_t, cpu> v(3);
     CHECK(v.size() == 3);
     for (index i = 0; i < 3; ++i) CHECK(v[i] == 0);

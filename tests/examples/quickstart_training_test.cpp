@@ -184,8 +184,8 @@ TEST_SUITE("examples/quickstart/training") {
   }
 
   TEST_CASE("every question of an epoch is asked once, the last batch being what is left") {
-    // 30 images and 8 instructions in batches of 100: the mean of the steps, weighted by their size,
-    // is the loss over all questions when nothing moves.
+    // 30 images and 8 instructions in batches of 100: the mean of the steps, weighted by their
+    // size, is the loss over all questions when nothing moves.
     generator random(2);
     auto net = adapt(untrained_base(), lora_linear{.adapter = {.rank = 1, .alpha = 2.0}}, random);
     context<cpu> ctx(1);

@@ -13,8 +13,8 @@ namespace talpa::golden {
 /// Computes what a case says with the library and compares it.
 using method = void (*)(const golden_case&, checker&);
 
-/// Declared at namespace scope of the method's own file: runs `run` on the cases of FOLDER/FILE.json
-/// for `name` = "FOLDER/FILE".
+/// Declared at namespace scope of the method's own file: runs `run` on the cases of
+/// FOLDER/FILE.json for `name` = "FOLDER/FILE".
 struct registration {
   registration(const char* name, method run);
 };

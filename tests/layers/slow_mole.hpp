@@ -33,7 +33,8 @@
 #include <utility>
 #include <vector>
 
-// A mixture of LoRA experts once more, by plain loops in double, and what the tests of layers share.
+// A mixture of LoRA experts once more, by plain loops in double, and what the tests of layers
+// share.
 
 namespace talpa::support {
 

@@ -18,8 +18,8 @@ using support::to_table;
 
 namespace {
 
-// exp(x - max) has the error of the difference, |x - max| u in absolute terms, that of exp, 2 u, and
-// the quotient those of the sum of D terms and of the division.
+// exp(x - max) has the error of the difference, |x - max| u in absolute terms, that of exp, 2 u,
+// and the quotient those of the sum of D terms and of the division.
 template <class T>
 double probability_bound(const table& x) {
   return gamma_bound<T>(2.0 * (2.0 * support::largest(x) + 2.0) + static_cast<double>(x.cols) +

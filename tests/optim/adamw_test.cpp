@@ -51,7 +51,8 @@ TEST_SUITE("optim/adamw") {
     context<cpu> ctx(2);
     const double u = unit_roundoff<T>() + unit_roundoff<double>();
     // Error of the first moment, an average of signed terms: beta1 times the last one and 4
-    // roundings, those of beta1 and 1 - beta1 included, on terms no larger than the largest gradient.
+    // roundings, those of beta1 and 1 - beta1 included, on terms no larger than the largest
+    // gradient.
     double first_error = 0.0, largest_gradient = 0.0;
     table bounds(rows, cols);
     for (index step = 1; step <= steps; ++step) {

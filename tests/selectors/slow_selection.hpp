@@ -52,8 +52,8 @@ inline slow_row slow_top_k(const std::vector<double>& u, index k, weighing how) 
   return r;
 }
 
-/// dlogits by the whole Jacobian dg_e / du_j = g_e (delta_ej - q_j), with q the distribution that the
-/// gates are taken from: p, or the gates themselves.
+/// dlogits by the whole Jacobian dg_e / du_j = g_e (delta_ej - q_j), with q the distribution that
+/// the gates are taken from: p, or the gates themselves.
 inline std::vector<double> slow_gradient(const slow_row& r, const std::vector<double>& dgates,
                                          weighing how) {
   const std::size_t experts = r.gates.size();

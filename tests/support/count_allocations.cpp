@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 // The replaced functions stand in a file of their own: where a compiler sees their bodies beside a
@@ -22,7 +23,8 @@ void* counted(std::size_t bytes, std::size_t alignment) {
   const std::size_t whole = (bytes + alignment - 1) / alignment * alignment;
   void* const memory = std::aligned_alloc(alignment, whole > 0 ? whole : alignment);
   if (memory == nullptr) throw std::bad_alloc();
-  return memory;
+  // NaN in every floating format, so that a use of uninitialised memory shows.
+  return std::memset(memory, 0xff, whole);
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 namespace talpa::support {
 
 /// Calls of operator new so far, of any kind and on any thread: the test programs replace it by one
-/// that counts.
+/// that counts, and that fills the memory with bytes 0xff, NaN in every floating format.
 long allocations();
 
 /// False where a sanitizer has replaced operator new itself.

@@ -8,8 +8,8 @@
 
 namespace talpa::support {
 
-/// A matrix whose rows lie inside longer ones: its stride exceeds its columns, its rows start at odd
-/// addresses, and what is outside must stay NaN.
+/// A matrix whose rows lie inside longer ones: its stride exceeds its columns, its rows start at
+/// odd addresses, and what is outside must stay NaN.
 template <class T>
 class padded {
  public:

@@ -13,7 +13,8 @@
 
 // Bounds on rounding errors, derived and named, and the comparison that uses them. Notation of
 // Higham, Accuracy and Stability of Numerical Algorithms (2002), chapters 2 to 4: u is the unit
-// roundoff and gamma_n = n u / (1 - n u) bounds the relative error of n roundings one after another.
+// roundoff and gamma_n = n u / (1 - n u) bounds the relative error of n roundings one after
+// another.
 
 namespace talpa::support {
 
@@ -43,7 +44,8 @@ double sum_bound(index terms, double magnitude) {
   return gamma_bound<T>(static_cast<double>(terms < 1 ? 1 : terms)) * std::abs(magnitude);
 }
 
-/// Error of a function documented to be within `ulps` of the exact value: an ulp is at most eps |y|.
+/// Error of a function documented to be within `ulps` of the exact value: an ulp is at most eps
+/// |y|.
 template <floating T>
 double function_bound(double ulps, double magnitude) {
   return 2.0 * ulps * (unit_roundoff<T>() + unit_roundoff<double>()) * std::abs(magnitude);

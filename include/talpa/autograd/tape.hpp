@@ -88,8 +88,8 @@ struct applied {
   Routed routed;
 };
 
-/// Where the backward of a node writes the gradient of one input, and how: nothing (the view is then
-/// empty), overwrite or accumulate.
+/// Where the backward of a node writes the gradient of one input, and how: nothing (the view is
+/// then empty), overwrite or accumulate.
 template <floating T, backend B>
 struct gradient_target {
   matrix_view<T, B> grad;
@@ -334,8 +334,8 @@ class tape {
   ///   void backward(ctx, params&, const saved&, x, dy, dx, grad_mode dx_mode,
   ///                 const routed_gradient<T, B>* from_losses) const;
   /// The layer is copied, params must outlive the step. Layer and saved are plain values (trivially
-  /// destructible). When saved has a member `routed` (routed_view<T, B>), the result carries a handle
-  /// of it for apply_loss; from_losses is null when no loss reached it.
+  /// destructible). When saved has a member `routed` (routed_view<T, B>), the result carries a
+  /// handle of it for apply_loss; from_losses is null when no loss reached it.
   /// Where params has `visit`, a layer of which nothing trains on an x without gradient is a
   /// constant; without `visit` it counts as trained.
   template <class Layer, class Params>
@@ -431,11 +431,11 @@ class tape {
     return ctx_.memory.template take<T>(rows, cols);
   }
 
-  /// Records a node: `y` is its value and lives until reset, `backward(ctx, dy, targets)` writes the
-  /// gradient of inputs[i] as targets[i] says, one after the other (two may share memory, then the
-  /// second adds), and adds to gradients of its own parameters. `backward` is copied into an arena
-  /// and must be trivially destructible. `has_parameters`: something other than the inputs wants a
-  /// gradient. See autograd/function.hpp for a pair of free functions.
+  /// Records a node: `y` is its value and lives until reset, `backward(ctx, dy, targets)` writes
+  /// the gradient of inputs[i] as targets[i] says, one after the other (two may share memory, then
+  /// the second adds), and adds to gradients of its own parameters. `backward` is copied into an
+  /// arena and must be trivially destructible. `has_parameters`: something other than the inputs
+  /// wants a gradient. See autograd/function.hpp for a pair of free functions.
   template <class Backward>
   variable_type record(input<T, B> y, std::initializer_list<variable_type> inputs,
                        const Backward& backward, bool has_parameters = false) {

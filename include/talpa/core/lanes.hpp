@@ -12,27 +12,29 @@
 // Lane groups: the logic of one row of logits is written once, in data-parallel form, and runs on
 // whatever group it is given. A group G offers
 //
-//   G::value<T>       a quantity of type T: one per row, or one per element where a functor returns it
-//   G::element        one of this lane's elements (experts) of the row; `e.slot`, `e.expert()`
+//   G::value<T>       a quantity of type T: one per row, or one per element
+//   G::element        one of this lane's elements (experts) of the row: `e.slot`, `e.expert()`
 //   g.experts()       E
 //   g.uniform<T>(c)   the same constant everywhere
 //   g.for_each(f)     f(e) for each element of this lane
 //   g.elements<T>()   array indexed by element, storage of this row only
-//   g.load(row, e, fill), g.store(row, e, v)     element e of a row in memory; `fill` beyond the row
-//   g.sum<T>(f)       canonical sum of f(e), the same bits for every group
-//   g.max<T>(f)       largest f(e); NaN is skipped; -inf for an empty row
-//   g.arg_max<T>(f, active)   largest f(e) among active(e), ties to the lower index; expert -1 if none
-//   g.count(f)        number of elements where f(e) holds
-//   g.load_bit(mask, e), g.store_mask(mask, f)   the row of the routing mask
+//   g.load(row, e, fill)       element e of a row in memory, `fill` beyond the row
+//   g.store(row, e, v)         writes it
+//   g.sum<T>(f)                canonical sum of f(e), the same bits for every group
+//   g.max<T>(f)                largest f(e); NaN is skipped; -inf for an empty row
+//   g.arg_max<T>(f, active)    largest f(e) among active(e), ties to the lower index; -1 if none
+//   g.count(f)                 number of elements where f(e) holds
+//   g.load_bit(mask, e)        one bit of the row of a routing mask
+//   g.store_mask(mask, f)      writes that row
 //
-// A condition is a value<bool>: combine with `&`, `|`, `!` and choose with `select(condition, a, b)`
-// instead of branching, since lanes and packed rows disagree. No collective stands under a
+// A condition is a value<bool>: combine with `&`, `|`, `!` and choose with `select(condition, a,
+// b)` instead of branching, since lanes and packed rows disagree. No collective stands under a
 // condition.
 //
 // Canonical reduction: element e belongs to virtual lane e mod 32, each virtual lane sums its
 // elements in order of e starting from +0, then the tree 16, 8, 4, 2, 1. A group of W lanes holds
-// 32 / W virtual lanes in each. Multiply-adds are written as math::fma, products that enter a sum as
-// math::mul, so that no compiler contracts them differently.
+// 32 / W virtual lanes in each. Multiply-adds are written as math::fma, products that enter a sum
+// as math::mul, so that no compiler contracts them differently.
 
 namespace talpa {
 
@@ -298,8 +300,8 @@ class serial {
   lane_scratch* scratch_;
 };
 
-/// W tokens side by side, one in each element of a pack: the CPU's path for few experts. Rows at and
-/// beyond `valid` repeat the last valid row when read and are not written.
+/// W tokens side by side, one in each element of a pack: the CPU's path for few experts. Rows at
+/// and beyond `valid` repeat the last valid row when read and are not written.
 template <int W>
 class token_pack {
  public:

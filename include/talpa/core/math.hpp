@@ -646,7 +646,7 @@ template <class T>
 ///
 /// Exact at multiples of a quarter turn (a zero may be negative). |u| < 2^20 works as well; beyond,
 /// the result is unspecified.
-/// Error: at most 1.25 ulp each; seen 1.02.
+/// Error: at most 1.25 ulp each; seen 1.03.
 [[gnu::always_inline]] TALPA_HD inline cosine_sine<float> cos_sin_turns(float u) {
   return detail::cos_sin_turns(u);
 }

@@ -21,7 +21,7 @@ struct adamw_impl<cpu> {
     // Subtracted as a small number: 1 - decay would keep only its leading digits in T.
     const T decay = static_cast<T>(numbers.learning_rate * numbers.weight_decay);
     const T rate = static_cast<T>(numbers.learning_rate / correction1);
-    const T root = static_cast<T>(std::sqrt(correction2));
+    const T unbias = static_cast<T>(1.0 / std::sqrt(correction2));
     const T beta1 = static_cast<T>(numbers.beta1), new1 = static_cast<T>(1.0 - numbers.beta1);
     const T beta2 = static_cast<T>(numbers.beta2), new2 = static_cast<T>(1.0 - numbers.beta2);
     const T epsilon = static_cast<T>(numbers.epsilon);
@@ -31,7 +31,7 @@ struct adamw_impl<cpu> {
       for (index d = 0; d < value.cols; ++d) {
         m[d] = beta1 * m[d] + new1 * g[d];
         v[d] = beta2 * v[d] + new2 * (g[d] * g[d]);
-        w[d] -= decay * w[d] + rate * m[d] / (math::sqrt(v[d]) / root + epsilon);
+        w[d] -= decay * w[d] + rate * m[d] / (unbias * math::sqrt(v[d]) + epsilon);
       }
     });
   }

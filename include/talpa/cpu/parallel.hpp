@@ -40,7 +40,8 @@ void parallel_for(int threads, index tasks, Task task) {
 #endif
 }
 
-/// parallel_for over the blocks of `count` rows of at most `block_rows` each: task(first, rows, thread).
+/// parallel_for over the blocks of `count` rows of at most `block_rows` each: task(first, rows,
+/// thread).
 template <class Task>
 void parallel_for_blocks(int threads, index count, index block_rows, Task task) {
   parallel_for(threads, ceil_div(count, block_rows), [&](index block, int thread) {

@@ -18,7 +18,7 @@ namespace talpa {
 /// What alpha is divided by.
 enum class lora_scaling {
   by_rank,       ///< s = alpha / r (LoRA, arXiv 2106.09685)
-  by_root_rank,  ///< s = alpha / sqrt(r): learning does not stall at larger ranks (rsLoRA, 2312.03732)
+  by_root_rank,  ///< s = alpha / sqrt(r), for larger ranks (rsLoRA, arXiv 2312.03732)
 };
 
 /// How the factor A begins; B begins at zero, so that a fresh adapter changes nothing.
@@ -27,7 +27,8 @@ enum class lora_init {
   gaussian,  ///< normal with standard deviation 1 / r, as PEFT's "gaussian"
 };
 
-/// Expert that is a low-rank update: f_e(x) = s B_e A_e dropout(x), s = alpha / r or alpha / sqrt(r).
+/// Expert that is a low-rank update: f_e(x) = s B_e A_e dropout(x), s = alpha / r or alpha /
+/// sqrt(r).
 ///
 /// The gate is applied in rank space: sum_e g_e f_e(x) = s B (g * (A x)) with all experts' factors
 /// stacked, which costs one multiplication per rank instead of one per output.

@@ -16,7 +16,8 @@ struct input_dropout {
   float keep = 1.0F;  ///< probability that an element stays
   bool active = false;
 
-  /// Takes a stream from batch.random when `dropped` > 0 in training; throws value_error without one.
+  /// Takes a stream from batch.random when `dropped` > 0 in training; throws value_error without
+  /// one.
   template <backend B>
   static input_dropout draw(const char* function, double dropped, mode m,
                             const batch_info<B>& batch) {
@@ -37,8 +38,8 @@ struct input_dropout {
     return dropped;
   }
 
-  /// Runs `write(share, mode)`, which makes the gradient of the dropped input, so that it arrives in
-  /// dx through the mask; `add` is ignore or accumulate.
+  /// Runs `write(share, mode)`, which makes the gradient of the dropped input, so that it arrives
+  /// in dx through the mask; `add` is ignore or accumulate.
   template <class T, class B, class Write>
   void through(context<B>& ctx, matrix_view<T, B> dx, grad_mode add, Write write) const {
     if (!active || add == grad_mode::ignore) {

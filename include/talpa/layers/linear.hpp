@@ -49,7 +49,8 @@ struct linear {
 
   template <class T, class B>
   void backward(context<B>& ctx, params<T, B>& p, const saved<T, B>&, input<T, B> x, input<T, B> dy,
-                output<T, B> dx, grad_mode dx_mode, const routed_gradient<T, B>* = nullptr) const {
+                output<T, B> dx, grad_mode dx_mode,
+                const std::type_identity_t<routed_gradient<T, B>>* = nullptr) const {
     check_shape(name, "dy", dy, x.rows, p.weight.rows(), "tokens, output width of the weight");
     if (dx_mode != grad_mode::ignore) check_shape(name, "dx", dx, x.rows, x.cols, "shape of x");
     affine_backward(ctx, p, x, dy, dx, dx_mode);

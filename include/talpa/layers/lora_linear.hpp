@@ -87,7 +87,7 @@ struct lora_linear {
                 std::type_identity_t<matrix_view<const T, B>> x,
                 std::type_identity_t<matrix_view<const T, B>> dy,
                 std::type_identity_t<matrix_view<T, B>> dx, grad_mode dx_mode,
-                const routed_gradient<T, B>* = nullptr) const {
+                const std::type_identity_t<routed_gradient<T, B>>* = nullptr) const {
     check_shape(name, "x", x, kept.tokens, p.base.weight.cols(),
                 "tokens of forward, input width of the base");
     check_shape(name, "dy", dy, x.rows, p.base.weight.rows(), "tokens, output width of the base");

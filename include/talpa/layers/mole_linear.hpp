@@ -17,14 +17,14 @@ namespace talpa {
 /// Layer that adds a routed mixture of low-rank experts to a linear map:
 /// y = x W^T (+ b) + sum_e g_e(x) f_e(dropout(x)), g = router(x).
 ///
-/// Backward: dg_e = <dy, f_e>, dx = dy W + sum_e g_e (df_e/dx)^T dy + router's share; the parameters
-/// of router, experts and base get theirs where they train. The mask is a constant.
+/// Backward: dg_e = <dy, f_e>, dx = dy W + sum_e g_e (df_e/dx)^T dy + router's share; the
+/// parameters of router, experts and base get theirs where they train. The mask is a constant.
 /// Shapes: x [N, D], y [N, O], W [O, D]; saved: logits, gates [N, E], mask, and A x: [N, E R] for
 /// dense_masked, [S, R] for grouped with S set bits of the mask.
 /// Edges: N = 0; experts without tokens get zero gradients; padding gets the base alone; E = 1 with
 /// gate 1 equals `lora_linear` bit for bit under dense_masked.
-/// Cost: 2 N D O for the base, the router's, and what strategy.hpp counts for the experts. After one
-/// step of the same sizes (or a reserve by `plan`) forward and backward take no new memory.
+/// Cost: 2 N D O for the base, the router's, and what strategy.hpp counts for the experts. After
+/// one step of the same sizes (or a reserve by `plan`) forward and backward take no new memory.
 /// Determinism: same bits for any number of threads; strategies differ by rounding.
 /// Throws: shape_error, value_error before any work.
 /// Source: MoLA (arXiv 2402.08562), LoRAMoE (arXiv 2312.09979).
@@ -183,7 +183,7 @@ struct mole_linear {
                 std::type_identity_t<matrix_view<const T, B>> x,
                 std::type_identity_t<matrix_view<const T, B>> dy,
                 std::type_identity_t<matrix_view<T, B>> dx, grad_mode dx_mode,
-                const routed_gradient<T, B>* from_losses = nullptr) const {
+                const std::type_identity_t<routed_gradient<T, B>>* from_losses = nullptr) const {
     check_shape(name, "x", x, kept.routed.logits.rows, p.base.weight.cols(),
                 "tokens of forward, input width of the base");
     check_shape(name, "dy", dy, x.rows, p.base.weight.rows(), "tokens, output width of the base");

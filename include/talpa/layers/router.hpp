@@ -69,7 +69,7 @@ struct router {
                 std::type_identity_t<matrix_view<const T, B>> x,
                 std::type_identity_t<matrix_view<T, B>> dgates,
                 std::type_identity_t<matrix_view<T, B>> dx, grad_mode dx_mode,
-                const routed_gradient<T, B>* from_losses) const {
+                const std::type_identity_t<routed_gradient<T, B>>* from_losses) const {
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto dlogits = ctx.scratch.template take<T>(dgates.rows, dgates.cols);  // [N, E]
     if (from_losses != nullptr) ops::axpy(ctx, T{1}, from_losses->dgates, dgates);

@@ -9,8 +9,8 @@ namespace talpa {
 /// different order, so results differ by rounding.
 enum class strategy {
   automatic,     ///< choose_strategy decides from the sizes
-  dense_masked,  ///< all experts' ranks for every token, zero gates included: soft routing, small E R
-  grouped,  ///< slots sorted by expert, each expert on its own tokens: sparse routing, large E R
+  dense_masked,  ///< all ranks for every token, zero gates included: soft routing, few ranks
+  grouped,  ///< slots sorted by expert, each expert on its own tokens: sparse routing, many ranks
 };
 
 constexpr const char* strategy_name(strategy s) {

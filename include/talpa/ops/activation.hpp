@@ -12,8 +12,8 @@
 namespace talpa {
 
 /// A scalar function with its derivative, both of the input: what an activation is. It is a value
-/// with two const members, so that a function with a parameter (a slope) is possible, and a type, so
-/// that a loop over it is compiled for it. A user's own activation needs nothing else; mark the
+/// with two const members, so that a function with a parameter (a slope) is possible, and a type,
+/// so that a loop over it is compiled for it. A user's own activation needs nothing else; mark the
 /// members TALPA_HD and it runs on a device too.
 template <class A>
 concept activation_function = requires(const A& f, float x, double y) {

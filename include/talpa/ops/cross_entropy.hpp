@@ -42,8 +42,8 @@ struct cross_entropy_impl {
 /// Cost: one exponential an element; saves two numbers a row in the workspace (valid until the
 /// caller rewinds it), not the probabilities, which backward computes again.
 /// Determinism: a fixed tree over rows: the same bits for any number of threads.
-/// Throws: shape_error when the shapes do not fit; value_error for a label outside its range, before
-/// any work. On a device labels are looked at in a checked context only.
+/// Throws: shape_error when the shapes do not fit; value_error for a label outside its range,
+/// before any work. On a device labels are looked at in a checked context only.
 template <class B, floating T>
 cross_entropy_saved<T, B> cross_entropy(context<B>& ctx, input<T, B> logits,
                                         vector_input<std::int32_t, B> labels,

@@ -19,14 +19,15 @@ struct dropout_impl {
 /// Keeps each element with a probability and divides it by that probability:
 /// y[n, d] = x[n, d] / p where keep(stream, n D + d, p), else 0.
 ///
-/// Backward: dx = dy / p in the same places. The mask is not stored: dropout_backward draws it again
-/// from the stream, so forward and backward need the same stream and probability.
+/// Backward: dx = dy / p in the same places. The mask is not stored: dropout_backward draws it
+/// again from the stream, so forward and backward need the same stream and probability.
 /// Shapes: x and y [N, D]; they may be the same view.
 /// Parameters: stream, a fresh one for each call (generator::next); keep_probability in (0, 1].
 /// Edges: 1 copies exactly; what is dropped becomes 0 even if it was NaN.
 /// Cost: reads one, writes one, a quarter of a philox block an element.
 /// Determinism: element (n, d) depends on the stream and n D + d only, on no thread and no stride.
-/// Throws: shape_error when the shapes differ; value_error when the probability is outside its range.
+/// Throws: shape_error when the shapes differ; value_error when the probability is outside its
+/// range.
 /// Source: Srivastava et al., 2014, Dropout, in the inverted form that leaves inference alone.
 template <class B, floating T>
 void dropout(context<B>& ctx, random_stream stream, float keep_probability, input<T, B> x,

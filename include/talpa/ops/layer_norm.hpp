@@ -33,8 +33,8 @@ struct layer_norm_impl {
 ///
 /// The variance is the mean of squared distances from the mean (divisor D), taken in a second pass,
 /// so that a large mean costs no digits.
-/// Shapes: x and y [N, D], gamma and beta [1, D]; y may be the same view as x, but then backward has
-/// lost x.
+/// Shapes: x and y [N, D], gamma and beta [1, D]; y may be the same view as x, but then backward
+/// has lost x.
 /// Parameters: epsilon > 0.
 /// Edges: a constant row gives beta.
 /// Cost: reads x three times from cache, writes y; saves two numbers a row in the workspace, valid

@@ -46,8 +46,8 @@ struct select_impl {
 ///
 /// Forward: (mask_n, gates_n) = selector(logits_n) for each real token n; padding gets neither.
 /// Shapes: logits [N, E], padding_mask [N] or empty, gates [N, E], mask [N, ceil(E / 32)].
-/// Edges: -inf is an expert masked for that token; a row with NaN, +inf, or -inf everywhere gets NaN
-/// gates on its first max_selected experts.
+/// Edges: -inf is an expert masked for that token; a row with NaN, +inf, or -inf everywhere gets
+/// NaN gates on its first max_selected experts.
 /// Cost: one pass over the logits.
 /// Determinism: same bits on every backend, group and number of threads.
 /// Throws: shape_error; value_error from the selector's validate, and in a checked context for

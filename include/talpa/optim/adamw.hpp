@@ -30,8 +30,8 @@ struct adamw_options {
 /// expert without tokens is not left alone. A parameter that changed what trains of it since
 /// construction is an error.
 /// Throws: value_error, see parameter_set; for options outside their ranges; before any work.
-/// Source: Loshchilov and Hutter, 2019, Decoupled weight decay regularization, algorithm 2, with the
-/// learning rate inside the decay, as in torch.optim.AdamW.
+/// Source: Loshchilov and Hutter, 2019, Decoupled weight decay regularization, algorithm 2, with
+/// the learning rate inside the decay, as in torch.optim.AdamW.
 template <floating T, backend B>
 class adamw {
  public:

@@ -15,8 +15,8 @@
 
 namespace talpa {
 
-/// Parameters that share a learning rate and a weight decay. Frozen ones may be among them: they get
-/// no state and no update.
+/// Parameters that share a learning rate and a weight decay. Frozen ones may be among them: they
+/// get no state and no update.
 template <floating T, backend B>
 struct parameter_group {
   std::string name{};  ///< for errors
@@ -48,8 +48,9 @@ class parameter_set {
     std::vector<row_run> runs;
   };
 
-  /// `function` is the optimiser's name in errors. Throws value_error for a null parameter, one that
-  /// stands in two places, a rate or decay below 0 or not finite, and groups in which nothing trains.
+  /// `function` is the optimiser's name in errors. Throws value_error for a null parameter, one
+  /// that stands in two places, a rate or decay below 0 or not finite, and groups in which nothing
+  /// trains.
   parameter_set(const char* function, std::vector<parameter_group<T, B>> groups)
       : groups_(std::move(groups)) {
     bool trains = false;

@@ -8,8 +8,8 @@
 
 namespace talpa {
 
-/// Gives the factor of the learning rate for update number `step`, from 0. A pure function: a run can
-/// be resumed at any step.
+/// Gives the factor of the learning rate for update number `step`, from 0. A pure function: a run
+/// can be resumed at any step.
 template <class S>
 concept rate_schedule = requires(const S& s, index step) {
   { s.factor(step) } -> std::same_as<double>;
@@ -56,8 +56,8 @@ struct warmup_constant {
 
 /// Warm-up, then down in a straight line.
 ///
-/// factor = 1 - (1 - final_factor) p, p = (step - warmup_steps) / (total_steps - warmup_steps), from
-/// total_steps on final_factor.
+/// factor = 1 - (1 - final_factor) p, p = (step - warmup_steps) / (total_steps - warmup_steps),
+/// from total_steps on final_factor.
 /// Throws: value_error for numbers outside their ranges.
 struct warmup_linear {
   index warmup_steps = 0;     ///< >= 0

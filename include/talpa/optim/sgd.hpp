@@ -22,8 +22,8 @@ struct sgd_options {
 ///
 /// Learning rate of a step: that of the group times `factor`. Weight decay is of the L2 kind: added
 /// to the gradient, and so part of the velocity.
-/// State: with momentum one number for each weight that trains, for trained rows only; else nothing.
-/// After construction a step allocates nothing.
+/// State: with momentum one number for each weight that trains, for trained rows only; else
+/// nothing. After construction a step allocates nothing.
 /// Edges: a parameter that changed what trains of it since construction is an error; with momentum
 /// or decay a zero gradient still moves weights.
 /// Throws: value_error, see parameter_set; for options outside their ranges; before any work.

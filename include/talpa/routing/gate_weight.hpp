@@ -8,20 +8,21 @@
 
 namespace talpa {
 
-/// How a selector weighs the experts S it selected, with p = softmax over all logits u of the token.
+/// How a selector weighs the experts S it selected, with p = softmax over all logits u of the
+/// token.
 namespace gate {
 
 /// g_e = p_e: the mass of the others is lost (OLMoE, Switch, DynMoLE).
 struct raw {
   static constexpr bool unit_mass = false;
 };
-/// g_e = p_e / sum_{j in S} p_j (MoLA, MixLoRA, Mixtral). Constant 1 for a single expert: the router
-/// then gets no gradient from the gates.
+/// g_e = p_e / sum_{j in S} p_j (MoLA, MixLoRA, Mixtral). Constant 1 for a single expert: the
+/// router then gets no gradient from the gates.
 struct renormalised {
   static constexpr bool unit_mass = true;
 };
-/// g_e = exp(u_e) / sum_{j in S} exp(u_j): softmax of the selected logits alone (JetMoE, LLaMA-MoE).
-/// Equal to `renormalised` in exact arithmetic; one rounding fewer.
+/// g_e = exp(u_e) / sum_{j in S} exp(u_j): softmax of the selected logits alone (JetMoE,
+/// LLaMA-MoE). Equal to `renormalised` in exact arithmetic; one rounding fewer.
 struct softmax_selected {
   static constexpr bool unit_mass = true;
 };

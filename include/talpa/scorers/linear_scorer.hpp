@@ -16,7 +16,8 @@ namespace talpa {
 /// Cost: 2 N D E flop forward, twice that backward; nothing is saved.
 /// Determinism: same bits for any number of threads.
 /// Throws: shape_error from the front doors of ops.
-/// Source: the router of Shazeer et al. 2017 (arXiv 1701.06538); initialisation as MoLA and DynMoLE.
+/// Source: the router of Shazeer et al. 2017 (arXiv 1701.06538); initialisation as MoLA and
+/// DynMoLE.
 struct linear_scorer {
   static constexpr const char* name = "linear_scorer";
 

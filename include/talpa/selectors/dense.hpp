@@ -12,8 +12,8 @@ namespace talpa {
 ///
 /// Forward: g = p = softmax(u). Backward: du_e = p_e (dg_e - sum_j p_j dg_j).
 /// Shapes: logits [N, E] -> gates [N, E], mask [N, ceil(E / 32)].
-/// Edges: an expert with logit -inf is off; E = 1 has gate 1 and zero gradient; a row with NaN, +inf,
-/// or -inf everywhere gets NaN gates on all experts. In replay g = p on the recorded mask.
+/// Edges: an expert with logit -inf is off; E = 1 has gate 1 and zero gradient; a row with NaN,
+/// +inf, or -inf everywhere gets NaN gates on all experts. In replay g = p on the recorded mask.
 /// Cost: three passes over the row; nothing is saved beside logits, gates and mask.
 /// Determinism: same bits for every lane group and backend.
 /// Source: the soft mixture of LoRAMoE (arXiv 2312.09979) and HydraLoRA (arXiv 2404.19245).

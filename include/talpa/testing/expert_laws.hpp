@@ -26,8 +26,8 @@ namespace talpa::testing {
 struct expert_claims {
   /// A bank as init makes it contributes exactly zero, as adapters do.
   bool fresh_is_zero = true;
-  /// Rounding errors in units of gamma(D + O + N + E width + 8) times the result for absolute values
-  /// of x, gates, weights and upstream gradients: 1 for products of these.
+  /// Rounding errors in units of gamma(D + O + N + E width + 8) times the result for absolute
+  /// values of x, gates, weights and upstream gradients: 1 for products of these.
   double amplification = 1.0;
 };
 

@@ -35,8 +35,8 @@ struct gradient_probe {
   matrix_view<const double, cpu> gradient;  // shape of value
 };
 
-/// What the bound of a gradient check is made of. The projected output, sum of cotangent * output, is
-/// known up to gamma(roundings) * magnitude.
+/// What the bound of a gradient check is made of. The projected output, sum of cotangent * output,
+/// is known up to gamma(roundings) * magnitude.
 struct gradient_accuracy {
   double roundings = 0.0;  ///< on the longest path from an input to an output
   double magnitude = 0.0;  ///< bound of the sum of absolute terms of the projected output

@@ -347,8 +347,8 @@ class loss_trial {
 /// The value at perfect balance is the claimed one; duplicating the batch changes nothing where
 /// claimed; padding is the same as removing tokens, and gets no gradient; masked experts (-inf) get
 /// none either; backward overwrites, adds or does nothing as it is told and scales with dvalue; any
-/// number of threads gives the same bits; no layers and no tokens are legal; gradients of logits and
-/// gates equal central differences in double, with and without sequences and padding.
+/// number of threads gives the same bits; no layers and no tokens are legal; gradients of logits
+/// and gates equal central differences in double, with and without sequences and padding.
 template <floating T, class Loss>
 report loss_laws(const Loss& loss, index experts, const loss_claims& claims = {},
                  std::uint64_t seed = 1) {

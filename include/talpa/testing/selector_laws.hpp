@@ -637,9 +637,10 @@ class selector_trial {
 ///
 /// Gates are finite, not negative, zero where the mask is off, and sum to one where unit_mass says
 /// so; support is min_selected..max_selected; adding a constant, permuting experts and changing
-/// other rows do what they should; every lane group (serial, token_pack, sim), number of threads and
-/// repetition gives the same bits, forward, in replay and backward; padding, masked experts and
-/// invalid rows are treated as ops::select documents; gradients equal central differences in double.
+/// other rows do what they should; every lane group (serial, token_pack, sim), number of threads
+/// and repetition gives the same bits, forward, in replay and backward; padding, masked experts and
+/// invalid rows are treated as ops::select documents; gradients equal central differences in
+/// double.
 template <floating T, class Selector>
 report selector_laws(const Selector& selector, index experts, const selector_claims& claims = {},
                      index tokens = 37, std::uint64_t seed = 1) {
