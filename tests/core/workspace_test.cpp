@@ -108,6 +108,21 @@ TEST_SUITE("core/workspace") {
     CHECK(w.used() == bytes);
   }
 
+  TEST_CASE("a reserve holds for a workspace in pieces and from any position") {
+    if (!support::allocations_are_counted()) return;
+    arena w;
+    w.take<char>(1);  // the first, small block
+    const std::size_t bytes = arena::rounded(1 << 20);
+    w.reserve(bytes);
+    // Larger than what is left of the first block, so a sum over blocks would promise too much.
+    CHECK(support::allocations_of([&] { w.take<char>(1 << 20); }) == 0);
+    w.reserve(bytes);
+    CHECK(support::allocations_of([&] {
+            w.take<char>(1 << 19);
+            w.take<char>(1 << 19);
+          }) == 0);
+  }
+
   TEST_CASE("rounding counts whole cache lines") {
     static_assert(arena::rounded(0) == 0);
     static_assert(arena::rounded(1) == 64);

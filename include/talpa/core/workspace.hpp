@@ -28,9 +28,14 @@ class workspace<cpu> {
   workspace(workspace&&) = default;
   workspace& operator=(workspace&&) = default;
 
-  /// Makes sure that `bytes` in all can be taken without a further allocation.
+  /// Makes sure that `bytes` in all can be taken from here without a further allocation.
   void reserve(std::size_t bytes) {
-    if (capacity() < bytes) blocks_.emplace_back(static_cast<index>(bytes - capacity()));
+    // One block with room for everything suffices: what earlier blocks take is not asked of it.
+    for (std::size_t b = block_; b < blocks_.size(); ++b) {
+      const std::size_t taken = b == block_ ? offset_ : 0;
+      if (static_cast<std::size_t>(blocks_[b].size()) - taken >= bytes) return;
+    }
+    blocks_.emplace_back(static_cast<index>(rounded(bytes)));
   }
 
   /// Uninitialised storage of n elements, aligned to 64 bytes, valid until a rewind past it.
