@@ -61,13 +61,5 @@ rm -f "$results"
 status=0
 ctest --preset "$preset" --parallel "$jobs" --output-junit "$results" "$@" || status=$?
 
-# The report's totals call a test skipped when its program or its fixture is missing: that is failed.
-count() { grep -c "$1" "$results" || true; }
-if [ -f "$results" ]; then
-  passed=$(count '^[[:space:]]*<testcase .*status="run"')
-  skipped=$(($(count '^[[:space:]]*<testcase .*status="disabled"') +
-             $(count '^[[:space:]]*<skipped message="SKIP_')))
-  failed=$(($(count '^[[:space:]]*<testcase ') - passed - skipped))
-  echo "$passed passed, $failed failed, $skipped skipped"
-fi
+[ ! -f "$results" ] || sh tests/cmake/counts.sh "$results"
 exit "$status"

@@ -128,7 +128,9 @@ TEST_SUITE("core/lanes") {
         CAPTURE(name);
         using G = typename decltype(which)::group;
         const auto sums = results_on<G, T>(tokens, experts, [&](const auto& g, index first) {
-          return g.template sum<T>([&](auto e) { return g.load(row_at(x, first), e, T{0}); });
+          // What a lane holds beyond the row must not count.
+          return g.template sum<T>(
+              [&](auto e) { return g.load(row_at(x, first), e, static_cast<T>(nan)); });
         });
         REQUIRE(sums.size() == static_cast<std::size_t>(tokens));
         for (index n = 0; n < tokens; ++n) {
@@ -172,7 +174,7 @@ TEST_SUITE("core/lanes") {
         using G = typename decltype(which)::group;
         const auto found = results_on<G, double>(tokens, experts, [&](const auto& g, index first) {
           return g.template max<double>(
-              [&](auto e) { return g.load(row_at(x, first), e, -infinity); });
+              [&](auto e) { return g.load(row_at(x, first), e, infinity); });
         });
         for (index n = 0; n < tokens; ++n) {
           double most = -infinity;
@@ -207,8 +209,8 @@ TEST_SUITE("core/lanes") {
         const auto winners =
             results_on<G, std::int32_t>(tokens, experts, [&](const auto& g, index first) {
               const auto best = g.template arg_max<double>(
-                  [&](auto e) { return g.load(row_at(x, first), e, 0.0); },
-                  [&](auto e) { return g.load(row_at(active, first), e, 0.0) > g.uniform(0.5); });
+                  [&](auto e) { return g.load(row_at(x, first), e, infinity); },
+                  [&](auto e) { return g.load(row_at(active, first), e, 1.0) > g.uniform(0.5); });
               const int rows = static_cast<int>(std::min<index>(G::tokens, tokens - first));
               for (int i = 0; i < rows; ++i) values.push_back(row_value<G>(best.value, i));
               return best.expert;
@@ -250,6 +252,11 @@ TEST_SUITE("core/lanes") {
               return g.count(on);
             });
         CHECK(testing::first_difference(copy, mask) == "");
+        // A condition that holds beyond the row as well counts the row only.
+        const auto all = results_on<G, std::int32_t>(tokens, experts, [](const auto& g, index) {
+          return g.count([&](auto) { return g.uniform(true); });
+        });
+        CHECK(all[0] == experts);
         for (index n = 0; n < tokens; ++n) {
           std::int32_t count = 0;
           for (index e = 0; e < experts; ++e) count += (mask(n, e / 32) >> (e % 32)) & 1u;

@@ -273,7 +273,8 @@ TEST_SUITE("layers/lora_linear") {
         const auto kept = layer.forward(ctx, p, x, y.view(), mode::training, {.random = &g});
         layer.backward(ctx, p, kept, x, dy, dx.view(), grad_mode::overwrite);
       });
-      CHECK((allocated == 0) == (step > 0));
+      if (step > 0) CHECK(allocated == 0);
+      if (step == 0 && support::allocations_are_counted()) CHECK(allocated > 0);
     }
     CHECK(ctx.memory.used() == 0);
     CHECK(ctx.scratch.used() == 0);

@@ -693,11 +693,8 @@ TEST_SUITE("layers/mole_linear") {
             layer.backward(ctx, p, kept, x, dy, dx.view(), grad_mode::overwrite);
           });
           CAPTURE(step);
-          if (step > 0) {
-            CHECK(allocated == 0);
-          } else {
-            CHECK(allocated > 0);  // the count counts
-          }
+          if (step > 0) CHECK(allocated == 0);
+          if (step == 0 && support::allocations_are_counted()) CHECK(allocated > 0);
         }
       }
     }
@@ -826,13 +823,10 @@ TEST_SUITE("layers/strategy") {
               if (k > e) continue;
               const routed_cost c{
                   .inputs = d, .outputs = o, .experts = e, .width = r, .max_selected = k};
-              // E R (D + O) at half of peak, K R (D + O) at a quarter, and 4 for each of the
-              // elements that move: K D twice, K O three times. Whole numbers below 2^53.
+              // (E R + 30) (D + O) and K (R + 40) (D + O): whole numbers below 2^53.
               const double both_widths = static_cast<double>(d + o);
-              const double dense_cost = 2.0 * static_cast<double>(e * r) * both_widths;
-              const double grouped_one =
-                  4.0 * static_cast<double>(k * r) * both_widths +
-                  4.0 * static_cast<double>(k) * static_cast<double>(2 * d + 3 * o);
+              const double dense_cost = static_cast<double>(e * r + 30) * both_widths;
+              const double grouped_one = static_cast<double>(k * (r + 40)) * both_widths;
               CHECK(dense_masked_cost(c) == dense_cost);
               CHECK(grouped_cost(c) == grouped_one);
               CHECK(choose_strategy(c) ==

@@ -17,14 +17,19 @@ namespace {
 
 std::atomic<long> count{0};
 
-void* counted(std::size_t bytes, std::size_t alignment) {
+void* counted_or_null(std::size_t bytes, std::size_t alignment) noexcept {
   count.fetch_add(1);
   // aligned_alloc wants a multiple of the alignment.
   const std::size_t whole = (bytes + alignment - 1) / alignment * alignment;
   void* const memory = std::aligned_alloc(alignment, whole > 0 ? whole : alignment);
-  if (memory == nullptr) throw std::bad_alloc();
   // NaN in every floating format, so that a use of uninitialised memory shows.
-  return std::memset(memory, 0xff, whole);
+  return memory == nullptr ? nullptr : std::memset(memory, 0xff, whole);
+}
+
+void* counted(std::size_t bytes, std::size_t alignment) {
+  void* const memory = counted_or_null(bytes, alignment);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
 }
 
 }  // namespace
@@ -51,6 +56,13 @@ bool allocations_are_counted() {
 }
 [[gnu::weak]] void* operator new[](std::size_t bytes, std::align_val_t alignment) {
   return talpa::support::counted(bytes, static_cast<std::size_t>(alignment));
+}
+// What these give comes back to the operators below as well: std::stable_sort does so.
+[[gnu::weak]] void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+  return talpa::support::counted_or_null(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__);
+}
+[[gnu::weak]] void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept {
+  return talpa::support::counted_or_null(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__);
 }
 [[gnu::weak]] void operator delete(void* memory) noexcept { std::free(memory); }
 [[gnu::weak]] void operator delete[](void* memory) noexcept { std::free(memory); }

@@ -40,6 +40,16 @@ struct faulty {
   static constexpr const char* name = "faulty";
   static constexpr bool unit_mass = true;
 
+  // clang warns of & and | between two calls that return bool, as they do on the serial group.
+  template <class Condition>
+  static Condition both(Condition a, Condition b) {
+    return a & b;
+  }
+  template <class Condition>
+  static Condition either(Condition a, Condition b) {
+    return a | b;
+  }
+
   fault with = fault::none;
   top_k<gate::renormalised> inner{.k = 2};
 
@@ -61,15 +71,15 @@ struct faulty {
     };
     switch (with) {
       case fault::negative_gate:
-        change([&](auto e, auto v) { return talpa::select(first(e) & on(e), zero - v, v); });
+        change([&](auto e, auto v) { return talpa::select(both(first(e), on(e)), zero - v, v); });
         break;
       case fault::gate_without_bit:
         change([&](auto e, auto v) {
-          return talpa::select(first(e) & !on(e), g.uniform(T{0.25}), v);
+          return talpa::select(both(first(e), !on(e)), g.uniform(T{0.25}), v);
         });
         break;
       case fault::one_too_many:
-        g.store_mask(row.mask, [&](auto e) { return on(e) | first(e); });
+        g.store_mask(row.mask, [&](auto e) { return either(on(e), first(e)); });
         break;
       case fault::mass:
         change([&](auto, auto v) { return math::mul(v, g.uniform(T{1} + T{1} / T{1024})); });
@@ -77,7 +87,7 @@ struct faulty {
       case fault::absolute_threshold: {
         const auto low = [&](auto e) { return g.load(row.logits, e, -infinity) < g.uniform(T{0}); };
         change([&](auto e, auto v) {
-          return talpa::select(low(e) & on(e), v + g.uniform(T{1} / T{512}), v);
+          return talpa::select(both(low(e), on(e)), v + g.uniform(T{1} / T{512}), v);
         });
         break;
       }
@@ -97,7 +107,7 @@ struct faulty {
       case fault::selects_masked:
         g.store_mask(row.mask, [&](auto e) {
           const auto masked = g.load(row.logits, e, T{0}) == g.uniform(-infinity);
-          return on(e) | (masked & first(e));
+          return either(on(e), both(masked, first(e)));
         });
         break;
       case fault::keeps_invalid_rows:

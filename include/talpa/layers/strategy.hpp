@@ -27,24 +27,22 @@ struct routed_cost {
   index max_selected = 0;  ///< bound of K
 };
 
-/// Cost of dense_masked per token, in multiply-adds at full speed: E R (D + O) at the share of peak
-/// that Eigen reaches on products with E R columns.
+// Both costs are of forward and backward per token, in multiply-adds of the dense products, and
+// grow with D + O. Their two constants were fitted to bench/layers/mole_linear_bench.cpp on one
+// machine (docs/benchmarks/cpu.md) for E = 8..64, R = 1..32, K = 1..8, D = O = 768 and 2048.
+
+/// dense_masked: E R ranks, and the passes over x, y, dy and dx, worth 30 ranks.
 constexpr double dense_masked_cost(const routed_cost& c) {
-  constexpr double efficiency = 0.5;
-  return static_cast<double>(c.experts * c.width) * static_cast<double>(c.inputs + c.outputs) /
-         efficiency;
+  constexpr double passes = 30.0;
+  return (static_cast<double>(c.experts * c.width) + passes) *
+         static_cast<double>(c.inputs + c.outputs);
 }
 
-/// Cost of grouped per token, in the same unit: K R (D + O) at the share of peak of products with R
-/// columns, and the rows that gather and combine move: K D written and read, K O written, read and
-/// added.
+/// grouped: for each of K slots R ranks, and the rows that gather and combine move, worth 40 ranks.
 constexpr double grouped_cost(const routed_cost& c) {
-  constexpr double efficiency = 0.25;
-  constexpr double moved_element = 4.0;
-  const double k = static_cast<double>(c.max_selected);
-  const double d = static_cast<double>(c.inputs), o = static_cast<double>(c.outputs);
-  return k * static_cast<double>(c.width) * (d + o) / efficiency +
-         moved_element * k * (2.0 * d + 3.0 * o);
+  constexpr double moves = 40.0;
+  return static_cast<double>(c.max_selected) * (static_cast<double>(c.width) + moves) *
+         static_cast<double>(c.inputs + c.outputs);
 }
 
 /// The cheaper strategy by the two costs above; dense_masked at a tie. A pure function of sizes, so
