@@ -38,10 +38,10 @@ done
 
 packages="g++ cmake ninja-build libeigen3-dev doctest-dev nlohmann-json3-dev pkg-config"
 case $preset in
-  test | asan) ;;
+  test) ;;
   release) packages="$packages libbenchmark-dev" ;;
-  clang) packages="$packages libbenchmark-dev clang libomp-dev" ;;
-  tsan) packages="$packages clang libomp-dev libclang-rt-dev" ;;
+  clang) packages="$packages clang libomp-dev" ;;
+  asan | tsan) packages="$packages clang libomp-dev libclang-rt-dev" ;;
   *) echo "tests/run.sh: unknown preset '$preset', see --help" >&2; exit 2 ;;
 esac
 if [ "$install" = yes ]; then

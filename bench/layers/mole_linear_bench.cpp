@@ -17,13 +17,11 @@ using namespace talpa;
 using talpa::index;
 
 struct workload {
-  index tokens, width, rank, selected;  // N, D = O, R, K; K = 0: soft
+  index tokens, width, experts, rank, selected;  // N, D = O, E, R, K; K = 0: soft
   int threads;
   bool backward;
   strategy execution;
 };
-
-constexpr index expert_count = 8;
 
 template <class Selector>
 void run(benchmark::State& state, const workload& w, const Selector& selector) {
@@ -31,7 +29,7 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
   generator random(1);
   const mole_linear<router<linear_scorer, Selector>, lora> layer{.router = {.selector = selector},
                                                                  .expert = {.rank = w.rank},
-                                                                 .experts = expert_count,
+                                                                 .experts = w.experts,
                                                                  .execution = w.execution};
   auto base = linear{.bias = false}.init<float, cpu>(w.width, w.width, random, "base.");
   base.freeze();
@@ -65,8 +63,8 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
     state.SetIterationTime(time);
   }
   const double n = static_cast<double>(w.tokens), d = static_cast<double>(w.width);
-  const double k = static_cast<double>(w.selected == 0 ? expert_count : w.selected);
-  const double r = static_cast<double>(w.rank), e = static_cast<double>(expert_count);
+  const double k = static_cast<double>(w.selected == 0 ? w.experts : w.selected);
+  const double r = static_cast<double>(w.rank), e = static_cast<double>(w.experts);
   const double linear_seconds = bench::median(linear_times);
   const double linear_flop = (w.backward ? 4.0 : 2.0) * n * d * d;
   // Router and selected ranks, forward; backward adds dx and the gradients of both.
@@ -86,28 +84,28 @@ void run(benchmark::State& state, const workload& w) {
   }
 }
 
-void register_all() {
+void add(const workload& w) {
+  const std::string name =
+      "layers/mole_linear/" + std::string(w.backward ? "step" : "forward") +
+      "/N:" + std::to_string(w.tokens) + "/D:" + std::to_string(w.width) +
+      "/E:" + std::to_string(w.experts) + "/R:" + std::to_string(w.rank) +
+      (w.selected == 0 ? std::string("/soft") : "/K:" + std::to_string(w.selected)) +
+      "/threads:" + std::to_string(w.threads) + "/" + strategy_name(w.execution) + "/f32/cpu";
+  benchmark::RegisterBenchmark(name.c_str(), [w](benchmark::State& state) { run(state, w); })
+      ->UseManualTime()
+      ->Unit(benchmark::kMillisecond);
+}
+
+/// What users ask first: the price of the adapter, sparse and soft.
+void add_overheads() {
   for (const index tokens : {512, 4096}) {
     for (const index width : {768, 2048}) {
       for (const index rank : {8, 16}) {
-        for (const index selected : {2, 0}) {
-          for (const int threads : {1, 2}) {
-            for (const bool backward : {false, true}) {
-              for (const strategy s : {strategy::dense_masked, strategy::grouped}) {
-                if (selected == 0 && s == strategy::grouped) continue;
-                const std::string name =
-                    "layers/mole_linear/" + std::string(backward ? "step" : "forward") +
-                    "/N:" + std::to_string(tokens) + "/D:" + std::to_string(width) +
-                    "/E:" + std::to_string(expert_count) + "/R:" + std::to_string(rank) +
-                    (selected == 0 ? std::string("/soft") : "/K:" + std::to_string(selected)) +
-                    "/threads:" + std::to_string(threads) + "/" + strategy_name(s) + "/f32/cpu";
-                const workload w{tokens, width, rank, selected, threads, backward, s};
-                benchmark::RegisterBenchmark(name.c_str(),
-                                             [w](benchmark::State& state) { run(state, w); })
-                    ->UseManualTime()
-                    ->Unit(benchmark::kMillisecond);
-              }
-            }
+        for (const int threads : {1, 2}) {
+          for (const bool backward : {false, true}) {
+            add({tokens, width, 8, rank, 2, threads, backward, strategy::dense_masked});
+            add({tokens, width, 8, rank, 2, threads, backward, strategy::grouped});
+            add({tokens, width, 8, rank, 0, threads, backward, strategy::dense_masked});
           }
         }
       }
@@ -115,6 +113,22 @@ void register_all() {
   }
 }
 
-const int registered = (register_all(), 0);
+/// Where grouped overtakes dense_masked: what the cost model of layers/strategy.hpp is fitted to.
+void add_crossover() {
+  struct sizes {
+    index experts, rank, selected;
+  };
+  for (const index width : {768, 2048}) {
+    for (const sizes& s :
+         {sizes{8, 1, 2}, sizes{8, 4, 2}, sizes{8, 32, 2}, sizes{8, 8, 1}, sizes{8, 8, 4},
+          sizes{16, 8, 2}, sizes{32, 8, 2}, sizes{64, 4, 2}, sizes{64, 8, 8}}) {
+      for (const strategy execution : {strategy::dense_masked, strategy::grouped}) {
+        add({512, width, s.experts, s.rank, s.selected, 1, true, execution});
+      }
+    }
+  }
+}
+
+const int registered = (add_overheads(), add_crossover(), 0);
 
 }  // namespace

@@ -845,9 +845,11 @@ TEST_SUITE("layers/strategy") {
     routed_cost soft = sparse;
     soft.max_selected = 64;
     CHECK(choose_strategy(soft) == strategy::dense_masked);
-    static_assert(
-        choose_strategy({.inputs = 8, .outputs = 8, .experts = 1, .width = 8, .max_selected = 1}) ==
-        strategy::dense_masked);
+    // At a tie, 2 * 10 + 30 = 10 + 40, nothing is moved.
+    constexpr routed_cost tie{
+        .inputs = 8, .outputs = 8, .experts = 2, .width = 10, .max_selected = 1};
+    static_assert(dense_masked_cost(tie) == grouped_cost(tie));
+    static_assert(choose_strategy(tie) == strategy::dense_masked);
   }
 
   TEST_CASE("a layer does as it is told, or as the costs say") {
