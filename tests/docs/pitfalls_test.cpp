@@ -34,7 +34,10 @@ struct setting {
 TEST_SUITE("docs/pitfalls") {
   TEST_CASE("a scope around each step keeps the arenas as they are after the first step") {
     setting s;
-    auto& [layer, params, x, y, dy] = s;
+    // References, not a structured binding: clang 14 does not capture those.
+    auto& layer = s.layer;
+    auto& params = s.params;
+    auto &x = s.x, &y = s.y, &dy = s.dy;
     talpa::context<cpu> ctx(1);
     const auto train_step = [&] {
       // [region scope]
