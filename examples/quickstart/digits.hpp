@@ -124,11 +124,12 @@ inline void parse_row(const std::string& path, index line_number, std::string_vi
 
 /// Reads a table of digits: on each line 64 integers 0..16 and the label 0..9, comma separated, LF
 /// or CR LF after every line, the last one included; no header line, no blanks. At least 10 rows of
-/// each digit and at most 64 MiB.
+/// each digit and at most 64 MiB. With `rows` it is this many: a file that ends early between two
+/// lines looks whole otherwise.
 ///
 /// Throws io_error, naming file, line and column, when the file cannot be read or holds anything
 /// else.
-inline digits load_digits(const std::string& path) {
+inline digits load_digits(const std::string& path, index rows = 0) {
   const std::string text = detail::read_data(path);
   const index min_rows = digit_count * min_rows_per_digit;
   if (text.empty()) {
@@ -152,6 +153,10 @@ inline digits load_digits(const std::string& path) {
     rest.remove_prefix(length + 1);
   }
 
+  if (rows > 0 && data.rows() != rows) {
+    detail::throw_data(
+        path, format("has %td rows, expected %td = the whole data set", data.rows(), rows));
+  }
   if (data.rows() < min_rows) {
     detail::throw_data(path, format("has %td rows, expected at least %td = %td of each digit",
                                     data.rows(), min_rows, min_rows_per_digit));

@@ -278,16 +278,11 @@ void run(const options& settings, const std::vector<std::string>& arguments) {
       format("%td - %td - %td - %td with ReLU", widths[0], widths[1], widths[2], widths[3]);
 
   // Wrong files are found before the work, not after.
-  const digits data = load_digits(settings.data);
+  const digits data = load_digits(settings.data, settings.data_rows);
   std::unique_ptr<atomic_file> page;
   if (!settings.report.empty()) page = std::make_unique<atomic_file>(settings.report);
   run_log log(settings.log, report.info);
-  if (!report.info.optimised) {
-    std::fputs(
-        "warning: this is not an optimised build, seconds mean nothing; configure with "
-        "-DCMAKE_BUILD_TYPE=Release\n",
-        stderr);
-  }
+  std::fputs(build_warning(report.info).c_str(), stderr);
 
   context<cpu> ctx(settings.threads);
   progress shown(stderr, detect_progress_style(stderr, settings.quiet));
@@ -318,8 +313,7 @@ void run(const options& settings, const std::vector<std::string>& arguments) {
 }
 
 int run_program(const std::vector<std::string>& arguments) {
-  options defaults;
-  defaults.data = TALPA_EXAMPLE_DATA_DIR "/digits.csv";
+  const options defaults = default_options(TALPA_EXAMPLE_DATA_DIR);
   options settings;
   try {
     settings = parse_options(arguments, defaults);

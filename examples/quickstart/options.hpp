@@ -23,7 +23,8 @@ struct options {
   bool version = false;
   bool quick = false;
   bool quiet = false;
-  std::string data;                        // the program sets its default
+  std::string data;                        // default_options sets it
+  std::int64_t data_rows = 0;              // that the data must have; 0: enough to split
   std::string report = "quickstart.html";  // empty: no report
   std::string log = "quickstart.jsonl";    // empty: no log
   std::uint64_t seed = 1;
@@ -35,6 +36,17 @@ struct options {
   double learning_rate = 4e-3;
   double balance = 1e-3;
 };
+
+/// Rows of the data set that comes with the program. A file of the user's own may have others.
+inline constexpr std::int64_t shipped_rows = 1797;
+
+/// What holds without flags; the data set lies in `data_folder`.
+inline options default_options(const std::string& data_folder) {
+  options result;
+  result.data = data_folder + "/digits.csv";
+  result.data_rows = shipped_rows;
+  return result;
+}
 
 /// What `--quick` means where the command line says nothing else.
 inline constexpr int quick_seeds = 1;
@@ -74,7 +86,7 @@ struct flag {
 
 // clang-format off
 inline constexpr std::array<flag, 17> flags{{
-    {flag_id::data, "--data", "FILE", "digits: 64 pixels 0..16 and a label a line"},
+    {flag_id::data, "--data", "FILE", "lines of 64 pixels 0..16 and a digit, 10 of each or more"},
     {flag_id::report, "--report", "FILE", "where the HTML report goes"},
     {flag_id::no_report, "--no-report", nullptr, "write no report"},
     {flag_id::log, "--log", "FILE", "where the JSON Lines log goes"},
@@ -207,6 +219,7 @@ inline options parse_options(const std::vector<std::string>& arguments, const op
     switch (f.id) {
       case flag_id::data:
         file(result.data);
+        result.data_rows = 0;
         break;
       case flag_id::report:
         file(result.report);

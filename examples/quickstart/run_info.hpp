@@ -90,6 +90,13 @@ constexpr bool built_optimised() {
 #endif
 }
 
+/// A line for who watches the run, or nothing where the seconds mean something.
+inline std::string build_warning(const run_info& info) {
+  if (info.optimised) return "";
+  return "warning: this is not an optimised build, seconds mean nothing; configure with "
+         "-DCMAKE_BUILD_TYPE=Release\n";
+}
+
 /// The time now in UTC: `2026-11-22T12:58:03Z`.
 inline std::string utc_now() {
   const std::time_t now = std::time(nullptr);

@@ -216,6 +216,27 @@ TEST_SUITE("examples/quickstart/digits") {
     }
   }
 
+  TEST_CASE("the shipped file must be whole, one of the user's own may be shorter") {
+    const scratch_folder folder;
+    const std::string all = read(shipped_data());
+    std::size_t end = 0;
+    for (int row = 0; row < 900; ++row) end = all.find('\n', end) + 1;
+    const std::string cut = folder.write("digits.csv", all.substr(0, end));
+    const options defaults = default_options(fs::path(cut).parent_path().string());
+    const auto load = [&](const std::vector<std::string>& arguments) {
+      const options settings = parse_options(arguments, defaults);
+      return load_digits(settings.data, settings.data_rows).rows();
+    };
+    const std::string refusal = "io_error: talpa::examples::load_digits: '" + cut +
+                                "' has 900 rows, expected 1797 = the whole data set";
+    CHECK(thrown([&] { load({}); }) == refusal);
+    CHECK(load({"--data", cut}) == 900);
+    folder.write("digits.csv", all);
+    CHECK(load({}) == 1797);
+    folder.write("digits.csv", all + row_text(0, 0, 0));
+    CHECK(thrown([&] { load({}); }).find("has 1798 rows, expected 1797") != std::string::npos);
+  }
+
   TEST_CASE("load_digits says why a file cannot be read") {
     const scratch_folder folder;
     const std::string missing = folder / "missing.csv";
@@ -760,6 +781,15 @@ TEST_SUITE("examples/quickstart/files") {
     CHECK_FALSE(isa_text().empty());
     CHECK(utc_now().size() == std::string("2026-11-22T12:58:03Z").size());
   }
+
+  TEST_CASE("a build that is not optimised is warned of in one line") {
+    run_info info;
+    CHECK(build_warning(info) ==
+          "warning: this is not an optimised build, seconds mean nothing; configure with "
+          "-DCMAKE_BUILD_TYPE=Release\n");
+    info.optimised = true;
+    CHECK(build_warning(info).empty());
+  }
 }
 
 namespace {
@@ -968,6 +998,13 @@ TEST_SUITE("examples/quickstart/report") {
     CHECK(page.find("<td>0.5000</td>") != std::string::npos);  // the last held-out loss
     CHECK(page.find("Short run") == std::string::npos);
     CHECK(page.find("Not an optimised build") == std::string::npos);
+  }
+
+  TEST_CASE("the report says of a build that is not optimised that its seconds mean nothing") {
+    report_data data = made_report(1);
+    data.info.optimised = false;
+    CHECK(count_of(report_html(data),
+                   "<p class=\"warning\">Not an optimised build: seconds mean nothing.</p>") == 1);
   }
 
   TEST_CASE("the report compares methods of equal cost") {
