@@ -108,7 +108,8 @@ struct weighted_term {
 /// Memory: values, saved and gradients lie in ctx.memory from the tape's construction until reset()
 /// or its end, whichever comes first; in between nobody else may rewind ctx.memory past the tape's
 /// use of it. Backward closures lie in an arena of the tape on the host. Both keep their capacity,
-/// so from the second equal step on nothing is allocated.
+/// so from the second equal step on the tape and the arenas of the context allocate nothing; what a
+/// backend does inside a product is its own (docs/adr/0009-eigen-inside-our-loops.md).
 /// Gradients: backward overwrites the gradients of variables (the first consumer writes, later ones
 /// add) and adds to those of parameters, so zero_grad belongs to each step. What depends on no leaf
 /// and on no parameter that trains gets no gradient, no memory for one and no backward. Parameters,

@@ -22,9 +22,13 @@ namespace talpa {
 /// Shapes: x [N, D], y [N, O], W [O, D]; saved: logits, gates [N, E], mask, and A x: [N, E R] for
 /// dense_masked, [S, R] for grouped with S set bits of the mask.
 /// Edges: N = 0; experts without tokens get zero gradients; padding gets the base alone; E = 1 with
-/// gate 1 equals `lora_linear` bit for bit under dense_masked.
-/// Cost: 2 N D O for the base, the router's, and what strategy.hpp counts for the experts. After
-/// one step of the same sizes (or a reserve by `plan`) forward and backward take no new memory.
+/// gate 1 equals `lora_linear` bit for bit under dense_masked. Under grouped it does so on the CPU
+/// with 512 tokens or more, or with at most 256 and widths up to 512; else products are cut into
+/// other tiles and may round otherwise.
+/// Cost: 2 N D O for the base, the router's, and what strategy.hpp counts for the experts. From
+/// the second step of the same sizes on the arenas take no new memory. A reserve by `plan` serves
+/// ctx.memory from the first step on; ctx.scratch still settles in it. On the CPU, Eigen takes
+/// packing buffers above its stack limit (128 KiB) by malloc in each product, and frees them.
 /// Determinism: same bits for any number of threads; strategies differ by rounding.
 /// Throws: shape_error, value_error before any work.
 /// Source: MoLA (arXiv 2402.08562), LoRAMoE (arXiv 2312.09979).
@@ -166,7 +170,8 @@ struct mole_linear {
     return kept;
   }
 
-  /// Writes y as forward in mode::inference and keeps nothing.
+  /// Writes y as forward in mode::inference and keeps nothing. What forward saves is there until
+  /// this returns, so the peak of memory is that of a forward in training without dropout.
   template <floating T, backend B>
   void infer(context<B>& ctx, const params<T, B>& p,
              std::type_identity_t<matrix_view<const T, B>> x,
