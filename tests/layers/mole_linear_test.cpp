@@ -338,12 +338,15 @@ TEST_SUITE("layers/mole_linear") {
   }
 
   TEST_CASE_TEMPLATE("one expert with gate 1 is lora_linear, bit for bit", T, float, double) {
-    const mole_sizes s{.tokens = 23, .inputs = 11, .outputs = 7, .experts = 1, .rank = 4};
-    support::test_random random(53);
-    const matrix<T, cpu> x = support::random_matrix<T>(random, s.tokens, s.inputs);
-    const matrix<T, cpu> dy = support::random_matrix<T>(random, s.tokens, s.outputs);
-    for (const double dropout : {0.0, 0.3}) {
-      const auto mixture = make_mole(s, dense{}, strategy::dense_masked, dropout);
+    const auto compare = [](const mole_sizes& s, const auto& selector, strategy execution,
+                            double dropout) {
+      CAPTURE(s.tokens);
+      CAPTURE(name_of(execution));
+      CAPTURE(dropout);
+      support::test_random random(53);
+      const matrix<T, cpu> x = support::random_matrix<T>(random, s.tokens, s.inputs);
+      const matrix<T, cpu> dy = support::random_matrix<T>(random, s.tokens, s.outputs);
+      const auto mixture = make_mole(s, selector, execution, dropout);
       auto p = make_params<T>(mixture, s, 7, false);
       const lora_linear plain{.adapter = mixture.expert};
       lora_linear::params<T, cpu> q{p.base, p.expert};
@@ -360,6 +363,19 @@ TEST_SUITE("layers/mole_linear") {
       CHECK(testing::first_difference<T>(p.expert.b.grad(), q.adapter.b.grad()) == "");
       CHECK(testing::first_difference<T>(p.base.weight.grad(), q.base.weight.grad()) == "");
       CHECK(testing::largest(p.router.weight.grad()) == 0.0);
+    };
+    // One tile a product, and several: sizes at which both strategies cut products alike.
+    for (const mole_sizes& s :
+         {mole_sizes{.tokens = 23, .inputs = 11, .outputs = 7, .experts = 1, .rank = 4},
+          mole_sizes{.tokens = 513, .inputs = 40, .outputs = 33, .experts = 1, .rank = 8}}) {
+      for (const strategy execution :
+           {strategy::dense_masked, strategy::grouped, strategy::automatic}) {
+        for (const double dropout : {0.0, 0.3}) {
+          compare(s, dense{}, execution, dropout);
+          compare(s, raw{.k = 1}, execution, dropout);
+          compare(s, renormalised{.k = 1}, execution, dropout);
+        }
+      }
     }
   }
 
