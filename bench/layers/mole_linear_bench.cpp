@@ -3,6 +3,8 @@
 // What a mixture of LoRA experts costs on top of the frozen linear map that it adapts. Each
 // iteration times the bare linear, the layer and the linear again; `overhead_pct` is the median of
 // layer / mean of its two neighbours - 1. `floor_pct` is the same ratio by flop count alone.
+// `flop/s` counts the operations that have to be done, `bytes/s` each operand that has to be moved
+// once a pass: a strategy that does or moves more is slower by them, not faster.
 #include "workloads.hpp"
 
 #include <talpa/talpa.hpp>
@@ -69,11 +71,21 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
   const double linear_flop = (w.backward ? 4.0 : 2.0) * n * d * d;
   // Router and selected ranks, forward; backward adds dx and the gradients of both.
   const double adapter_flop = 2.0 * n * d * (w.backward ? 3.0 : 1.0) * (e + 2.0 * k * r);
+  // Forward reads x and the weights and writes y; backward reads x, dy and the weights and writes
+  // dx and the gradients of router and experts.
+  const double adapter_weights = d * (e + 2.0 * e * r), weights = d * d + adapter_weights;
+  const double elements =
+      2.0 * n * d + weights + (w.backward ? 3.0 * n * d + weights + adapter_weights : 0.0);
   state.counters["overhead_pct"] = 100.0 * (bench::median(ratios) - 1.0);
   state.counters["floor_pct"] = 100.0 * adapter_flop / linear_flop;
   state.counters["linear_ms"] = 1e3 * linear_seconds;
   state.counters["linear_gflops"] = linear_flop / linear_seconds * 1e-9;
-  state.counters["tokens/s"] = benchmark::Counter(n, benchmark::Counter::kIsIterationInvariantRate);
+  const auto rate = [&](const char* unit, double count) {
+    state.counters[unit] = benchmark::Counter(count, benchmark::Counter::kIsIterationInvariantRate);
+  };
+  rate("tokens/s", n);
+  rate("flop/s", linear_flop + adapter_flop);
+  rate("bytes/s", elements * sizeof(float));
 }
 
 void run(benchmark::State& state, const workload& w) {
