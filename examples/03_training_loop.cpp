@@ -71,7 +71,7 @@ result train(const data& d, float balance_weight) {
   talpa::adamw<float, cpu> optimiser(std::move(groups));
   const talpa::warmup_cosine schedule{.warmup_steps = 20, .total_steps = steps};
 
-  talpa::batch_info<cpu> batch;
+  talpa::batch_info<float, cpu> batch;
   batch.random = &random;  // dropout takes its mask from here
   result r;
   talpa::tape<float, cpu> t(ctx);

@@ -94,6 +94,7 @@
 #include <talpa/optim/group.hpp>
 #include <talpa/optim/schedule.hpp>
 #include <talpa/optim/sgd.hpp>
+#include <talpa/routing/entropy.hpp>
 #include <talpa/routing/gate_weight.hpp>
 #include <talpa/routing/group_loss.hpp>
 #include <talpa/routing/record.hpp>

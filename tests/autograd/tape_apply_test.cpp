@@ -70,7 +70,7 @@ struct soft_layer {
 
   template <class T, class B>
   saved<T, B> forward(context<B>& ctx, params<T, B>& p, input<T, B> x, output<T, B> y, mode m,
-                      const batch_info<B>& batch) const {
+                      const batch_info<T, B>& batch) const {
     const index experts = p.router.rows();
     const auto logits = ctx.memory.template take<T>(x.rows, experts);
     const auto gates = ctx.memory.template take<T>(x.rows, experts);
@@ -172,7 +172,7 @@ struct doubling_layer {
   index output_width(const params& p) const { return p.width; }
   template <class T, class B>
   saved forward(context<B>& ctx, params&, matrix_view<const T, B> x, matrix_view<T, B> y, mode,
-                const batch_info<B>&) const {
+                const batch_info<T, B>&) const {
     ops::scale(ctx, T{2}, x, y);
     return {};
   }
@@ -240,7 +240,7 @@ TEST_SUITE("autograd/tape") {
     auto p = soft_params(random, 3, 2);
     context<cpu> ctx(1);
     tape<double, cpu> t(ctx);
-    batch_info<cpu> batch;
+    batch_info<double, cpu> batch;
     batch.sequence_length = 2;
     vector<std::uint8_t, cpu> padding(4);
     batch.padding_mask = padding;

@@ -4,7 +4,7 @@
 // expect 2: talpa: a scorer needs parameters, add: template <class T, class B> struct params; (docs/policies/scorer.md)
 // expect 3: talpa: a scorer says what backward reads, add a trivially destructible: template <class T, class B> struct saved; (docs/policies/scorer.md)
 // expect 4: talpa: a scorer needs init, add: template <class T, class B> params<T, B> init(index inputs, index experts, generator&, const std::string& prefix) const; (docs/policies/scorer.md)
-// expect 5: talpa: a scorer needs forward, add: template <class T, class B> saved<T, B> forward(context<B>&, const params<T, B>&, input<T, B> x, output<T, B> logits, mode, const batch_info<B>&) const; (docs/policies/scorer.md)
+// expect 5: talpa: a scorer needs forward, add: template <class T, class B> saved<T, B> forward(context<B>&, const params<T, B>&, input<T, B> x, output<T, B> logits, mode, const batch_info<T, B>&) const; (docs/policies/scorer.md)
 // expect 6: talpa: a scorer needs backward, add: template <class T, class B> void backward(context<B>&, params<T, B>&, const saved<T, B>&, input<T, B> x, input<T, B> dlogits, output<T, B> dx, grad_mode dx_mode) const; (docs/policies/scorer.md)
 #include <talpa/layers/router.hpp>
 #include <talpa/selectors/dense.hpp>
@@ -42,7 +42,7 @@ struct policy {
 #if TALPA_MISTAKE != 5
   template <class T, class B>
   saved<T, B> forward(talpa::context<B>&, const state<T, B>&, talpa::input<T, B>,
-                      talpa::output<T, B>, talpa::mode, const talpa::batch_info<B>&) const {
+                      talpa::output<T, B>, talpa::mode, const talpa::batch_info<T, B>&) const {
     return {};
   }
 #endif

@@ -328,6 +328,44 @@ TEST_SUITE("core/lanes") {
     }
   }
 
+  TEST_CASE("a number that a row has once is read and written by its row alone") {
+    const index experts = 6, tokens = 21;
+    const matrix<double, cpu> x = wild_matrix<double>(tokens, 2, 10);
+    on_every_group([&](auto group_tag, const char* name) {
+      CAPTURE(name);
+      using G = typename decltype(group_tag)::group;
+      matrix<double, cpu> y(tokens, 2);
+      testing::poison<double>(y.view());
+      testing::for_each_row_on<G>(tokens, experts, [&](const auto& g, index first, int) {
+        const auto v = g.load(row_scalar<const double>{x.view().row(first), 2});
+        g.store(row_scalar<double>{y.view().row(first), 2}, v + g.uniform(1.0));
+      });
+      for (index n = 0; n < tokens; ++n) {
+        CHECK(testing::same_number(y(n, 0), x(n, 0) + 1.0));
+        CHECK(std::isnan(y(n, 1)));
+      }
+    });
+  }
+
+  TEST_CASE("any looks at all rows at hand") {
+    const index experts = 6, tokens = 21;
+    on_every_group([&](auto group_tag, const char* name) {
+      CAPTURE(name);
+      using G = typename decltype(group_tag)::group;
+      for (const index wanted : {index{0}, index{9}, tokens - 1, tokens}) {
+        matrix<double, cpu> x(tokens, 1);
+        if (wanted < tokens) x(wanted, 0) = 1.0;
+        bool found = false;
+        testing::for_each_row_on<G>(tokens, experts, [&](const auto& g, index first, int) {
+          found =
+              g.any(g.load(row_scalar<const double>{x.view().row(first), 1}) > g.uniform(0.5)) ||
+              found;
+        });
+        CHECK(found == (wanted < tokens));
+      }
+    });
+  }
+
   TEST_CASE("the scratch of a group is full after the arrays that it promises") {
     const index experts = 7;
     std::vector<std::byte> storage(lane_scratch::bytes_for(experts, 1));

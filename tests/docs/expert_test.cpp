@@ -125,7 +125,7 @@ TEST_SUITE("docs/policies/expert") {
       base.weight.value()(1, 0) = 20.0;
       auto p = layer.init(std::move(base), random);
       // Equal logits: both gates are one half. b_0 = (2, 0), b_1 = (4, -6).
-      p.router.weight.value()(0, 0) = p.router.weight.value()(1, 0) = 0.0;
+      p.router.scorer.weight.value()(0, 0) = p.router.scorer.weight.value()(1, 0) = 0.0;
       const double b[2][2] = {{2.0, 0.0}, {4.0, -6.0}};
       for (talpa::index e = 0; e < 2; ++e) {
         for (talpa::index o = 0; o < 2; ++o) p.expert.b.value()(e, o) = b[e][o];

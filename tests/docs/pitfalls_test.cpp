@@ -85,7 +85,7 @@ TEST_SUITE("docs/pitfalls") {
       return zero;
     };
     CHECK(all_zero(s.params.expert.a));
-    CHECK(all_zero(s.params.router.weight));
+    CHECK(all_zero(s.params.router.scorer.weight));
     CHECK_FALSE(all_zero(s.params.expert.b));
   }
 

@@ -44,7 +44,8 @@ struct mlp_scorer {
 
   template <class T, class B>
   saved<T, B> forward(talpa::context<B>& ctx, const params<T, B>& p, talpa::input<T, B> x,
-                      talpa::output<T, B> logits, talpa::mode, const talpa::batch_info<B>&) const {
+                      talpa::output<T, B> logits, talpa::mode,
+                      const talpa::batch_info<T, B>&) const {
     // What backward reads lives in ctx.memory, until the caller's step ends.
     const saved<T, B> kept{ctx.memory.template take<T>(x.rows, hidden),
                            ctx.memory.template take<T>(x.rows, hidden)};
@@ -99,7 +100,8 @@ TEST_SUITE("docs/policies/scorer") {
     talpa::matrix<double, talpa::cpu> x(2, 1), logits(2, 2);
     x(0, 0) = -0.5;
     x(1, 0) = 1.0;
-    scorer.forward(ctx, p, x, logits, talpa::mode::training, talpa::batch_info<talpa::cpu>{});
+    scorer.forward(ctx, p, x, logits, talpa::mode::training,
+                   talpa::batch_info<double, talpa::cpu>{});
     CHECK(logits(0, 0) == 0.0);
     CHECK(logits(0, 1) == 0.0);
     const double h = talpa::math::silu(3.0);

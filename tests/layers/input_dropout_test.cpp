@@ -17,21 +17,22 @@ namespace talpa {
 TEST_SUITE("layers/input_dropout") {
   TEST_CASE("a mask is drawn in training with a share to drop, and not otherwise") {
     generator random(3);
-    const batch_info<cpu> batch{.random = &random};
+    const batch_info<float, cpu> batch{.random = &random};
     CHECK_FALSE(input_dropout::draw("f", 0.0, mode::training, batch).active);
     CHECK_FALSE(input_dropout::draw("f", 0.5, mode::inference, batch).active);
-    CHECK_FALSE(input_dropout::draw("f", 0.0, mode::training, batch_info<cpu>{}).active);
-    CHECK_FALSE(input_dropout::draw("f", 0.5, mode::inference, batch_info<cpu>{}).active);
+    CHECK_FALSE(input_dropout::draw("f", 0.0, mode::training, batch_info<float, cpu>{}).active);
+    CHECK_FALSE(input_dropout::draw("f", 0.5, mode::inference, batch_info<float, cpu>{}).active);
     CHECK(random.next_stream() == 0);
     const input_dropout drawn = input_dropout::draw("f", 0.25, mode::training, batch);
     CHECK(drawn.active);
     CHECK(drawn.keep == 0.75f);
     CHECK(drawn.stream == random_stream{3, 0});
     CHECK(random.next_stream() == 1);
-    CHECK_THROWS_WITH_AS(input_dropout::draw("layer", 0.5, mode::training, batch_info<cpu>{}),
-                         "talpa::layer: 'batch.random' is null, expected a generator = source of "
-                         "the dropout mask in training",
-                         value_error);
+    CHECK_THROWS_WITH_AS(
+        input_dropout::draw("layer", 0.5, mode::training, batch_info<float, cpu>{}),
+        "talpa::layer: 'batch.random' is null, expected a generator = source of "
+        "the dropout mask in training",
+        value_error);
   }
 
   TEST_CASE("without a mask x itself comes back, and gradients pass by") {

@@ -88,7 +88,8 @@ void compare_forward(const mole_sizes& s, const Selector& selector, std::uint64_
     CAPTURE(name_of(execution));
     const auto layer = make_mole(s, selector, execution);
     auto p = make_params<T>(layer, s, seed);
-    const table wr = to_table(p.router.weight.value()), br = to_table(p.router.bias.value());
+    const table wr = to_table(p.router.scorer.weight.value()),
+                br = to_table(p.router.scorer.bias.value());
     const double error = support::mole_error<T>(s, to_table(x.view()), wr, br);
     REQUIRE(margin(to_table(x.view()), wr, br, selector.max_selected(s.experts)) > error);
     const support::slow_mole expected = support::slow_forward(
@@ -119,7 +120,7 @@ void compare_forward(const mole_sizes& s, const Selector& selector, std::uint64_
 /// Gradients of everything, by central differences. With a loss, its value is one more output.
 template <class Selector>
 void check_gradients(const mole_sizes& s, const Selector& selector, strategy execution,
-                     bool frozen_base, bool with_loss, batch_info<cpu> batch,
+                     bool frozen_base, bool with_loss, batch_info<double, cpu> batch,
                      double dropout = 0.0) {
   CAPTURE(name_of(execution));
   using loss = load_balance<balance::per_selection, balance::per_layer>;
@@ -198,7 +199,7 @@ TEST_SUITE("layers/mole_linear") {
         std::copy(values.begin(), values.end(), q.value().data);
       };
       set(p.base.weight, {1, 1});
-      set(p.router.weight, {1, 0, 0, 1});
+      set(p.router.scorer.weight, {1, 0, 0, 1});
       set(p.expert.a, {7, 7, 0, 1});
       set(p.expert.b, {9, 5});
       matrix<float, cpu> x(1, 2), y(1, 1), dy(1, 1), dx(1, 2);
@@ -221,7 +222,7 @@ TEST_SUITE("layers/mole_linear") {
       CHECK(p.expert.a.grad()(1, 1) == 20.0f);
       CHECK(p.expert.b.grad()(0, 0) == 0.0f);
       CHECK(p.expert.b.grad()(1, 0) == 4.0f);  // s g A_1 x
-      CHECK(testing::largest(p.router.weight.grad()) == 0.0);
+      CHECK(testing::largest(p.router.scorer.weight.grad()) == 0.0);
     }
   }
 
@@ -362,7 +363,7 @@ TEST_SUITE("layers/mole_linear") {
       CHECK(testing::first_difference<T>(p.expert.a.grad(), q.adapter.a.grad()) == "");
       CHECK(testing::first_difference<T>(p.expert.b.grad(), q.adapter.b.grad()) == "");
       CHECK(testing::first_difference<T>(p.base.weight.grad(), q.base.weight.grad()) == "");
-      CHECK(testing::largest(p.router.weight.grad()) == 0.0);
+      CHECK(testing::largest(p.router.scorer.weight.grad()) == 0.0);
     };
     // One tile a product, and several: sizes at which both strategies cut products alike.
     for (const mole_sizes& s :
@@ -436,8 +437,8 @@ TEST_SUITE("layers/mole_linear") {
     auto p = make_params<double>(layer, s, 9);
     std::fill_n(p.base.weight.value().data, p.base.weight.size(), 0.0);
     std::fill_n(p.base.bias.value().data, p.base.bias.size(), 0.0);
-    std::fill_n(p.router.weight.value().data, p.router.weight.size(), 0.0);
-    std::fill_n(p.router.bias.value().data, p.router.bias.size(), 0.0);
+    std::fill_n(p.router.scorer.weight.value().data, p.router.scorer.weight.size(), 0.0);
+    std::fill_n(p.router.scorer.bias.value().data, p.router.scorer.bias.size(), 0.0);
     std::fill_n(p.expert.a.value().data, p.expert.a.size(), 1.0);
     std::fill_n(p.expert.b.value().data, p.expert.b.size(), 0.0);
     for (index e = 0; e < 3; ++e) p.expert.b.value()(e, e) = 3.0;  // gates are 1 / 3
@@ -479,7 +480,8 @@ TEST_SUITE("layers/mole_linear") {
             "");
 
       // Another router would choose otherwise: the mask stays, the gates follow the new logits.
-      for (index i = 0; i < p.router.weight.size(); ++i) p.router.weight.value().data[i] *= -1.0;
+      for (index i = 0; i < p.router.scorer.weight.size(); ++i)
+        p.router.scorer.weight.value().data[i] *= -1.0;
       const auto chosen = layer.forward(ctx, p, x, y.view(), mode::training);
       REQUIRE(testing::first_difference<std::uint32_t>(chosen.routed.routing.mask,
                                                        recorded.mask.view()) != "");
@@ -500,9 +502,9 @@ TEST_SUITE("layers/mole_linear") {
                                                     for (double& g : row.gates) g /= mass;
                                                     return row;
                                                   });
-      const double error =
-          support::mole_error<double>(s, to_table(x.view()), to_table(p.router.weight.value()),
-                                      to_table(p.router.bias.value()));
+      const double error = support::mole_error<double>(s, to_table(x.view()),
+                                                       to_table(p.router.scorer.weight.value()),
+                                                       to_table(p.router.scorer.bias.value()));
       CHECK(testing::first_excess(
                 y.view(),
                 matrix_view<const double, cpu>(expected.y.values.data(), s.tokens, s.outputs),
@@ -591,7 +593,7 @@ TEST_SUITE("layers/mole_linear") {
       const auto none = run_mole<double>(layer, p, x, dy);
       CHECK(testing::first_difference(none.dx, all.dx) == "");
       CHECK(p.expert.a.grad().size() == 0);
-      CHECK(p.router.weight.grad().size() == 0);
+      CHECK(p.router.scorer.weight.grad().size() == 0);
     }
   }
 
@@ -738,7 +740,7 @@ TEST_SUITE("layers/mole_linear") {
     context<cpu> ctx(1);
     const matrix<float, cpu> x(s.tokens, s.inputs);
     matrix<float, cpu> y(s.tokens, s.outputs);
-    const auto forward = [&](const batch_info<cpu>& batch = {}) {
+    const auto forward = [&](const batch_info<float, cpu>& batch = {}) {
       layer.forward(ctx, p, x, y.view(), mode::training, batch);
     };
     CHECK_THROWS_WITH_AS(layer.forward(ctx, p, matrix<float, cpu>(3, 6), y.view(), mode::training),

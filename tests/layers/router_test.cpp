@@ -47,11 +47,11 @@ TEST_SUITE("layers/router") {
     support::test_random random(90);
     const matrix<double, cpu> x = support::random_matrix<double>(random, tokens, inputs);
     auto p = make_params<double>(two, 1);
-    CHECK(p.weight.name() == "router.weight");
+    CHECK(p.scorer.weight.name() == "router.weight");
     context<cpu> ctx(1);
-    const auto kept = two.forward(ctx, p, experts, x, mode::training, batch_info<cpu>{});
+    const auto kept = two.forward(ctx, p, experts, x, mode::training, batch_info<double, cpu>{});
     matrix<double, cpu> logits(tokens, experts);
-    two.scorer.forward(ctx, p, x, logits.view(), mode::training, {});
+    two.scorer.forward(ctx, p.scorer, x, logits.view(), mode::training, {});
     routing<double, cpu> expected(tokens, experts);
     ops::select(ctx, two.selector, logits, {}, expected.gates.view(), expected.mask.view());
     CHECK(testing::first_difference<double>(kept.routed.logits, logits.view()) == "");
@@ -69,7 +69,7 @@ TEST_SUITE("layers/router") {
     context<cpu> ctx(1);
     const auto kept =
         two.forward(ctx, p, experts, x, mode::training,
-                    batch_info<cpu>{.padding_mask = real.view(), .sequence_length = 4});
+                    batch_info<double, cpu>{.padding_mask = real.view(), .sequence_length = 4});
     CHECK(kept.routed.sequence_length == 4);
     CHECK(kept.routed.padding_mask.data == real.data());
     CHECK(kept.routed.routing.mask(3, 0) == 0u);
@@ -77,9 +77,9 @@ TEST_SUITE("layers/router") {
 
     matrix<std::uint32_t, cpu> recorded(12, 1);
     for (index n = 0; n < 12; ++n) recorded(n, 0) = 0b10001u;
-    const auto again =
-        two.forward(ctx, p, experts, x, mode::training,
-                    batch_info<cpu>{.padding_mask = real.view(), .replay = recorded.view()});
+    const auto again = two.forward(
+        ctx, p, experts, x, mode::training,
+        batch_info<double, cpu>{.padding_mask = real.view(), .replay = recorded.view()});
     for (index n = 0; n < 12; ++n) {
       CHECK(again.routed.routing.mask(n, 0) == (n == 3 ? 0u : 0b10001u));
       CHECK(again.routed.routing.gates(n, 1) == 0.0);
@@ -106,7 +106,7 @@ TEST_SUITE("layers/router") {
       // Output: gates and, below, logits; projected on what backward gets for them.
       const auto forward = [&] {
         const workspace<cpu>::scope scope(ctx.memory);
-        const auto kept = r.forward(ctx, p, experts, x, mode::training, batch_info<cpu>{});
+        const auto kept = r.forward(ctx, p, experts, x, mode::training, batch_info<double, cpu>{});
         mask.assign(kept.routed.routing.mask.data, kept.routed.routing.mask.data + tokens);
         for (index n = 0; n < tokens; ++n) {
           for (index e = 0; e < experts; ++e) {
@@ -116,7 +116,7 @@ TEST_SUITE("layers/router") {
         }
         return out.view();
       };
-      const auto kept = r.forward(ctx, p, experts, x, mode::training, batch_info<cpu>{});
+      const auto kept = r.forward(ctx, p, experts, x, mode::training, batch_info<double, cpu>{});
       matrix<double, cpu> loss_logits = on_logits, loss_gates = on_gates;
       const routed_gradient<double, cpu> from_losses{loss_logits.view(), loss_gates.view()};
       for (index n = 0; n < tokens; ++n) {
@@ -154,17 +154,17 @@ TEST_SUITE("layers/router") {
     const matrix<float, cpu> x = support::random_matrix<float>(random, tokens, inputs);
     auto p = make_params<float>(two, 4);
     context<cpu> ctx(1);
-    const auto kept = two.forward(ctx, p, experts, x, mode::training, batch_info<cpu>{});
+    const auto kept = two.forward(ctx, p, experts, x, mode::training, batch_info<float, cpu>{});
     matrix<float, cpu> dgates = support::random_matrix<float>(random, tokens, experts);
     CHECK_NOTHROW(two.backward(ctx, p, kept, x, dgates.view(), {}, grad_mode::ignore, nullptr));
-    CHECK(testing::largest(p.weight.grad()) > 0.0);
+    CHECK(testing::largest(p.scorer.weight.grad()) > 0.0);
   }
 
   TEST_CASE("a batch that does not fit is refused, by the name of the selector") {
     const matrix<float, cpu> x(tokens, inputs);
     auto p = make_params<float>(two, 5);
     context<cpu> ctx(1);
-    const auto forward = [&](const batch_info<cpu>& batch) {
+    const auto forward = [&](const batch_info<float, cpu>& batch) {
       two.forward(ctx, p, experts, x, mode::training, batch);
     };
     const vector<std::uint8_t, cpu> flags(3);

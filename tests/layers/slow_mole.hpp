@@ -85,7 +85,8 @@ template <class Params, class Choose>
 slow_mole slow_forward(const Params& p, const lora& expert, index experts, const table& x,
                        Choose choose, const std::vector<bool>& real = {}) {
   const table w = to_table(p.base.weight.value()), b = to_table(p.base.bias.value());
-  const table wr = to_table(p.router.weight.value()), br = to_table(p.router.bias.value());
+  const table wr = to_table(p.router.scorer.weight.value()),
+              br = to_table(p.router.scorer.bias.value());
   const table a = to_table(p.expert.a.value()), bank = to_table(p.expert.b.value());
   const index rank = expert.rank;
   slow_mole r{table(x.rows, w.rows), table(x.rows, w.rows), table(x.rows, experts), {}};
@@ -161,7 +162,7 @@ mole_magnitudes magnitudes(const Layer& layer, const Params& p, const table& x_s
   const table x = absolute(x_signed), dy = absolute(dy_signed);
   const table w = absolute(to_table(p.base.weight.value()));
   const table b = absolute(to_table(p.base.bias.value()));
-  const table wr = absolute(to_table(p.router.weight.value()));
+  const table wr = absolute(to_table(p.router.scorer.weight.value()));
   const table a = absolute(to_table(p.expert.a.value()));
   const table bank = absolute(to_table(p.expert.b.value()));
   const double scale = layer.expert.scale();
@@ -212,7 +213,8 @@ struct mole_step {
 };
 template <class T, class Layer, class Params>
 mole_step<T> run_mole(const Layer& layer, Params& p, const matrix<T, cpu>& x,
-                      const matrix<T, cpu>& dy, int threads = 1, const batch_info<cpu>& batch = {},
+                      const matrix<T, cpu>& dy, int threads = 1,
+                      const batch_info<T, cpu>& batch = {},
                       grad_mode dx_mode = grad_mode::overwrite,
                       T before = std::numeric_limits<T>::quiet_NaN()) {
   context<cpu> ctx(threads);

@@ -2,6 +2,7 @@
 #include "support/routed.hpp"
 #include "support/tolerance.hpp"
 
+#include <talpa/cpu/fill.hpp>
 #include <talpa/cpu/group_loss.hpp>
 #include <talpa/losses/load_balance.hpp>
 

@@ -51,7 +51,7 @@ result TALPA_UNIT() {
   fill(params.expert.a.value(), 2);
   fill(params.expert.b.value(), 3);
   // A few inputs only, so that no gate of the softmax rounds to zero or one.
-  talpa::matrix_view<float, cpu> scorer = params.router.weight.value();
+  talpa::matrix_view<float, cpu> scorer = params.router.scorer.weight.value();
   for (index e = 0; e < experts; ++e) {
     for (index j = 0; j < width; ++j) scorer(e, j) = j < 3 ? static_cast<float>(e % (j + 2)) : 0.0f;
   }

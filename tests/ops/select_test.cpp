@@ -92,8 +92,11 @@ TEST_SUITE("ops/select") {
         a.select();
         CHECK(a.r == testing::select_on<serial>(a.selector, a.logits));
         a.backward();
-        CHECK(testing::first_difference(a.dlogits, testing::select_backward_on<serial>(
-                                                       a.selector, a.logits, a.r, a.dgates)) == "");
+        CHECK(
+            testing::first_difference(
+                a.dlogits,
+                testing::select_backward_on<serial>(a.selector, a.logits, a.r, a.dgates).dlogits) ==
+            "");
       }
     }
   }

@@ -45,9 +45,9 @@ TEST_SUITE("routing/record") {
   TEST_CASE("replay names a recorded mask in a batch and keeps the rest of it") {
     routing<double, cpu> kept(6, 3);
     kept.mask(1, 0) = 5;
-    batch_info<cpu> batch;
+    batch_info<double, cpu> batch;
     batch.sequence_length = 2;
-    const batch_info<cpu> again = replay(batch, kept);
+    const batch_info<double, cpu> again = replay(batch, kept);
     CHECK(again.sequence_length == 2);
     CHECK(again.replay.data == kept.mask.data());
     CHECK(again.replay.rows == 6);
@@ -55,8 +55,8 @@ TEST_SUITE("routing/record") {
     CHECK_NOTHROW(check_batch("test", again, 6, 3));
     CHECK_THROWS_AS(check_batch("test", again, 4, 3), shape_error);
     // A recording that dies with the expression is refused.
-    CHECK(can_replay<batch_info<cpu>, const routing<double, cpu>&>);
-    CHECK_FALSE(can_replay<batch_info<cpu>, routing<double, cpu>>);
+    CHECK(can_replay<batch_info<double, cpu>, const routing<double, cpu>&>);
+    CHECK_FALSE(can_replay<batch_info<double, cpu>, routing<double, cpu>>);
   }
 
   TEST_CASE("to_text prints a small routing as a table") {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
 
+#include <talpa/cpu/fill.hpp>
 #include <talpa/cpu/group_loss.hpp>
 #include <talpa/cpu/routing_sums.hpp>
 #include <talpa/losses/importance_cv2.hpp>

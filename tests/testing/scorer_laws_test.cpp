@@ -57,7 +57,7 @@ struct faulty {
 
   template <class T, class B>
   saved<T, B> forward(context<B>& ctx, const params<T, B>& p, input<T, B> x, output<T, B> logits,
-                      mode m, const batch_info<B>& batch) const {
+                      mode m, const batch_info<T, B>& batch) const {
     const index rows = with == fault::forgets_a_row && x.rows > 0 ? x.rows - 1 : x.rows;
     inner.forward(ctx, p, x.row_range(0, rows), logits.row_range(0, rows), m, batch);
     for (index n = 1; with == fault::reads_a_neighbour && n < x.rows; ++n) {

@@ -331,7 +331,7 @@ class tape {
 
   /// Applies a layer: any type with
   ///   index output_width(const params&) const;
-  ///   saved forward(ctx, params&, x, y, mode, const batch_info<B>&) const;
+  ///   saved forward(ctx, params&, x, y, mode, const batch_info<T, B>&) const;
   ///   void backward(ctx, params&, const saved&, x, dy, dx, grad_mode dx_mode,
   ///                 const routed_gradient<T, B>* from_losses) const;
   /// The layer is copied, params must outlive the step. Layer and saved are plain values (trivially
@@ -341,7 +341,7 @@ class tape {
   /// constant; without `visit` it counts as trained.
   template <class Layer, class Params>
   auto apply(const Layer& layer, Params& params, const variable_type& x, mode m,
-             const batch_info<B>& batch = {}) {
+             const batch_info<T, B>& batch = {}) {
     const matrix_view<const T, B> xv = at("tape::apply", "x", x).value;
     const matrix_view<T, B> y = make(xv.rows, layer.output_width(params));
     const auto saved = layer.forward(ctx_, params, xv, y, m, batch);
@@ -387,7 +387,8 @@ class tape {
   /// its weight is that of weighted_sum. The loss is copied. It has
   ///   saved forward(ctx, std::span<const routed_view<T, B>>) const, with saved.value [1, 1];
   ///   void backward(ctx, layers, const saved&, dvalue, std::span<const routed_gradient<T, B>> out,
-  ///                 grad_mode) const, which writes all of dlogits and dgates.
+  ///                 grad_mode) const, which writes all of dlogits and dgates, and of dcontrol where that is not
+  ///   empty.
   template <class Loss>
   variable_type apply_loss(const Loss& loss, std::initializer_list<routed_variable<T, B>> layers) {
     return apply_loss(loss, std::span<const routed_variable<T, B>>(layers.begin(), layers.size()));
@@ -659,8 +660,9 @@ class tape {
       routed_entry& entry = entry_of(e);
       if (entry.grad.dlogits.data == nullptr) {
         const index rows = entry.view.logits.rows, cols = entry.view.logits.cols;
-        entry.grad.dlogits = make(rows, cols);  // [N, E]
-        entry.grad.dgates = make(rows, cols);   // [N, E]
+        entry.grad.dlogits = make(rows, cols);                                 // [N, E]
+        entry.grad.dgates = make(rows, cols);                                  // [N, E]
+        if (!entry.view.control.empty()) entry.grad.dcontrol = make(rows, 1);  // [N, 1]
       }
       accumulate = accumulate || entry.touched;
     }
@@ -669,6 +671,7 @@ class tape {
       if (accumulate && !entry.touched) {
         ops::fill(ctx_, T{0}, entry.grad.dlogits);
         ops::fill(ctx_, T{0}, entry.grad.dgates);
+        if (!entry.grad.dcontrol.empty()) ops::fill(ctx_, T{0}, entry.grad.dcontrol);
       }
       entry.touched = true;
     }

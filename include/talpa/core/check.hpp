@@ -51,4 +51,12 @@ inline void check_value(bool ok, const char* function, const char* argument, dou
   if (!ok) detail::throw_value(function, argument, detail::number_text(value), expected);
 }
 
+/// Throws value_error unless `length` is 0 (one sequence) or divides the number of tokens.
+inline void check_sequence_length(const char* function, index length, index tokens) {
+  if (length < 0 || (length > 0 && tokens % length != 0)) {
+    detail::throw_value(function, "sequence_length", std::to_string(length),
+                        detail::concat("a divisor of ", std::to_string(tokens), " = tokens, or 0"));
+  }
+}
+
 }  // namespace talpa

@@ -20,16 +20,19 @@
 //   g.elements<T>()   array indexed by element, storage of this row only
 //   g.load(row, e, fill)       element e of a row in memory, `fill` beyond the row
 //   g.store(row, e, v)         writes it
+//   g.load(scalar), g.store(scalar, v)   a number that the row has once
 //   g.sum<T>(f)                canonical sum of f(e), the same bits for every group
 //   g.max<T>(f)                largest f(e); NaN is skipped; -inf for an empty row
 //   g.arg_max<T>(f, active)    largest f(e) among active(e), ties to the lower index; -1 if none
 //   g.count(f)                 number of elements where f(e) holds
+//   g.any(c)                   a plain bool: whether c holds for any of the rows at hand
 //   g.load_bit(mask, e)        one bit of the row of a routing mask
 //   g.store_mask(mask, f)      writes that row
 //
 // A condition is a value<bool>: combine with `&`, `|`, `!` and choose with `select(condition, a,
 // b)` instead of branching, since lanes and packed rows disagree. No collective stands under a
-// condition.
+// condition. A loop whose length depends on the row runs while any row at hand needs it, and rows
+// that are done keep what they have.
 //
 // Canonical reduction: element e belongs to virtual lane e mod 32, each virtual lane sums its
 // elements in order of e starting from +0, then the tree 16, 8, 4, 2, 1. A group of W lanes holds
@@ -142,6 +145,26 @@ template <class T, int W>
 [[gnu::always_inline]] inline pack<T, W> log(const pack<T, W>& a) {
   return talpa::detail::make_pack<T, W>([&](int i) { return math::log(a.v[i]); });
 }
+template <class T, int W>
+[[gnu::always_inline]] inline pack<T, W> expm1(const pack<T, W>& a) {
+  return talpa::detail::make_pack<T, W>([&](int i) { return math::expm1(a.v[i]); });
+}
+template <class T, int W>
+[[gnu::always_inline]] inline pack<T, W> log1p(const pack<T, W>& a) {
+  return talpa::detail::make_pack<T, W>([&](int i) { return math::log1p(a.v[i]); });
+}
+template <class T, int W>
+[[gnu::always_inline]] inline pack<T, W> sigmoid(const pack<T, W>& a) {
+  return talpa::detail::make_pack<T, W>([&](int i) { return math::sigmoid(a.v[i]); });
+}
+template <class T, int W>
+[[gnu::always_inline]] inline pack<T, W> sigmoid_derivative(const pack<T, W>& a) {
+  return talpa::detail::make_pack<T, W>([&](int i) { return math::sigmoid_derivative(a.v[i]); });
+}
+template <class T, int W>
+[[gnu::always_inline]] inline pack<T, W> softplus(const pack<T, W>& a) {
+  return talpa::detail::make_pack<T, W>([&](int i) { return math::softplus(a.v[i]); });
+}
 }  // namespace math
 
 /// A row (or, for token_pack, consecutive rows) of a matrix as lane groups read and write it.
@@ -149,6 +172,13 @@ template <class T>
 struct row_pointer {
   T* data = nullptr;
   index stride = 0;  ///< elements from one token's row to the next; only token_pack moves along it
+};
+
+/// A number that each row has once, such as a learned threshold, as lane groups read and write it.
+template <class T>
+struct row_scalar {
+  T* data = nullptr;
+  index stride = 0;  ///< elements from one token's number to the next
 };
 
 /// Result of arg_max: the winning value and its expert, -1 where nothing was active.
@@ -169,7 +199,7 @@ class lane_scratch {
     return used_ <= bytes_ ? start : nullptr;
   }
   /// Arrays that one row functor may ask for.
-  static constexpr index max_arrays = 6;
+  static constexpr index max_arrays = 10;
   /// Bytes for `max_arrays` arrays of `lanes` values of up to 8 bytes for every expert.
   static constexpr std::size_t bytes_for(index experts, index lanes) {
     return static_cast<std::size_t>(max_arrays) *
@@ -244,6 +274,15 @@ class serial {
   static void store(row_pointer<T> row, element e, T v) {
     row.data[e.slot] = v;
   }
+  template <class T>
+  static T load(row_scalar<const T> scalar) {
+    return *scalar.data;
+  }
+  template <class T>
+  static void store(row_scalar<T> scalar, T v) {
+    *scalar.data = v;
+  }
+  static bool any(bool condition) { return condition; }
   template <class T, class F>
   [[gnu::always_inline]] T sum(F f) const {
     T lanes[mask_word_bits] = {};
@@ -342,6 +381,20 @@ class token_pack {
   template <class T>
   [[gnu::always_inline]] void store(row_pointer<T> row, element e, const pack<T, W>& v) const {
     for (int i = 0; i < valid_; ++i) row.data[i * row.stride + e.slot] = v.v[i];
+  }
+  template <class T>
+  [[gnu::always_inline]] pack<T, W> load(row_scalar<const T> scalar) const {
+    return detail::make_pack<T, W>(
+        [&](int i) { return scalar.data[(i < valid_ ? i : valid_ - 1) * scalar.stride]; });
+  }
+  template <class T>
+  [[gnu::always_inline]] void store(row_scalar<T> scalar, const pack<T, W>& v) const {
+    for (int i = 0; i < valid_; ++i) scalar.data[i * scalar.stride] = v.v[i];
+  }
+  [[gnu::always_inline]] static bool any(const pack<bool, W>& condition) {
+    std::int32_t found = 0;
+    for (int i = 0; i < W; ++i) found |= condition.v[i];
+    return found != 0;
   }
   template <class T, class F>
   [[gnu::always_inline]] pack<T, W> sum(F f) const {
@@ -462,6 +515,19 @@ class sim {
     for (int l = 0; l < W; ++l) {
       if (e.slot * W + l < experts_) row.data[e.slot * W + l] = v.v[l];
     }
+  }
+  template <class T>
+  static pack<T, W> load(row_scalar<const T> scalar) {
+    return uniform(*scalar.data);
+  }
+  template <class T>
+  static void store(row_scalar<T> scalar, const pack<T, W>& v) {
+    *scalar.data = v.v[0];
+  }
+  static bool any(const pack<bool, W>& condition) {
+    std::int32_t found = 0;
+    for (int l = 0; l < W; ++l) found |= condition.v[l];
+    return found != 0;
   }
   template <class T, class F>
   pack<T, W> sum(F f) const {

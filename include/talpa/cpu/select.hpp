@@ -48,6 +48,11 @@ template <class T>
 row_pointer<T> row_at(matrix_view<T, cpu> view, index row) {
   return {view.row(row), view.stride};
 }
+/// The number of a token in a column [N, 1]; no data where there is no column.
+template <class T>
+row_scalar<T> scalar_at(matrix_view<T, cpu> column, index row) {
+  return {column.data == nullptr ? nullptr : column.row(row), column.stride};
+}
 
 }  // namespace talpa::detail
 
@@ -58,10 +63,10 @@ struct select_impl<cpu> {
   template <class T, class Selector>
   static void select(context<cpu>& ctx, const Selector& selector, matrix_view<const T, cpu> logits,
                      vector_view<const std::uint8_t, cpu> padding_mask, matrix_view<T, cpu> gates,
-                     matrix_view<std::uint32_t, cpu> mask) {
+                     matrix_view<std::uint32_t, cpu> mask, const select_inputs<T, cpu>& more) {
     detail::for_each_selected_row<T>(
         ctx, logits.rows, logits.cols, [&](const auto& group, index first, int rows) {
-          selector.select(group, row_of<T>(logits, gates, mask, first));
+          selector.select(group, row_of<T>(logits, gates, mask, more, first));
           clear_padding(padding_mask, first, rows, gates, mask);
         });
   }
@@ -69,10 +74,11 @@ struct select_impl<cpu> {
   template <class T, class Selector>
   static void replay(context<cpu>& ctx, const Selector& selector, matrix_view<const T, cpu> logits,
                      vector_view<const std::uint8_t, cpu> padding_mask,
-                     matrix_view<std::uint32_t, cpu> mask, matrix_view<T, cpu> gates) {
+                     matrix_view<std::uint32_t, cpu> mask, matrix_view<T, cpu> gates,
+                     const select_inputs<T, cpu>& more) {
     detail::for_each_selected_row<T>(
         ctx, logits.rows, logits.cols, [&](const auto& group, index first, int rows) {
-          selector.replay(group, row_of<T>(logits, gates, mask, first));
+          selector.replay(group, row_of<T>(logits, gates, mask, more, first));
           clear_padding(padding_mask, first, rows, gates, mask);
         });
   }
@@ -81,16 +87,21 @@ struct select_impl<cpu> {
   static void select_backward(context<cpu>& ctx, const Selector& selector,
                               matrix_view<const T, cpu> logits, matrix_view<const T, cpu> gates,
                               matrix_view<const std::uint32_t, cpu> mask,
-                              matrix_view<const T, cpu> dgates, matrix_view<T, cpu> dlogits) {
+                              matrix_view<const T, cpu> dgates, matrix_view<T, cpu> dlogits,
+                              const select_inputs<T, cpu>& more, matrix_view<T, cpu> dcontrol) {
     detail::for_each_selected_row<T>(
         ctx, logits.rows, logits.cols, [&](const auto& group, index first, int rows) {
           selector.select_backward(
               group,
               select_gradient_row<T>{detail::row_at(logits, first), detail::row_at(gates, first),
                                      detail::row_at(mask, first), detail::row_at(dgates, first),
-                                     detail::row_at(dlogits, first)});
+                                     detail::row_at(dlogits, first), bias_of(more),
+                                     detail::scalar_at(more.control, first),
+                                     detail::scalar_at(dcontrol, first)});
           for (index n = first; n < first + rows; ++n) {
-            if (!any_bit(mask.row(n), mask.cols)) std::fill_n(dlogits.row(n), dlogits.cols, T{});
+            if (any_bit(mask.row(n), mask.cols)) continue;
+            std::fill_n(dlogits.row(n), dlogits.cols, T{});
+            if (!dcontrol.empty()) dcontrol(n, 0) = T{};
           }
         });
   }
@@ -123,9 +134,15 @@ struct select_impl<cpu> {
  private:
   template <class T>
   static select_row<T> row_of(matrix_view<const T, cpu> logits, matrix_view<T, cpu> gates,
-                              matrix_view<std::uint32_t, cpu> mask, index first) {
+                              matrix_view<std::uint32_t, cpu> mask,
+                              const select_inputs<T, cpu>& more, index first) {
     return {detail::row_at(logits, first), detail::row_at(gates, first),
-            detail::row_at(mask, first)};
+            detail::row_at(mask, first), bias_of(more), detail::scalar_at(more.control, first)};
+  }
+  /// Stride 0: every token of a pack reads the same row.
+  template <class T>
+  static row_pointer<const T> bias_of(const select_inputs<T, cpu>& more) {
+    return {more.bias.data, 0};
   }
   static bool any_bit(const std::uint32_t* words, index count) {
     std::uint32_t any = 0;

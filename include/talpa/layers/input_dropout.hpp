@@ -18,9 +18,9 @@ struct input_dropout {
 
   /// Takes a stream from batch.random when `dropped` > 0 in training; throws value_error without
   /// one.
-  template <backend B>
+  template <class T, backend B>
   static input_dropout draw(const char* function, double dropped, mode m,
-                            const batch_info<B>& batch) {
+                            const batch_info<T, B>& batch) {
     if (m == mode::inference || dropped == 0.0) return {};
     if (batch.random == nullptr) {
       detail::throw_value(function, "batch.random", "null",

@@ -40,7 +40,7 @@ struct linear {
 
   template <class T, class B>
   saved<T, B> forward(context<B>& ctx, const params<T, B>& p, input<T, B> x, output<T, B> y, mode,
-                      const batch_info<B>& = {}) const {
+                      const batch_info<T, B>& = {}) const {
     check_shape(name, "x", x, x.rows, p.weight.cols(), "tokens, input width of the weight");
     check_shape(name, "y", y, x.rows, p.weight.rows(), "tokens, output width of the weight");
     affine_forward(ctx, p, x, y);

@@ -67,7 +67,7 @@ struct lora_linear {
   saved<T, B> forward(context<B>& ctx, const params<T, B>& p,
                       std::type_identity_t<matrix_view<const T, B>> x,
                       std::type_identity_t<matrix_view<T, B>> y, mode m,
-                      const std::type_identity_t<batch_info<B>>& batch = {}) const {
+                      const std::type_identity_t<batch_info<T, B>>& batch = {}) const {
     adapter.validate();
     check_shape(name, "x", x, x.rows, p.base.weight.cols(), "tokens, input width of the base");
     check_shape(name, "y", y, x.rows, p.base.weight.rows(), "tokens, output width of the base");

@@ -123,8 +123,7 @@ struct mole_linear {
     };
     plan_result r;
     r.used = choose(p.base.weight.cols(), p.base.weight.rows());
-    r.saved_bytes = 2 * bytes(tokens * experts, sizeof(T)) +
-                    bytes(tokens * mask_words(experts), sizeof(std::uint32_t));
+    r.saved_bytes = router.template saved_bytes<T, B>(tokens, p.base.weight.cols(), experts);
     if (r.used == strategy::dense_masked) {
       r.saved_bytes += bytes(tokens * experts * expert.width(), sizeof(T));
     } else {
@@ -140,7 +139,7 @@ struct mole_linear {
   saved<T, B> forward(context<B>& ctx, const params<T, B>& p,
                       std::type_identity_t<matrix_view<const T, B>> x,
                       std::type_identity_t<matrix_view<T, B>> y, mode m,
-                      const std::type_identity_t<batch_info<B>>& batch = {}) const {
+                      const std::type_identity_t<batch_info<T, B>>& batch = {}) const {
     validate();
     check_shape(name, "x", x, x.rows, p.base.weight.cols(), "tokens, input width of the base");
     check_shape(name, "y", y, x.rows, p.base.weight.rows(), "tokens, output width of the base");
@@ -176,7 +175,7 @@ struct mole_linear {
   void infer(context<B>& ctx, const params<T, B>& p,
              std::type_identity_t<matrix_view<const T, B>> x,
              std::type_identity_t<matrix_view<T, B>> y,
-             const std::type_identity_t<batch_info<B>>& batch = {}) const {
+             const std::type_identity_t<batch_info<T, B>>& batch = {}) const {
     const typename workspace<B>::scope scope(ctx.memory);
     forward(ctx, p, x, y, mode::inference, batch);
   }

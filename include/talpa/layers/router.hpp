@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/autograd/parameter.hpp>
 #include <talpa/core/workspace.hpp>
 #include <talpa/ops/add.hpp>
 #include <talpa/ops/copy.hpp>
@@ -9,15 +10,52 @@
 #include <talpa/selectors/explain.hpp>
 
 #include <string>
+#include <utility>
 
 namespace talpa {
+
+namespace detail {
+
+/// What stands where a selector has no control.
+struct no_control {
+  template <class F>
+  void visit(F) {}
+};
+
+template <class Selector, class T, class B>
+struct control_of {
+  using params = no_control;
+  struct saved {};
+};
+template <controlled_selector Selector, class T, class B>
+struct control_of<Selector, T, B> {
+  static_assert(explain_scorer<typename Selector::control_scorer>());
+  using params = typename Selector::control_scorer::template params<T, B>;
+  using saved = typename Selector::control_scorer::template saved<T, B>;
+};
+
+/// Bytes of ctx.memory that a scorer keeps: what its saved_bytes says, nothing without one.
+template <class T, class B, class Scorer>
+std::size_t scorer_bytes(const Scorer& scorer, index tokens, index inputs, index experts) {
+  if constexpr (requires { scorer.template saved_bytes<T, B>(tokens, inputs, experts); }) {
+    return scorer.template saved_bytes<T, B>(tokens, inputs, experts);
+  } else {
+    return 0;
+  }
+}
+
+}  // namespace detail
 
 /// A scorer followed by a selector: any pair composes.
 ///
 /// Forward: logits = scorer(x), (gates, mask) = selector(logits); with batch.replay the mask is the
-/// recorded one and only the gates are computed.
-/// Backward: dgates -> dlogits by the selector, plus what losses add to either, then the scorer.
-/// Shapes: x [N, D], logits and gates [N, E], mask [N, ceil(E / 32)].
+/// recorded one and only the gates are computed. A selector with a control gets one number a token
+/// from a scorer of its own, `selector.control`; a selector with a bias gets one number an expert,
+/// which no gradient changes; whoever balances the experts updates it between steps. A selector that behaves
+/// differently in training and at inference is told the mode.
+/// Backward: dgates -> dlogits, dcontrol by the selector, plus what losses add to either, then the
+/// scorers.
+/// Shapes: x [N, D], logits and gates [N, E], mask [N, ceil(E / 32)], control [N, 1], bias [1, E].
 /// Throws: shape_error, value_error of the parts.
 template <class Scorer, class Selector>
 struct router {
@@ -27,39 +65,105 @@ struct router {
   Selector selector{};
 
   template <class T, class B>
-  using params = typename Scorer::template params<T, B>;
+  struct params {
+    typename Scorer::template params<T, B> scorer;
+    typename detail::control_of<Selector, T, B>::params control;  // nothing without a control
+    parameter<T, B> expert_bias;                                  // [1, E], absent without a bias
+
+    /// Every parameter in a fixed order: scorer, control, bias.
+    template <class F>
+    void visit(F f) {
+      scorer.visit(f);
+      control.visit(f);
+      if (expert_bias.exists()) f(expert_bias);
+    }
+    void freeze() {
+      visit([](parameter<T, B>& p) { p.freeze(); });
+    }
+    /// All but the bias, which has no gradient.
+    void train() {
+      const auto thaw = [](parameter<T, B>& p) { p.train(); };
+      scorer.visit(thaw);
+      control.visit(thaw);
+    }
+  };
 
   template <class T, class B>
   struct saved {
     typename Scorer::template saved<T, B> scorer;
-    routed_view<T, B> routed;  // logits, gates [N, E], mask, padding: in ctx.memory
+    typename detail::control_of<Selector, T, B>::saved control;
+    routed_view<T, B> routed;    // logits, gates [N, E], mask, control, padding: ctx.memory
+    select_inputs<T, B> more{};  // control, bias as the selector read them
+    mode in = mode::training;    // of forward
   };
 
+  /// Parameters named `prefix` and what the scorer says, `prefix`control.*, `prefix`expert_bias.
   template <class T, class B>
   params<T, B> init(index inputs, index experts, generator& random,
                     const std::string& prefix) const {
     selector.validate(experts);
-    return scorer.template init<T, B>(inputs, experts, random, prefix);
+    params<T, B> p;
+    p.scorer = scorer.template init<T, B>(inputs, experts, random, prefix);
+    if constexpr (controlled_selector<Selector>) {
+      p.control = selector.control.template init<T, B>(inputs, 1, random,
+                                                       detail::concat(prefix, "control."));
+    }
+    if constexpr (biased_selector<Selector>) {
+      p.expert_bias =
+          parameter<T, B>(detail::concat(prefix, "expert_bias"), matrix<T, B>(1, experts));
+      p.expert_bias.freeze();
+    }
+    return p;
+  }
+
+  /// Bytes that one forward of N tokens saves in ctx.memory, an upper bound.
+  template <class T, class B>
+  std::size_t saved_bytes(index tokens, index inputs, index experts) const {
+    const auto bytes = [](index count, std::size_t size) {
+      return workspace<B>::rounded(static_cast<std::size_t>(count) * size);
+    };
+    std::size_t sum = 2 * bytes(tokens * experts, sizeof(T)) +
+                      bytes(tokens * mask_words(experts), sizeof(std::uint32_t)) +
+                      detail::scorer_bytes<T, B>(scorer, tokens, inputs, experts);
+    if constexpr (controlled_selector<Selector>) {
+      sum += bytes(tokens, sizeof(T)) +
+             detail::scorer_bytes<T, B>(selector.control, tokens, inputs, 1);
+    }
+    return sum;
   }
 
   template <floating T, backend B>
   saved<T, B> forward(context<B>& ctx, const params<T, B>& p, index experts,
                       std::type_identity_t<matrix_view<const T, B>> x, mode m,
-                      const batch_info<B>& batch) const {
+                      const batch_info<T, B>& batch) const {
     check_batch(Selector::name, batch, x.rows, experts);
     const auto logits = ctx.memory.template take<T>(x.rows, experts);  // [N, E]
     const auto gates = ctx.memory.template take<T>(x.rows, experts);   // [N, E]
     const auto mask =
         ctx.memory.template take<std::uint32_t>(x.rows, mask_words(experts));  // [N, words]
-    saved<T, B> kept{scorer.forward(ctx, p, x, logits, m, batch), {}};
+    saved<T, B> kept{};
+    kept.in = m;
+    kept.scorer = scorer.forward(ctx, p.scorer, x, logits, m, batch);
+    kept.more.sequence_length = batch.sequence_length;
+    if constexpr (controlled_selector<Selector>) {
+      const auto control = ctx.memory.template take<T>(x.rows, 1);  // [N, 1]
+      kept.control = selector.control.forward(ctx, p.control, x, control, m, batch);
+      kept.more.control = control;
+    }
+    if constexpr (biased_selector<Selector>) kept.more.bias = p.expert_bias.value();
+    const Selector now = selector_at(selector, m);
     if (batch.replay.data == nullptr) {
-      ops::select(ctx, selector, logits, batch.padding_mask, gates, mask);
+      ops::select(ctx, now, logits, batch.padding_mask, gates, mask, kept.more);
     } else {
       ops::copy(ctx, batch.replay, mask);
-      ops::replay(ctx, selector, logits, batch.padding_mask, mask, gates);
+      ops::replay(ctx, now, logits, batch.padding_mask, mask, gates, kept.more);
     }
-    kept.routed = {logits, routing_view<T, B>(gates, mask), batch.padding_mask,
-                   batch.sequence_length};
+    kept.routed = {logits,
+                   routing_view<T, B>(gates, mask),
+                   batch.padding_mask,
+                   batch.sequence_length,
+                   kept.more.control,
+                   batch.labels};
     return kept;
   }
 
@@ -72,11 +176,23 @@ struct router {
                 const std::type_identity_t<routed_gradient<T, B>>* from_losses) const {
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto dlogits = ctx.scratch.template take<T>(dgates.rows, dgates.cols);  // [N, E]
+    matrix_view<T, B> dcontrol;
+    if constexpr (controlled_selector<Selector>) {
+      dcontrol = ctx.scratch.template take<T>(dgates.rows, 1);  // [N, 1]
+    }
     if (from_losses != nullptr) ops::axpy(ctx, T{1}, from_losses->dgates, dgates);
-    ops::select_backward(ctx, selector, kept.routed.logits, kept.routed.routing.gates,
-                         kept.routed.routing.mask, dgates, dlogits);
+    ops::select_backward(ctx, selector_at(selector, kept.in), kept.routed.logits,
+                         kept.routed.routing.gates, kept.routed.routing.mask, dgates, dlogits,
+                         kept.more, dcontrol);
     if (from_losses != nullptr) ops::axpy(ctx, T{1}, from_losses->dlogits, dlogits);
-    scorer.backward(ctx, p, kept.scorer, x, dlogits, dx, dx_mode);
+    scorer.backward(ctx, p.scorer, kept.scorer, x, dlogits, dx, dx_mode);
+    if constexpr (controlled_selector<Selector>) {
+      if (from_losses != nullptr && !from_losses->dcontrol.empty()) {
+        ops::axpy(ctx, T{1}, from_losses->dcontrol, dcontrol);
+      }
+      selector.control.backward(ctx, p.control, kept.control, x, dcontrol, dx,
+                                dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate);
+    }
   }
 };
 

@@ -3,9 +3,12 @@
 
 #include <talpa/core/check.hpp>
 #include <talpa/core/lanes.hpp>
+#include <talpa/core/mode.hpp>
 #include <talpa/core/scalar.hpp>
 
+#include <concepts>
 #include <cstdint>
+#include <type_traits>
 
 namespace talpa {
 
@@ -16,12 +19,15 @@ struct select_row {
   row_pointer<const T> logits;      // [E]
   row_pointer<T> gates;             // [E]
   row_pointer<std::uint32_t> mask;  // [ceil(E / 32)]
+  row_pointer<const T> bias{};      // [E], for a selector with has_bias; the same for every row
+  row_scalar<const T> control{};    // one number, for a selector with a control
 
   /// The mask for reading.
   TALPA_HD row_pointer<const std::uint32_t> recorded() const { return {mask.data, mask.stride}; }
 };
 
-/// One row as a selector's `select_backward` sees it; it writes dlogits.
+/// One row as a selector's `select_backward` sees it; it writes dlogits, and dcontrol where the
+/// selector has a control.
 template <class T>
 struct select_gradient_row {
   row_pointer<const T> logits;            // [E]
@@ -29,7 +35,77 @@ struct select_gradient_row {
   row_pointer<const std::uint32_t> mask;  // [ceil(E / 32)]
   row_pointer<const T> dgates;            // [E]
   row_pointer<T> dlogits;                 // [E]
+  row_pointer<const T> bias{};            // [E], as in select_row
+  row_scalar<const T> control{};          // as in select_row
+  row_scalar<T> dcontrol{};
 };
+
+/// What some selectors look at beside the logits of a token.
+template <class T, backend B>
+struct select_inputs {
+  matrix_view<const T, B> control{};  ///< [N, 1], a number a token: a learned threshold, a lambda
+  matrix_view<const T, B> bias{};     ///< [1, E], a number an expert, for the choice alone
+  index sequence_length = 0;          ///< tokens a sequence, a divisor of N; 0: one sequence
+};
+
+/// A batch as the `assign` of a selector that couples rows sees it.
+template <class T, backend B>
+struct assign_batch {
+  matrix_view<const T, B> logits;                   // [N, E]
+  vector_view<const std::uint8_t, B> padding_mask;  // [N] or empty
+  select_inputs<T, B> more;
+
+  /// Tokens of one sequence.
+  index sequence() const { return more.sequence_length > 0 ? more.sequence_length : logits.rows; }
+};
+
+/// A selector that reads a number a token, which a scorer of its own makes from the token.
+template <class S>
+concept controlled_selector = requires(const S s) {
+  typename S::control_scorer;
+  { s.control } -> std::convertible_to<const typename S::control_scorer&>;
+};
+/// A selector that reads a number an expert, `static constexpr bool has_bias = true`.
+template <class S>
+concept biased_selector = requires {
+  requires S::has_bias;
+};
+/// A selector whose choice for one token depends on the others, `static constexpr bool couples_rows
+/// = true`.
+template <class S>
+concept coupled_selector = requires {
+  requires S::couples_rows;
+};
+/// A selector that behaves differently in training and at inference: `at(mode)` is the one to use.
+template <class S>
+concept modal_selector = requires(const S s, mode m) {
+  { s.at(m) } -> std::same_as<S>;
+};
+
+/// The selector as it is in mode m.
+template <class S>
+TALPA_HD S selector_at(const S& selector, mode m) {
+  if constexpr (modal_selector<S>) {
+    return selector.at(m);
+  } else {
+    return selector;
+  }
+}
+
+namespace detail {
+
+template <class Selector, class T, class B>
+void check_select_inputs(const select_inputs<T, B>& more, index tokens, index experts) {
+  if constexpr (controlled_selector<Selector>) {
+    check_shape(Selector::name, "control", more.control, tokens, 1, "one number a token");
+  }
+  if constexpr (biased_selector<Selector>) {
+    check_shape(Selector::name, "bias", more.bias, 1, experts, "one number an expert");
+  }
+  check_sequence_length(Selector::name, more.sequence_length, tokens);
+}
+
+}  // namespace detail
 
 }  // namespace talpa
 
@@ -44,8 +120,10 @@ struct select_impl {
 
 /// Runs a selector over rows of logits.
 ///
-/// Forward: (mask_n, gates_n) = selector(logits_n) for each real token n; padding gets neither.
-/// Shapes: logits [N, E], padding_mask [N] or empty, gates [N, E], mask [N, ceil(E / 32)].
+/// Forward: (mask_n, gates_n) = selector(logits_n) for each real token n; padding gets neither. A
+/// selector that couples rows assigns the masks of all tokens, then weighs each row by its mask.
+/// Shapes: logits [N, E], padding_mask [N] or empty, gates [N, E], mask [N, ceil(E / 32)]; `more`
+/// as select_inputs says, for selectors that read it.
 /// Edges: -inf is an expert masked for that token; a row with NaN, +inf, or -inf everywhere gets
 /// NaN gates on its first max_selected experts.
 /// Cost: one pass over the logits.
@@ -55,7 +133,8 @@ struct select_impl {
 template <class B, class Selector, floating T>
 void select(context<B>& ctx, const Selector& selector, input<T, B> logits,
             vector_input<std::uint8_t, B> padding_mask, matrix_view<T, B> gates,
-            output<std::uint32_t, B> mask) {
+            output<std::uint32_t, B> mask,
+            const std::type_identity_t<select_inputs<T, B>>& more = {}) {
   selector.validate(logits.cols);
   check_shape(Selector::name, "gates", gates, logits.rows, logits.cols, "shape of logits");
   check_shape(Selector::name, "mask", mask, logits.rows, mask_words(logits.cols),
@@ -63,8 +142,14 @@ void select(context<B>& ctx, const Selector& selector, input<T, B> logits,
   if (!padding_mask.empty()) {
     check_size(Selector::name, "padding_mask", padding_mask, logits.rows, "one flag a token");
   }
+  detail::check_select_inputs<Selector, T, B>(more, logits.rows, logits.cols);
   if (ctx.checked) select_impl<B>::template check_logits<T>(Selector::name, logits, padding_mask);
-  select_impl<B>::template select<T>(ctx, selector, logits, padding_mask, gates, mask);
+  if constexpr (coupled_selector<Selector>) {
+    selector.assign(ctx, assign_batch<T, B>{logits, padding_mask, more}, mask);
+    select_impl<B>::template replay<T>(ctx, selector, logits, padding_mask, mask, gates, more);
+  } else {
+    select_impl<B>::template select<T>(ctx, selector, logits, padding_mask, gates, mask, more);
+  }
 }
 
 /// Computes the gates of a recorded mask: the selector's weights for the current logits over the
@@ -75,7 +160,7 @@ void select(context<B>& ctx, const Selector& selector, input<T, B> logits,
 template <class B, class Selector, floating T>
 void replay(context<B>& ctx, const Selector& selector, input<T, B> logits,
             vector_input<std::uint8_t, B> padding_mask, output<std::uint32_t, B> mask,
-            matrix_view<T, B> gates) {
+            matrix_view<T, B> gates, const std::type_identity_t<select_inputs<T, B>>& more = {}) {
   selector.validate(logits.cols);
   check_shape(Selector::name, "gates", gates, logits.rows, logits.cols, "shape of logits");
   check_shape(Selector::name, "mask", mask, logits.rows, mask_words(logits.cols),
@@ -83,25 +168,34 @@ void replay(context<B>& ctx, const Selector& selector, input<T, B> logits,
   if (!padding_mask.empty()) {
     check_size(Selector::name, "padding_mask", padding_mask, logits.rows, "one flag a token");
   }
+  detail::check_select_inputs<Selector, T, B>(more, logits.rows, logits.cols);
   if (ctx.checked) select_impl<B>::template check_logits<T>(Selector::name, logits, padding_mask);
-  select_impl<B>::template replay<T>(ctx, selector, logits, padding_mask, mask, gates);
+  select_impl<B>::template replay<T>(ctx, selector, logits, padding_mask, mask, gates, more);
 }
 
-/// Gradient of gates with respect to logits; the mask is a constant.
+/// Gradient of gates with respect to logits, and to the control where the selector has one; the
+/// mask is a constant.
 ///
-/// Shapes: dgates [N, E], dlogits [N, E] (overwritten); the others as forward left them. Tokens
-/// without a set bit, padding among them, get zero.
+/// Shapes: dgates [N, E]; dlogits [N, E], dcontrol [N, 1] (overwritten); the others as forward left
+/// them. Tokens without a set bit, padding among them, get zero.
 /// Throws: shape_error.
 template <class B, class Selector, floating T>
 void select_backward(context<B>& ctx, const Selector& selector, input<T, B> logits,
                      input<T, B> gates, input<std::uint32_t, B> mask, input<T, B> dgates,
-                     matrix_view<T, B> dlogits) {
+                     matrix_view<T, B> dlogits,
+                     const std::type_identity_t<select_inputs<T, B>>& more = {},
+                     output<T, B> dcontrol = {}) {
   check_shape(Selector::name, "dgates", dgates, logits.rows, logits.cols, "shape of logits");
   check_shape(Selector::name, "dlogits", dlogits, logits.rows, logits.cols, "shape of logits");
   check_shape(Selector::name, "gates", gates, logits.rows, logits.cols, "shape of logits");
   check_shape(Selector::name, "mask", mask, logits.rows, mask_words(logits.cols),
               "tokens, mask words of the experts");
-  select_impl<B>::template select_backward<T>(ctx, selector, logits, gates, mask, dgates, dlogits);
+  detail::check_select_inputs<Selector, T, B>(more, logits.rows, logits.cols);
+  if constexpr (controlled_selector<Selector>) {
+    check_shape(Selector::name, "dcontrol", dcontrol, logits.rows, 1, "one number a token");
+  }
+  select_impl<B>::template select_backward<T>(ctx, selector, logits, gates, mask, dgates, dlogits,
+                                              more, dcontrol);
 }
 
 }  // namespace talpa::ops

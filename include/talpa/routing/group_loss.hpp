@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/core/workspace.hpp>
+#include <talpa/ops/fill.hpp>
 #include <talpa/ops/group_loss.hpp>
 #include <talpa/routing/routing.hpp>
 
@@ -69,11 +70,7 @@ void check_layers(const char* function, token_groups groups,
     if (!layer.padding_mask.empty()) {
       check_size(function, "padding_mask", layer.padding_mask, n, "one flag a token");
     }
-    if (layer.sequence_length < 0 ||
-        (layer.sequence_length > 0 && n % layer.sequence_length != 0)) {
-      throw_value(function, "sequence_length", std::to_string(layer.sequence_length),
-                  concat("a divisor of ", std::to_string(n), " = tokens, or 0"));
-    }
+    check_sequence_length(function, layer.sequence_length, n);
   }
 }
 
@@ -224,11 +221,20 @@ void group_loss_backward(context<B>& ctx, const char* function, token_groups gro
     const index n = layers[l].logits.rows, e = layers[l].logits.cols;
     detail::check_member(function, "out", l, "dlogits", out[l].dlogits, n, e, "shape of logits");
     detail::check_member(function, "out", l, "dgates", out[l].dgates, n, e, "shape of logits");
+    if (!out[l].dcontrol.empty()) {
+      detail::check_member(function, "out", l, "dcontrol", out[l].dcontrol, n, 1,
+                           "one number a token");
+    }
   }
   if (mode == grad_mode::ignore) return;
 
   detail::derivative_walk<T, B> walk(Loss::uses, saved);
   routing_totals_gradient<T, B> derivative;
+  if (mode == grad_mode::overwrite) {
+    for (const routed_gradient<T, B>& o : out) {
+      if (!o.dcontrol.empty()) ops::fill(ctx, T{0}, o.dcontrol);
+    }
+  }
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const routed_rows<T, B> rows = detail::rows_of(groups, layers[l]);
     if (l == 0 || groups != token_groups::all_layers) {

@@ -18,13 +18,13 @@ routing<std::remove_const_t<T>, B> record(const routing_view<T, B>& view) {
 /// A batch that will use the experts of `recorded` instead of selecting: gates are computed anew
 /// from the logits over the same mask. `recorded` must outlive every call with the batch.
 template <class T, backend B>
-batch_info<B> replay(batch_info<B> batch, const routing<T, B>& recorded) {
+batch_info<T, B> replay(batch_info<T, B> batch, const routing<T, B>& recorded) {
   batch.replay = recorded.mask.view();
   return batch;
 }
 /// A temporary recording would be gone before the call.
 template <class T, backend B>
-batch_info<B> replay(batch_info<B> batch, routing<T, B>&& recorded) = delete;
+batch_info<T, B> replay(batch_info<T, B> batch, routing<T, B>&& recorded) = delete;
 
 /// A small routing as a table: one line a token with its gates, `.` where an expert is off. Tokens
 /// beyond the first `max_tokens` are counted, not shown.

@@ -59,8 +59,19 @@ struct routing {
   }
 };
 
+/// Rows that belong to the sequences of a batch without being tokens of it: the text beside an
+/// image, a task's description. Every sequence has the same number L of rows, some of which may be
+/// absent.
+template <class T, backend B>
+struct conditioning {
+  matrix_view<const T, B> rows{};                // [S L, C], the rows of a sequence together
+  vector_view<const std::uint8_t, B> present{};  // [S L], 0 for a row to leave out; empty: none
+  /// [S L, C] where backward adds the gradient of rows, as for a parameter; empty: not wanted.
+  matrix_view<T, B> drows{};
+};
+
 /// What a call knows about its tokens beside their values. All members may stay empty.
-template <backend B>
+template <class T, backend B>
 struct batch_info {
   /// [N], 1 for a real token and 0 for padding, which gets no gates and enters no count, mean,
   /// entropy or capacity. Empty: every token is real.
@@ -71,6 +82,15 @@ struct batch_info {
   generator* random = nullptr;
   /// A recorded mask [N, ceil(E / 32)] to use instead of selecting; gates are computed anew for it.
   matrix_view<const std::uint32_t, B> replay{};
+  /// [S] a class of each sequence (its cluster, its type of task), for policies that ask for one.
+  vector_view<const std::int32_t, B> labels{};
+  /// What scorers that look beyond the token read.
+  talpa::conditioning<T, B> conditioning{};
+
+  /// Number S of sequences of N tokens.
+  index sequences(index tokens) const {
+    return sequence_length > 0 ? tokens / sequence_length : (tokens > 0 ? 1 : 0);
+  }
 };
 
 /// What one router did to one batch, as losses and statistics read it.
@@ -80,29 +100,45 @@ struct routed_view {
   routing_view<const T, B> routing;                   // gates [N, E], mask [N, ceil(E / 32)]
   vector_view<const std::uint8_t, B> padding_mask{};  // [N] or empty
   index sequence_length = 0;                          // 0: one sequence
+  matrix_view<const T, B> control{};                  // [N, 1], empty without one
+  vector_view<const std::int32_t, B> labels{};        // [S] or empty
 };
 
-/// Gradients of losses with respect to what one router did, both [N, E].
+/// Gradients of losses with respect to what one router did.
 template <class T, backend B>
 struct routed_gradient {
-  matrix_view<T, B> dlogits;  // [N, E]
-  matrix_view<T, B> dgates;   // [N, E]
+  matrix_view<T, B> dlogits;     // [N, E]
+  matrix_view<T, B> dgates;      // [N, E]
+  matrix_view<T, B> dcontrol{};  // [N, 1], empty where the router has no control
 };
 
 /// Shapes of a batch_info against N tokens and E experts; throws shape_error or value_error.
-template <backend B>
-void check_batch(const char* function, const batch_info<B>& batch, index tokens, index experts) {
+template <class T, backend B>
+void check_batch(const char* function, const batch_info<T, B>& batch, index tokens, index experts) {
   if (!batch.padding_mask.empty()) {
     check_size(function, "padding_mask", batch.padding_mask, tokens, "one flag a token");
   }
-  if (batch.sequence_length != 0 &&
-      (batch.sequence_length < 0 || tokens % batch.sequence_length != 0)) {
-    detail::throw_value(function, "sequence_length", std::to_string(batch.sequence_length),
-                        detail::concat("a divisor of ", std::to_string(tokens), " = tokens, or 0"));
-  }
+  check_sequence_length(function, batch.sequence_length, tokens);
   if (batch.replay.data != nullptr) {
     check_shape(function, "replay", batch.replay, tokens, mask_words(experts),
                 "tokens, mask words of the experts");
+  }
+  const index sequences = batch.sequences(tokens);
+  if (!batch.labels.empty()) {
+    check_size(function, "labels", batch.labels, sequences, "one class a sequence");
+  }
+  const conditioning<T, B>& c = batch.conditioning;
+  if (sequences > 0 ? c.rows.rows % sequences != 0 : c.rows.rows != 0) {
+    detail::throw_value(
+        function, "conditioning.rows", std::to_string(c.rows.rows),
+        detail::concat("a multiple of ", std::to_string(sequences), " = sequences"));
+  }
+  if (!c.present.empty()) {
+    check_size(function, "conditioning.present", c.present, c.rows.rows, "one flag a row");
+  }
+  if (!c.drows.empty()) {
+    check_shape(function, "conditioning.drows", c.drows, c.rows.rows, c.rows.cols,
+                "shape of conditioning.rows");
   }
 }
 

@@ -4,6 +4,7 @@
 #include <talpa/core/lanes.hpp>
 #include <talpa/ops/select.hpp>
 
+#include <cstdint>
 #include <limits>
 #include <utility>
 
@@ -36,6 +37,25 @@ TALPA_HD row_exponentials<T, G> exponentials(const G& g, const Logits& logits) {
   const auto sum = g.template sum<T>([&](auto e) { return weight[e]; });
   const auto valid = sum == sum;
   return {weight, sum, valid, !valid};
+}
+
+/// The probabilities weight / sum of a row as an array; NaN for an invalid row.
+template <class T, class G>
+TALPA_HD auto probabilities(const G& g, const row_exponentials<T, G>& exponential) {
+  auto p = g.template elements<T>();
+  g.for_each([&](auto e) { p[e] = exponential.weight[e] / exponential.sum; });
+  return p;
+}
+
+/// Whether a row cannot be routed: NaN or +inf among its logits, or -inf everywhere.
+template <class T, class G, class Logits>
+TALPA_HD typename G::template value<bool> row_invalid(const G& g, const Logits& logits) {
+  const auto infinity = g.uniform(std::numeric_limits<T>::infinity());
+  const auto top = g.template max<T>([&](auto e) { return logits[e]; });
+  const auto unordered = g.count([&](auto e) { return !(logits[e] == logits[e]); });
+  const auto some = unordered > g.uniform(std::int32_t{0});
+  const auto endless = top == infinity, empty = top == -infinity;
+  return some | (endless | empty);
 }
 
 }  // namespace talpa

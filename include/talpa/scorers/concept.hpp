@@ -39,7 +39,7 @@ concept scorer_has_forward = requires(const S s, context<cpu>& ctx,
                                       const typename S::template params<float, cpu>& params,
                                       matrix_view<const float, cpu> x,
                                       matrix_view<float, cpu> logits, mode m,
-                                      const batch_info<cpu>& batch) {
+                                      const batch_info<float, cpu>& batch) {
   {
     s.forward(ctx, params, x, logits, m, batch)
     } -> std::same_as<typename S::template saved<float, cpu>>;

@@ -29,7 +29,7 @@ consteval bool explain_scorer() {
     static_assert(!scorer_has_init<S> || scorer_has_forward<S>,
                   "talpa: a scorer needs forward, add: template <class T, class B> saved<T, B> "
                   "forward(context<B>&, const params<T, B>&, input<T, B> x, output<T, B> logits, "
-                  "mode, const batch_info<B>&) const; (docs/policies/scorer.md)");
+                  "mode, const batch_info<T, B>&) const; (docs/policies/scorer.md)");
   }
   if constexpr (scorer_has_name<S> && scorer_has_params<S> && scorer_has_saved<S>) {
     static_assert(!scorer_has_forward<S> || scorer_has_backward<S>,

@@ -38,7 +38,7 @@ struct linear_scorer {
 
   template <class T, class B>
   saved<T, B> forward(context<B>& ctx, const params<T, B>& p, input<T, B> x, output<T, B> logits,
-                      mode, const batch_info<B>&) const {
+                      mode, const batch_info<T, B>&) const {
     affine_forward(ctx, p, x, logits);
     return {};
   }

@@ -28,11 +28,19 @@ template <class S>
 concept selector_has_unit_mass = requires {
   { S::unit_mass } -> std::convertible_to<bool>;
 };
-/// `select(group, row)` writes mask and gates of a row.
+/// `select(group, row)` writes mask and gates of a row; or, where couples_rows is true,
+/// `assign(ctx, batch, mask)` writes the masks of all rows.
 template <class S>
-concept selector_has_select = requires(const S s, const serial& g, const select_row<float>& row) {
-  { s.select(g, row) } -> std::same_as<void>;
-};
+concept selector_has_select = (!coupled_selector<S> &&
+                               requires(const S s, const serial& g, const select_row<float>& row) {
+                                 { s.select(g, row) } -> std::same_as<void>;
+                               }) ||
+                              (coupled_selector<S> &&
+                               requires(const S s, context<cpu>& ctx,
+                                        const assign_batch<float, cpu>& batch,
+                                        matrix_view<std::uint32_t, cpu> mask) {
+                                 { s.assign(ctx, batch, mask) } -> std::same_as<void>;
+                               });
 /// `replay(group, row)` writes the gates of a mask that is given.
 template <class S>
 concept selector_has_replay = requires(const S s, const serial& g, const select_row<float>& row) {
@@ -45,7 +53,8 @@ concept selector_has_backward = requires(const S s, const serial& g,
   { s.select_backward(g, row) } -> std::same_as<void>;
 };
 
-/// A row selector: turns one row of logits into gates and a mask.
+/// Turns rows of logits into gates and masks. Optional members: control and control_scorer,
+/// has_bias, couples_rows, at(mode); see the concepts in ops/select.hpp.
 template <class S>
 concept selector_policy = selector_has_name<S> && selector_has_validate<S> &&
     selector_has_max_selected<S> && selector_has_unit_mass<S> && selector_has_select<S> &&

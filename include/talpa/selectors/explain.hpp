@@ -28,9 +28,14 @@ consteval bool explain_selector() {
   }
   if constexpr (selector_has_name<S> && selector_has_validate<S> && selector_has_max_selected<S> &&
                 selector_has_unit_mass<S>) {
-    static_assert(selector_has_select<S>,
+    static_assert(selector_has_select<S> || coupled_selector<S>,
                   "talpa: a selector needs select, add: template <class G, class T> TALPA_HD void "
                   "select(const G& g, const talpa::select_row<T>& row) const; "
+                  "(docs/policies/selector.md)");
+    static_assert(selector_has_select<S> || !coupled_selector<S>,
+                  "talpa: a selector that couples rows needs assign, add: template <class T, "
+                  "class B> void assign(talpa::context<B>&, const talpa::assign_batch<T, B>&, "
+                  "talpa::matrix_view<std::uint32_t, B> mask) const; "
                   "(docs/policies/selector.md)");
   }
   if constexpr (selector_has_name<S> && selector_has_validate<S> && selector_has_max_selected<S> &&

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 // Runs selectors on one chosen lane group, whatever the backend would choose.
@@ -21,7 +22,19 @@ row_pointer<T> row_at(const matrix_view<T, cpu>& m, index row) {
   return {m.row(row), m.stride};
 }
 
+template <class T>
+row_scalar<T> scalar_at(const matrix_view<T, cpu>& column, index row) {
+  return {column.data == nullptr ? nullptr : column.row(row), column.stride};
+}
+
 }  // namespace detail
+
+/// What select_backward writes.
+template <class T>
+struct selection_gradient {
+  matrix<T, cpu> dlogits;   // [N, E]
+  matrix<T, cpu> dcontrol;  // [N, 1], empty without a control
+};
 
 /// Calls row(group, first, rows) for every row, or pack of up to G::tokens rows, of [N, E].
 template <class G, class Row>
@@ -43,12 +56,15 @@ void for_each_row_on(index tokens, index experts, Row row) {
 
 /// The routing that `selector` makes of `logits` [N, E] on group G.
 template <class G, class T, class Selector>
-routing<T, cpu> select_on(const Selector& selector, const matrix<T, cpu>& logits) {
+routing<T, cpu> select_on(const Selector& selector, const matrix<T, cpu>& logits,
+                          const select_inputs<T, cpu>& more = {}) {
   routing<T, cpu> r(logits.rows(), logits.cols());
   for_each_row_on<G>(logits.rows(), logits.cols(), [&](const auto& group, index first, int) {
-    selector.select(group, select_row<T>{detail::row_at(logits.view(), first),
-                                         detail::row_at(r.gates.view(), first),
-                                         detail::row_at(r.mask.view(), first)});
+    selector.select(
+        group,
+        select_row<T>{detail::row_at(logits.view(), first), detail::row_at(r.gates.view(), first),
+                      detail::row_at(r.mask.view(), first), row_pointer<const T>{more.bias.data, 0},
+                      detail::scalar_at(more.control, first)});
   });
   return r;
 }
@@ -56,34 +72,42 @@ routing<T, cpu> select_on(const Selector& selector, const matrix<T, cpu>& logits
 /// The gates [N, E] for a recorded mask on group G.
 template <class G, class T, class Selector>
 matrix<T, cpu> replay_on(const Selector& selector, const matrix<T, cpu>& logits,
-                         matrix<std::uint32_t, cpu> mask) {
+                         matrix<std::uint32_t, cpu> mask, const select_inputs<T, cpu>& more = {}) {
   matrix<T, cpu> gates(logits.rows(), logits.cols());
   for_each_row_on<G>(logits.rows(), logits.cols(), [&](const auto& group, index first, int) {
-    selector.replay(group, select_row<T>{detail::row_at(logits.view(), first),
-                                         detail::row_at(gates.view(), first),
-                                         detail::row_at(mask.view(), first)});
+    selector.replay(
+        group,
+        select_row<T>{detail::row_at(logits.view(), first), detail::row_at(gates.view(), first),
+                      detail::row_at(mask.view(), first), row_pointer<const T>{more.bias.data, 0},
+                      detail::scalar_at(more.control, first)});
   });
   return gates;
 }
 
-/// dlogits [N, E] on group G; zero for a token without a set bit, as ops::select_backward has it.
+/// Gradients of logits [N, E] and control [N, 1] on group G; zero for a token without a set bit, as
+/// ops::select_backward has it.
 template <class G, class T, class Selector>
-matrix<T, cpu> select_backward_on(const Selector& selector, const matrix<T, cpu>& logits,
-                                  const routing<T, cpu>& r, const matrix<T, cpu>& dgates) {
+selection_gradient<T> select_backward_on(const Selector& selector, const matrix<T, cpu>& logits,
+                                         const routing<T, cpu>& r, const matrix<T, cpu>& dgates,
+                                         const select_inputs<T, cpu>& more = {}) {
   matrix<T, cpu> dlogits(logits.rows(), logits.cols());
+  matrix<T, cpu> dcontrol(more.control.rows, more.control.cols);
   for_each_row_on<G>(logits.rows(), logits.cols(), [&](const auto& group, index first, int rows) {
-    selector.select_backward(group, select_gradient_row<T>{detail::row_at(logits.view(), first),
-                                                           detail::row_at(r.gates.view(), first),
-                                                           detail::row_at(r.mask.view(), first),
-                                                           detail::row_at(dgates.view(), first),
-                                                           detail::row_at(dlogits.view(), first)});
+    selector.select_backward(
+        group,
+        select_gradient_row<T>{
+            detail::row_at(logits.view(), first), detail::row_at(r.gates.view(), first),
+            detail::row_at(r.mask.view(), first), detail::row_at(dgates.view(), first),
+            detail::row_at(dlogits.view(), first), row_pointer<const T>{more.bias.data, 0},
+            detail::scalar_at(more.control, first), detail::scalar_at(dcontrol.view(), first)});
     for (index n = first; n < first + rows; ++n) {
       std::uint32_t any = 0;
       for (index w = 0; w < r.mask.cols(); ++w) any |= r.mask(n, w);
       for (index e = 0; any == 0 && e < logits.cols(); ++e) dlogits(n, e) = T{0};
+      if (any == 0 && !dcontrol.view().empty()) dcontrol(n, 0) = T{0};
     }
   });
-  return dlogits;
+  return {std::move(dlogits), std::move(dcontrol)};
 }
 
 }  // namespace talpa::testing

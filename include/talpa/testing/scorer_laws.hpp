@@ -83,7 +83,7 @@ class scorer_trial {
     context<cpu> ctx(threads);
     // Noise, where the scorer draws any, is the same in every step.
     generator noise(5);
-    const batch_info<cpu> batch{.random = &noise};
+    const batch_info<U, cpu> batch{.random = &noise};
     step<U> s{matrix<U, cpu>(x.rows(), sizes_.experts), matrix<U, cpu>(x.rows(), x.cols())};
     poison<U>(s.logits.view());
     std::fill_n(s.dx.data(), s.dx.size(), dx_before);

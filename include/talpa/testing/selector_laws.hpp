@@ -31,6 +31,15 @@ struct selector_claims {
   index min_selected = 1;
   /// Relative error of a gate in units of gamma(2 E + 8): 1 for quotients of sums of exponentials.
   double amplification = 1.0;
+  /// Errors of a gate are relative to no less than this: the size of what a gate that is a
+  /// difference is a difference of.
+  double gate_floor = 0.0;
+  /// Largest derivative of a gate by a logit or by the control, at least 1.
+  double slope = 1.0;
+  /// Range of the controls to try, for a selector with a control.
+  double control_low = -2.0, control_high = 2.0;
+  /// Range of the biases to try, for a selector with a bias: multiples of logit_grid.
+  double bias_size = 0.25;
 };
 
 namespace detail {
@@ -49,7 +58,22 @@ class selector_trial {
         logits_(separated_logits<T>(tokens, experts, random_)),
         mask_(random_mask(tokens, experts, 0.5, random_)),
         dgates_(uneven<T>(tokens, experts, random_)),
-        chosen_(select(logits_)) {}
+        control_(controlled_selector<Selector> ? tokens : 0, 1),
+        bias_(biased_selector<Selector> ? 1 : 0, experts) {
+    const random_stream control = random_.next(), bias = random_.next();
+    for (index n = 0; n < control_.rows(); ++n) {
+      const double share = uniform<double>(control, static_cast<std::uint64_t>(n));
+      // Exact in float, so that float and double try the same.
+      control_(n, 0) = static_cast<float>(claims_.control_low +
+                                          share * (claims_.control_high - claims_.control_low));
+    }
+    const auto steps = static_cast<std::uint64_t>(2.0 * claims_.bias_size / logit_grid) + 1;
+    for (index e = 0; e < bias_.size(); ++e) {
+      const auto step = uniform_index(bias, static_cast<std::uint64_t>(e), steps);
+      bias_.data()[e] = static_cast<double>(step) * logit_grid - claims_.bias_size;
+    }
+    chosen_ = select(logits_);
+  }
 
   report run() {
     gates_fit_mask();
@@ -57,7 +81,7 @@ class selector_trial {
     mass();
     shift();
     permutation_of_experts();
-    own_row();
+    if (!coupled_selector<Selector>) own_row();
     groups();
     threads();
     own_mask();
@@ -77,21 +101,45 @@ class selector_trial {
  private:
   using logit_matrix = matrix<T, cpu>;
   using mask_matrix = matrix<std::uint32_t, cpu>;
+  using gradient = selection_gradient<T>;
   static constexpr T infinity = std::numeric_limits<T>::infinity();
 
   static std::string text(index n) { return std::to_string(n); }
   /// Two results that differ by the order of their sums only.
   double gate_bound(double gate) const {
     const double roundings = 2.0 * static_cast<double>(experts_) + 8.0;
-    return 2.0 * claims_.amplification * gamma<T>(roundings) * std::abs(gate) +
+    return 2.0 * claims_.amplification * gamma<T>(roundings) *
+               std::max(std::abs(gate), claims_.gate_floor) +
            static_cast<double>(experts_) *
                static_cast<double>(std::numeric_limits<T>::denorm_min());
   }
   /// The same for dlogits: p (dg - sum of p dg), both terms at most max |dg| in size.
   double gradient_bound(double largest_dgate) const {
     const double roundings = 4.0 * static_cast<double>(experts_) + 16.0;
-    return 4.0 * claims_.amplification * gamma<T>(roundings) * largest_dgate;
+    return 4.0 * claims_.amplification * claims_.slope * gamma<T>(roundings) * largest_dgate;
   }
+
+  /// Control and bias of rows first, first + 1, ..., beginning anew behind the last.
+  template <class U>
+  struct sides {
+    sides(const selector_trial& trial, index rows, index first = 0)
+        : control(trial.control_.rows() == 0 ? 0 : rows, 1),
+          bias(trial.bias_.rows(), trial.experts_) {
+      for (index n = 0; n < control.rows(); ++n) {
+        control(n, 0) = static_cast<U>(trial.control_((first + n) % trial.control_.rows(), 0));
+      }
+      for (index i = 0; i < bias.size(); ++i)
+        bias.data()[i] = static_cast<U>(trial.bias_.data()[i]);
+    }
+    select_inputs<U, cpu> view() const {
+      select_inputs<U, cpu> more;
+      if (controlled_selector<Selector>) more.control = control.view();
+      if (biased_selector<Selector>) more.bias = bias.view();
+      return more;
+    }
+    matrix<U, cpu> control;  // [rows, 1]
+    matrix<U, cpu> bias;     // [1, E]
+  };
 
   routing<T, cpu> select(const logit_matrix& logits, int threads = 1,
                          vector_view<const std::uint8_t, cpu> padding = {}) const {
@@ -99,7 +147,8 @@ class selector_trial {
     routing<T, cpu> r(logits.rows(), logits.cols());
     poison<T>(r.gates.view());
     std::fill_n(r.mask.data(), r.mask.size(), ~0u);
-    ops::select(ctx, selector_, logits, padding, r.gates.view(), r.mask.view());
+    const sides<T> beside(*this, logits.rows());
+    ops::select(ctx, selector_, logits, padding, r.gates.view(), r.mask.view(), beside.view());
     return r;
   }
   logit_matrix replay(const logit_matrix& logits, const mask_matrix& mask, int threads = 1,
@@ -108,17 +157,20 @@ class selector_trial {
     logit_matrix gates(logits.rows(), logits.cols());
     mask_matrix copy = mask;
     poison<T>(gates.view());
-    ops::replay(ctx, selector_, logits, padding, copy.view(), gates.view());
+    const sides<T> beside(*this, logits.rows());
+    ops::replay(ctx, selector_, logits, padding, copy.view(), gates.view(), beside.view());
     return gates;
   }
-  logit_matrix backward(const logit_matrix& logits, const routing<T, cpu>& r,
-                        const logit_matrix& dgates, int threads = 1) const {
+  gradient backward(const logit_matrix& logits, const routing<T, cpu>& r,
+                    const logit_matrix& dgates, int threads = 1) const {
     context<cpu> ctx(threads);
-    logit_matrix dlogits(logits.rows(), logits.cols());
-    poison<T>(dlogits.view());
+    const sides<T> beside(*this, logits.rows());
+    gradient g{logit_matrix(logits.rows(), logits.cols()), logit_matrix(beside.control.rows(), 1)};
+    poison<T>(g.dlogits.view());
+    poison<T>(g.dcontrol.view());
     ops::select_backward(ctx, selector_, logits, r.gates.view(), r.mask.view(), dgates,
-                         dlogits.view());
-    return dlogits;
+                         g.dlogits.view(), beside.view(), g.dcontrol.view());
+    return g;
   }
   index selected(const routing<T, cpu>& r, index n) const {
     index count = 0;
@@ -130,6 +182,12 @@ class selector_trial {
     if (!gates.empty()) return talpa::detail::concat("gates: ", gates);
     std::string mask = first_difference(a.mask, b.mask);
     return mask.empty() ? mask : talpa::detail::concat("mask: ", mask);
+  }
+  static std::string difference(const gradient& a, const gradient& b) {
+    std::string logits = first_difference(a.dlogits, b.dlogits);
+    if (!logits.empty()) return talpa::detail::concat("dlogits: ", logits);
+    std::string control = first_difference(a.dcontrol, b.dcontrol);
+    return control.empty() ? control : talpa::detail::concat("dcontrol: ", control);
   }
   static logit_matrix row_of(const logit_matrix& m, index n) {
     return logit_matrix(m.view().row_range(n, 1));
@@ -206,6 +264,11 @@ class selector_trial {
       return p;
     };
     const logit_matrix logits = permuted(logits_);
+    const gradient here_unpermuted = backward(logits_, chosen_, dgates_);
+    const matrix<double, cpu> bias = bias_;
+    for (index e = 0; e < bias_.size(); ++e) {
+      bias_.data()[to[static_cast<std::size_t>(e)]] = bias.data()[e];
+    }
     const routing<T, cpu> r = select(logits);
     for (index n = 0; n < logits_.rows(); ++n) {
       for (index e = 0; e < experts_; ++e) {
@@ -222,22 +285,27 @@ class selector_trial {
                                }),
                   "gates");
     const double bound = gradient_bound(largest(dgates_.view()));
-    const logit_matrix there = backward(logits, r, permuted(dgates_));
-    const logit_matrix here = permuted(backward(logits_, chosen_, dgates_));
-    l.expect_none(first_excess(there.view(), here.view(), [&](index, index) { return bound; }),
-                  "dlogits");
+    const gradient there = backward(logits, r, permuted(dgates_));
+    bias_ = bias;
+    const logit_matrix here = permuted(here_unpermuted.dlogits);
+    l.expect_none(
+        first_excess(there.dlogits.view(), here.view(), [&](index, index) { return bound; }),
+        "dlogits");
+    l.expect_none(first_excess(there.dcontrol.view(), here_unpermuted.dcontrol.view(),
+                               [&](index, index) { return bound; }),
+                  "dcontrol");
   }
 
   void own_row() {
     law l(out_, "a token's result depends on its own logits alone");
-    const logit_matrix dlogits = backward(logits_, chosen_, dgates_);
+    const logit_matrix dlogits = backward(logits_, chosen_, dgates_).dlogits;
     for (index changed = 0; changed < logits_.rows(); changed += 5) {
       logit_matrix logits = logits_;
       for (index e = 0; e < experts_; ++e) {
         logits(changed, e) = changed % 2 == 0 ? -logits_(changed, e) : infinity;
       }
       const routing<T, cpu> r = select(logits);
-      const logit_matrix gradient = backward(logits, r, dgates_);
+      const logit_matrix changed_gradient = backward(logits, r, dgates_).dlogits;
       for (index n = 0; n < logits_.rows(); ++n) {
         if (n == changed) continue;
         const std::string where =
@@ -248,9 +316,9 @@ class selector_trial {
         l.expect_none(first_difference<std::uint32_t>(r.mask.view().row_range(n, 1),
                                                       chosen_.mask.view().row_range(n, 1), n),
                       where);
-        l.expect_none(
-            first_difference<T>(gradient.view().row_range(n, 1), dlogits.view().row_range(n, 1), n),
-            where);
+        l.expect_none(first_difference<T>(changed_gradient.view().row_range(n, 1),
+                                          dlogits.view().row_range(n, 1), n),
+                      where);
       }
     }
   }
@@ -258,15 +326,20 @@ class selector_trial {
   template <class G>
   void group(law& l, const char* name, const logit_matrix& logits) {
     const routing<T, cpu> reference = select(logits);
-    l.expect_none(difference(select_on<G>(selector_, logits), reference),
-                  talpa::detail::concat("select on ", name));
-    l.expect_none(first_difference(replay_on<G>(selector_, logits, mask_), replay(logits, mask_)),
+    const sides<T> beside(*this, logits.rows());
+    if constexpr (!coupled_selector<Selector>) {
+      l.expect_none(difference(select_on<G>(selector_, logits, beside.view()), reference),
+                    talpa::detail::concat("select on ", name));
+    }
+    l.expect_none(first_difference(replay_on<G>(selector_, logits, mask_, beside.view()),
+                                   replay(logits, mask_)),
                   talpa::detail::concat("replay on ", name));
-    const logit_matrix gradient = backward(logits, reference, dgates_);
+    const gradient expected = backward(logits, reference, dgates_);
     l.expect_none(
-        first_difference(select_backward_on<G>(selector_, logits, reference, dgates_), gradient),
+        difference(select_backward_on<G>(selector_, logits, reference, dgates_, beside.view()),
+                   expected),
         talpa::detail::concat("select_backward on ", name));
-    l.expect_none(first_difference(backward(logits, reference, dgates_), gradient),
+    l.expect_none(difference(backward(logits, reference, dgates_), expected),
                   "select_backward, second call");
   }
 
@@ -283,9 +356,8 @@ class selector_trial {
     }
     for (const logit_matrix* logits : {&logits_, &hard}) {
       group<serial>(l, "serial", *logits);
-      group<token_pack<4>>(l, "token_pack<4>", *logits);
-      group<token_pack<8>>(l, "token_pack<8>", *logits);
-      group<token_pack<16>>(l, "token_pack<16>", *logits);
+      // The width that the CPU's loop over rows takes; a width of one register is as good as any.
+      group<token_pack<talpa::detail::packed_tokens<T>>>(l, "token_pack", *logits);
       group<sim<4>>(l, "sim<4>", *logits);
       group<sim<8>>(l, "sim<8>", *logits);
       group<sim<32>>(l, "sim<32>", *logits);
@@ -303,12 +375,12 @@ class selector_trial {
       std::copy_n(dgates_.view().row(from), experts_, dgates.view().row(n));
     }
     const routing<T, cpu> one = select(logits, 1);
-    const logit_matrix gradient = backward(logits, one, dgates, 1);
+    const gradient expected = backward(logits, one, dgates, 1);
     const logit_matrix again = replay(logits, one.mask, 1);
     for (const int count : {2, 3}) {
       const std::string where = talpa::detail::concat(text(count), " threads");
       l.expect_none(difference(select(logits, count), one), where);
-      l.expect_none(first_difference(backward(logits, one, dgates, count), gradient), where);
+      l.expect_none(difference(backward(logits, one, dgates, count), expected), where);
       l.expect_none(first_difference(replay(logits, one.mask, count), again), where);
     }
   }
@@ -329,19 +401,40 @@ class selector_trial {
       }
     }
     const routing<T, cpu> r = select(logits, 1, real.view());
-    const logit_matrix gradient = backward(logits, r, dgates_);
-    const logit_matrix gates = replay(logits, chosen_.mask, 1, real.view());
-    routing<T, cpu> expected = chosen_;
-    logit_matrix expected_gradient = backward(logits_, chosen_, dgates_);
+    routing<T, cpu> expected = coupled_selector<Selector> ? without(real) : chosen_;
+    const gradient found = backward(logits, r, dgates_);
+    const logit_matrix gates = replay(logits, expected.mask, 1, real.view());
+    gradient expected_gradient = backward(logits_, expected, dgates_);
     for (index n = 0; n < logits_.rows(); ++n) {
       if (real[n] != 0) continue;
       std::fill_n(expected.gates.view().row(n), experts_, T{0});
       std::fill_n(expected.mask.view().row(n), expected.mask.cols(), 0u);
-      std::fill_n(expected_gradient.view().row(n), experts_, T{0});
+      std::fill_n(expected_gradient.dlogits.view().row(n), experts_, T{0});
+      if (expected_gradient.dcontrol.rows() > 0) expected_gradient.dcontrol(n, 0) = T{0};
     }
     l.expect_none(difference(r, expected), "select");
     l.expect_none(first_difference(gates, expected.gates), "replay");
-    l.expect_none(first_difference(gradient, expected_gradient), "select_backward");
+    l.expect_none(difference(found, expected_gradient), "select_backward");
+  }
+  /// The routing of the real tokens alone, at their places; padding has none.
+  routing<T, cpu> without(const vector<std::uint8_t, cpu>& real) const {
+    index count = 0;
+    for (index n = 0; n < real.size(); ++n) count += real[n] != 0 ? 1 : 0;
+    logit_matrix kept(count, experts_);
+    index to = 0;
+    for (index n = 0; n < real.size(); ++n) {
+      if (real[n] != 0) std::copy_n(logits_.view().row(n), experts_, kept.view().row(to++));
+    }
+    const routing<T, cpu> packed = select(kept);
+    routing<T, cpu> spread(real.size(), experts_);
+    to = 0;
+    for (index n = 0; n < real.size(); ++n) {
+      if (real[n] == 0) continue;
+      std::copy_n(packed.gates.view().row(to), experts_, spread.gates.view().row(n));
+      std::copy_n(packed.mask.view().row(to), packed.mask.cols(), spread.mask.view().row(n));
+      ++to;
+    }
+    return spread;
   }
 
   void backward_reads_only_gates_that_are_on() {
@@ -355,13 +448,13 @@ class selector_trial {
       }
     }
     l.expect_none(
-        first_difference(backward(logits_, chosen_, dgates), backward(logits_, chosen_, dgates_)));
+        difference(backward(logits_, chosen_, dgates), backward(logits_, chosen_, dgates_)));
   }
 
   void backward_sums_to_zero() {
     if (!claims_.shift_invariant) return;
     law l(out_, "the gradients of a token's logits sum to zero, as adding a constant does nothing");
-    const logit_matrix dlogits = backward(logits_, chosen_, dgates_);
+    const logit_matrix dlogits = backward(logits_, chosen_, dgates_).dlogits;
     for (index n = 0; n < logits_.rows(); ++n) {
       double sum = 0.0;
       for (index e = 0; e < experts_; ++e) sum += static_cast<double>(dlogits(n, e));
@@ -379,7 +472,7 @@ class selector_trial {
     const bool constant = Selector::unit_mass && selector_.max_selected(experts_) == 1;
     const gradient_accuracy accuracy{
         .roundings = claims_.amplification * (2.0 * static_cast<double>(experts_) + 8.0),
-        .magnitude = static_cast<double>(experts_),
+        .magnitude = static_cast<double>(experts_) * std::max(1.0, claims_.gate_floor),
         .expect_nonzero = false};
     index checked = 0, eligible = 0;
     law l(out_, "some gradient of the logits is not zero");
@@ -393,35 +486,45 @@ class selector_trial {
       context<cpu> ctx(1);
       routing<double, cpu> r(1, experts_);
       matrix<double, cpu> du(1, experts_);
-      const auto forward = [&] {
-        ops::select(ctx, selector_, u, {}, r.gates.view(), r.mask.view());
-        return r.gates.view();
-      };
-      const auto mask = [&] {
-        return std::vector<std::uint32_t>(r.mask.data(), r.mask.data() + r.mask.size());
-      };
-      forward();
-      ops::select_backward(ctx, selector_, u, r.gates.view(), r.mask.view(), upstream, du.view());
-      nonzero = nonzero || largest(du.view()) > 0.0;
-      ++eligible;
-      if (far_from_kinks(u, forward, mask)) {
+      sides<double> beside(*this, 1, n);
+      matrix<double, cpu> dcontrol(beside.control.rows(), 1);
+      const auto check = [&](const char* name, mask_matrix* recorded) {
+        const auto forward = [&] {
+          if (recorded == nullptr) {
+            ops::select(ctx, selector_, u, {}, r.gates.view(), r.mask.view(), beside.view());
+          } else {
+            ops::replay(ctx, selector_, u, {}, recorded->view(), r.gates.view(), beside.view());
+          }
+          return r.gates.view();
+        };
+        // Which experts are on, and which of them weigh something.
+        const auto pattern = [&] {
+          std::vector<std::uint32_t> bits(r.mask.data(), r.mask.data() + r.mask.size());
+          if (recorded != nullptr) bits.clear();
+          for (index e = 0; e < experts_; ++e) bits.push_back(r.gates(0, e) != 0.0 ? 1 : 0);
+          return bits;
+        };
+        forward();
+        ops::select_backward(ctx, selector_, u, r.gates.view(),
+                             recorded == nullptr ? r.mask.view() : recorded->view(), upstream,
+                             du.view(), beside.view(), dcontrol.view());
+        nonzero = nonzero || largest(du.view()) > 0.0;
+        ++eligible;
+        if (!far_from_kinks(u, forward, pattern) ||
+            !far_from_kinks(beside.control, forward, pattern)) {
+          return;
+        }
         ++checked;
-        out_.add(gradient_check("select", {{"logits", u.view(), du.view()}}, upstream, accuracy,
-                                forward, mask));
-      }
-
+        std::vector<gradient_probe> probes{{"logits", u.view(), du.view()}};
+        if (dcontrol.rows() > 0)
+          probes.push_back({"control", beside.control.view(), dcontrol.view()});
+        out_.add(gradient_check(name, probes, upstream, accuracy, forward, pattern));
+      };
+      if constexpr (!coupled_selector<Selector>) check("select", nullptr);
       mask_matrix recorded(mask_.view().row_range(n, 1));
       std::uint32_t any = 0;
       for (index w = 0; w < recorded.cols(); ++w) any |= recorded(0, w);
-      if (any == 0) continue;
-      const auto again = [&] {
-        ops::replay(ctx, selector_, u, {}, recorded.view(), r.gates.view());
-        return r.gates.view();
-      };
-      again();
-      ops::select_backward(ctx, selector_, u, r.gates.view(), recorded.view(), upstream, du.view());
-      out_.add(gradient_check("replay", {{"logits", u.view(), du.view()}}, upstream, accuracy,
-                              again, [] { return 0; }));
+      if (any != 0) check("replay", &recorded);
     }
     l.expect(nonzero || constant || experts_ == 1,
              [] { return std::string("all are, so nothing is proven"); });
@@ -435,14 +538,14 @@ class selector_trial {
     forward();
     const auto before = mask();
     bool same = true;
-    for (index e = 0; e < u.cols(); ++e) {
-      const double at = u(0, e);
+    for (index e = 0; e < u.size(); ++e) {
+      const double at = u.data()[e];
       for (const double side : {-2.0, 2.0}) {
-        u(0, e) = at + side * difference_step(at);
+        u.data()[e] = at + side * difference_step(at);
         forward();
         same = same && mask() == before;
       }
-      u(0, e) = at;
+      u.data()[e] = at;
     }
     forward();
     return same;
@@ -452,7 +555,7 @@ class selector_trial {
     law l(out_, "a batch of no tokens is legal");
     const logit_matrix none(0, experts_);
     const routing<T, cpu> r = select(none);
-    l.expect(r.gates.rows() == 0 && backward(none, r, none).rows() == 0 &&
+    l.expect(r.gates.rows() == 0 && backward(none, r, none).dlogits.rows() == 0 &&
                  replay(none, r.mask).rows() == 0,
              [] { return std::string("it has rows"); });
   }
@@ -469,7 +572,7 @@ class selector_trial {
       }
     }
     const routing<T, cpu> r = select(logits);
-    const logit_matrix dlogits = backward(logits, r, dgates_);
+    const logit_matrix dlogits = backward(logits, r, dgates_).dlogits;
     for (index n = 0; n < logits.rows(); ++n) {
       for (index e = 0; e < experts_; ++e) {
         if (logits(n, e) != -infinity) continue;
@@ -503,7 +606,9 @@ class selector_trial {
         const bool on = bit(r.mask.view(), n, e);
         const T g = r.gates(n, e);
         const bool fine =
-            n % 2 == 1 ? same_number(g, chosen_.gates(n, e)) && on == bit(chosen_.mask.view(), n, e)
+            n % 2 == 1 ? coupled_selector<Selector> || (same_number(g, chosen_.gates(n, e)) &&
+                                                        on == bit(chosen_.mask.view(), n, e))
+
             : e < first ? on && std::isnan(g)
                         : !on && g == T{0};
         l.expect(fine, [&] {
@@ -518,6 +623,7 @@ class selector_trial {
     law l(out_, "a checked context refuses logits that give NaN gates, in real tokens only");
     context<cpu> ctx(1);
     ctx.checked = true;
+    const sides<T> beside(*this, logits_.rows());
     for (const T value : {std::numeric_limits<T>::quiet_NaN(), infinity, -infinity}) {
       logit_matrix logits = logits_;
       const index n = logits.rows() - 1;
@@ -533,9 +639,11 @@ class selector_trial {
           bool refused = false;
           try {
             if (again) {
-              ops::replay(ctx, selector_, logits, real.view(), r.mask.view(), r.gates.view());
+              ops::replay(ctx, selector_, logits, real.view(), r.mask.view(), r.gates.view(),
+                          beside.view());
             } else {
-              ops::select(ctx, selector_, logits, real.view(), r.gates.view(), r.mask.view());
+              ops::select(ctx, selector_, logits, real.view(), r.gates.view(), r.mask.view(),
+                          beside.view());
             }
           } catch (const value_error&) {
             refused = true;
@@ -553,10 +661,10 @@ class selector_trial {
   void strided_views() {
     law l(out_, "rows of longer matrices work, and nothing outside them is written");
     const index n = logits_.rows(), words = mask_words(experts_);
-    matrix<T, cpu> wide(n, experts_ + 3), gates(n, experts_ + 2), gradient(n, experts_ + 1);
+    matrix<T, cpu> wide(n, experts_ + 3), gates(n, experts_ + 2), dlogits(n, experts_ + 1);
     poison<T>(wide.view());
     poison<T>(gates.view());
-    poison<T>(gradient.view());
+    poison<T>(dlogits.view());
     mask_matrix mask(n, words + 1);
     std::fill_n(mask.data(), mask.size(), 0xabcdef01u);
     for (index r = 0; r < n; ++r) {
@@ -564,18 +672,22 @@ class selector_trial {
     }
     const auto gates_in = gates.view().col_range(1, experts_);
     const auto mask_in = mask.view().col_range(0, words);
-    const auto gradient_in = gradient.view().col_range(0, experts_);
+    const auto gradient_in = dlogits.view().col_range(0, experts_);
     context<cpu> ctx(1);
-    ops::select(ctx, selector_, wide.view().col_range(2, experts_), {}, gates_in, mask_in);
+    const sides<T> beside(*this, n);
+    logit_matrix dcontrol(beside.control.rows(), 1);
+    ops::select(ctx, selector_, wide.view().col_range(2, experts_), {}, gates_in, mask_in,
+                beside.view());
     ops::select_backward(ctx, selector_, wide.view().col_range(2, experts_), gates_in, mask_in,
-                         dgates_, gradient_in);
+                         dgates_, gradient_in, beside.view(), dcontrol.view());
     l.expect_none(first_difference<T>(gates_in, chosen_.gates.view()), "gates");
     l.expect_none(first_difference<std::uint32_t>(mask_in, chosen_.mask.view()), "mask");
-    l.expect_none(first_difference<T>(gradient_in, backward(logits_, chosen_, dgates_).view()),
-                  "dlogits");
+    l.expect_none(
+        first_difference<T>(gradient_in, backward(logits_, chosen_, dgates_).dlogits.view()),
+        "dlogits");
     for (index r = 0; r < n; ++r) {
       l.expect(std::isnan(gates(r, 0)) && std::isnan(gates(r, experts_ + 1)) &&
-                   std::isnan(gradient(r, experts_)) && mask(r, words) == 0xabcdef01u,
+                   std::isnan(dlogits(r, experts_)) && mask(r, words) == 0xabcdef01u,
                [&] { return talpa::detail::concat("row ", text(r), " was written outside"); });
     }
   }
@@ -593,10 +705,12 @@ class selector_trial {
     context<cpu> ctx(1);
     routing<double, cpu> r(logits.rows(), experts_);
     matrix<double, cpu> expected(logits.rows(), experts_);
-    ops::select(ctx, selector_, logits, {}, r.gates.view(), r.mask.view());
+    const sides<double> beside(*this, logits.rows());
+    matrix<double, cpu> dcontrol(beside.control.rows(), 1);
+    ops::select(ctx, selector_, logits, {}, r.gates.view(), r.mask.view(), beside.view());
     ops::select_backward(ctx, selector_, logits, r.gates.view(), r.mask.view(), dgates,
-                         expected.view());
-    const logit_matrix found = backward(logits_, chosen_, dgates_);
+                         expected.view(), beside.view(), dcontrol.view());
+    const gradient found = backward(logits_, chosen_, dgates_);
     index compared = 0;
     for (index n = 0; n < logits.rows(); ++n) {
       if (!first_difference<std::uint32_t>(r.mask.view().row_range(n, 1),
@@ -610,9 +724,16 @@ class selector_trial {
                                  [&](index, index e) { return gate_bound(gates(0, e)); }),
                     talpa::detail::concat("gates of token ", text(n)));
       const double bound = gradient_bound(largest(dgates_.view().row_range(n, 1)));
-      l.expect_none(first_excess(found.view().row_range(n, 1), expected.view().row_range(n, 1),
-                                 [&](index, index) { return bound; }),
-                    talpa::detail::concat("dlogits of token ", text(n)));
+      if (dcontrol.rows() > 0) {
+        l.expect_none(
+            first_excess(found.dcontrol.view().row_range(n, 1), dcontrol.view().row_range(n, 1),
+                         [&](index, index) { return bound; }),
+            talpa::detail::concat("dcontrol of token ", text(n)));
+      }
+      l.expect_none(
+          first_excess(found.dlogits.view().row_range(n, 1), expected.view().row_range(n, 1),
+                       [&](index, index) { return bound; }),
+          talpa::detail::concat("dlogits of token ", text(n)));
     }
     l.expect(10 * compared >= 9 * logits.rows(), [&] {
       return talpa::detail::concat("only ", text(compared), " of ", text(logits.rows()),
@@ -627,6 +748,8 @@ class selector_trial {
   logit_matrix logits_;
   mask_matrix mask_;
   logit_matrix dgates_;
+  matrix<double, cpu> control_;  // [tokens, 1], or empty
+  matrix<double, cpu> bias_;     // [1, E], or empty
   routing<T, cpu> chosen_;
   report out_;
 };
@@ -640,7 +763,9 @@ class selector_trial {
 /// other rows do what they should; every lane group (serial, token_pack, sim), number of threads
 /// and repetition gives the same bits, forward, in replay and backward; padding, masked experts and
 /// invalid rows are treated as ops::select documents; gradients equal central differences in
-/// double.
+/// double. A selector with a control or a bias gets some of the range that `claims` names. Where rows
+/// are coupled, the choice is not expected to be a row's own, padding is compared with leaving the
+/// tokens out, and lane groups and differences are about the gates of given masks.
 template <floating T, class Selector>
 report selector_laws(const Selector& selector, index experts, const selector_claims& claims = {},
                      index tokens = 37, std::uint64_t seed = 1) {

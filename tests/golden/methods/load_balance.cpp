@@ -3,6 +3,7 @@
 #include "golden/runner.hpp"
 
 #include <talpa/cpu/context.hpp>
+#include <talpa/cpu/fill.hpp>
 #include <talpa/cpu/group_loss.hpp>
 #include <talpa/cpu/routing_sums.hpp>
 #include <talpa/cpu/select.hpp>

@@ -56,7 +56,7 @@ void loramoe_dense(const golden_case& c, checker& check) {
     check.equal("outputs.output", y, float32_inside);
     check.equal("outputs.weights", kept.routed.routing.gates, float32_inside);
     check.equal("grads.x", dx, float32_inside);
-    check.equal("grads.w_route", p.router.weight.grad(), float32_inside);
+    check.equal("grads.w_route", p.router.scorer.weight.grad(), float32_inside);
     check.equal("grads.A", summed(p.expert.a.grad(), copies), float32_inside);
     check.equal("grads.B", in_blocks(p.expert.b.grad(), experts), float32_inside);
   }

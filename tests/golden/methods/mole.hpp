@@ -46,7 +46,7 @@ typename mole<Selector>::template params<double, cpu> mole_params(matrix<double,
   typename mole<Selector>::template params<double, cpu> p;
   p.base.weight = parameter<double, cpu>("weight", std::move(base));
   p.base.freeze();
-  p.router.weight = parameter<double, cpu>("router.weight", std::move(router));
+  p.router.scorer.weight = parameter<double, cpu>("router.weight", std::move(router));
   p.expert.a = parameter<double, cpu>("expert.A", std::move(a));
   p.expert.b = parameter<double, cpu>("expert.B", std::move(b));
   return p;

@@ -70,7 +70,7 @@ void compare_balance(const golden_case& c, checker& check, const std::string& na
   layer.backward(ctx, p, kept, x, nothing, {}, grad_mode::ignore, &gradient);
   // The originals form the shares of experts in float32.
   check.equal("outputs." + name, found.value(0, 0), float32_inside);
-  check.equal("grads.w_gate_from_" + name, p.router.weight.grad(), float32_inside);
+  check.equal("grads.w_gate_from_" + name, p.router.scorer.weight.grad(), float32_inside);
 }
 
 void topk_mola(const golden_case& c, checker& check) {
@@ -106,7 +106,7 @@ void topk_mola(const golden_case& c, checker& check) {
     check.equal("outputs.delta", y, c.forward());
     layer.backward(ctx, p, kept, x, dy, dx.view(), grad_mode::overwrite);
     check.equal("grads.x", dx, c.gradient());
-    check.equal("grads.w_gate", p.router.weight.grad(), c.gradient());
+    check.equal("grads.w_gate", p.router.scorer.weight.grad(), c.gradient());
     check.equal("grads.A", p.expert.a.grad(), c.gradient());
     check.equal("grads.B", in_blocks(p.expert.b.grad(), experts), c.gradient());
     compare_balance(c, check, "balance_mola",

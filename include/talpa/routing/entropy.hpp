@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/check.hpp>
+#include <talpa/core/lanes.hpp>
+
+#include <cmath>
+
+namespace talpa {
+
+/// How unsure a router is about a token, from its probabilities p = softmax(logits): 0 where one
+/// expert has everything, 1 where all E are alike.
+///
+/// Each kind is an aggregate with `validate(function)` and, over a lane group G and an array p of
+/// the row's probabilities (g.elements<T>(), p_e = 0 for a masked expert),
+///   kind.template value<T>(g, p)      H, one number a row
+///   kind.template slopes<T>(g, p, d)  fills the array d with dH / dp_e up to a constant, which the
+///                                     softmax does not feel; 0 where p_e = 0
+/// so that dH / du_e = p_e (d_e - sum_j p_j d_j).
+///
+/// epsilon = 0 is the exact value: continuous in the index, 0 ln 0 = 0, H = 0 for E = 1.
+/// epsilon > 0 repeats the code of DynMoLE (arXiv 2504.00661), which adds it to every probability:
+/// uniform rows read slightly below 1 and one-hot rows slightly below 0; Tsallis is off by about
+/// -E epsilon / (q - 1) near q = 1; E = 1 divides by zero.
+/// normalised = false leaves out the division by the greatest value: nats for Shannon and Renyi.
+namespace entropy {
+
+namespace detail {
+
+/// (p^(q - 1) - 1) / (q - 1), ln p at q = 1: continuous in q. 0 for p = 0, where it is multiplied
+/// by p.
+template <class T, class G, class V>
+TALPA_HD V deformed_log(const G& g, const V& p, double q) {
+  const auto zero = g.uniform(T{0});
+  const auto log_p = math::log(p);
+  const T shift = static_cast<T>(q - 1.0);
+  if (shift == T{0}) return talpa::select(p > zero, log_p, zero);
+  const auto power = math::expm1(math::mul(g.uniform(shift), log_p));
+  return talpa::select(p > zero, power / g.uniform(shift), zero);
+}
+
+/// p^q for p > 0; 0 for p = 0.
+template <class T, class G, class V>
+TALPA_HD V power(const G& g, const V& p, double q) {
+  const auto zero = g.uniform(T{0});
+  const auto value = math::exp(math::mul(g.uniform(static_cast<T>(q)), math::log(p)));
+  return talpa::select(p > zero, value, zero);
+}
+
+/// ln E.
+template <class T>
+TALPA_HD T log_experts(index experts) {
+  return math::log(static_cast<T>(experts));
+}
+
+/// What the value of E equal probabilities is for Tsallis: (1 - E^(1 - q)) / (q - 1), ln E at q = 1.
+template <class T>
+TALPA_HD T greatest_tsallis(index experts, double q) {
+  const T shift = static_cast<T>(q - 1.0);
+  const T log_e = log_experts<T>(experts);
+  return shift == T{0} ? log_e : -math::expm1(math::mul(-shift, log_e)) / shift;
+}
+
+/// value / greatest. With one expert greatest is 0, and so is the exact value.
+template <class T, class G, class V>
+TALPA_HD V part_of(const G& g, const V& value, T greatest, bool exact) {
+  if (exact && g.experts() == 1) return g.uniform(T{0});
+  return value / g.uniform(greatest);
+}
+
+inline void check_index(const char* function, double q) {
+  check_value(q > 0.0 && std::isfinite(q), function, "entropy.q", q, "a finite number > 0");
+}
+inline void check_epsilon(const char* function, const char* argument, double epsilon) {
+  check_value(epsilon >= 0.0 && std::isfinite(epsilon), function, argument, epsilon,
+              "a finite number >= 0");
+}
+
+}  // namespace detail
+
+/// H = -sum_e p_e ln p_e, divided by ln E.
+struct shannon {
+  double epsilon = 0.0;      ///< >= 0, see above
+  double log_epsilon = 0.0;  ///< >= 0, added inside the logarithm alone, as GW-MoE's code does
+  bool normalised = true;    ///< false: nats
+
+  void validate(const char* function) const {
+    detail::check_epsilon(function, "entropy.epsilon", epsilon);
+    detail::check_epsilon(function, "entropy.log_epsilon", log_epsilon);
+  }
+
+  template <class T, class G, class P>
+  TALPA_HD typename G::template value<T> value(const G& g, const P& p) const {
+    const auto shift = g.uniform(static_cast<T>(epsilon));
+    const auto inside = g.uniform(static_cast<T>(log_epsilon));
+    const auto zero = g.uniform(T{0});
+    const auto sum = g.template sum<T>([&](auto e) {
+      const auto shifted = p[e] + shift;
+      return talpa::select(shifted > zero, math::mul(shifted, math::log(shifted + inside)), zero);
+    });
+    if (!normalised) return -sum;
+    return detail::part_of<T>(g, -sum, detail::log_experts<T>(g.experts()),
+                              epsilon == 0.0 && log_epsilon == 0.0);
+  }
+
+  template <class T, class G, class P, class D>
+  TALPA_HD void slopes(const G& g, const P& p, D& d) const {
+    const auto shift = g.uniform(static_cast<T>(epsilon));
+    const auto inside = g.uniform(static_cast<T>(log_epsilon));
+    const auto zero = g.uniform(T{0});
+    const auto scale = g.uniform(normalised ? detail::log_experts<T>(g.experts()) : T{1});
+    const bool alone = g.experts() == 1 && epsilon == 0.0 && log_epsilon == 0.0;
+    g.for_each([&](auto e) {
+      const auto shifted = p[e] + shift;
+      const auto slope = -(math::log(shifted + inside) + shifted / (shifted + inside));
+      d[e] = alone ? zero : talpa::select(p[e] > zero, slope / scale, zero);
+    });
+  }
+};
+
+/// H = (1 - sum_e p_e^q) / (q - 1), divided by (1 - E^(1 - q)) / (q - 1); Shannon at q = 1.
+struct tsallis {
+  double q = 1.1;        ///< index, > 0
+  double epsilon = 0.0;  ///< >= 0, see above
+  bool normalised = true;
+
+  void validate(const char* function) const {
+    detail::check_index(function, q);
+    detail::check_epsilon(function, "entropy.epsilon", epsilon);
+  }
+
+  template <class T, class G, class P>
+  TALPA_HD typename G::template value<T> value(const G& g, const P& p) const {
+    if (epsilon > 0.0 && q == 1.0) return like_shannon().template value<T>(g, p);
+    typename G::template value<T> h;
+    if (epsilon > 0.0) {
+      const auto shift = g.uniform(static_cast<T>(epsilon));
+      const auto sum =
+          g.template sum<T>([&](auto e) { return detail::power<T>(g, p[e] + shift, q); });
+      h = (g.uniform(T{1}) - sum) / g.uniform(static_cast<T>(q - 1.0));
+    } else {
+      h = -g.template sum<T>(
+          [&](auto e) { return math::mul(p[e], detail::deformed_log<T>(g, p[e], q)); });
+    }
+    if (!normalised) return h;
+    return detail::part_of<T>(g, h, detail::greatest_tsallis<T>(g.experts(), q), epsilon == 0.0);
+  }
+
+  template <class T, class G, class P, class D>
+  TALPA_HD void slopes(const G& g, const P& p, D& d) const {
+    if (epsilon > 0.0 && q == 1.0) {
+      like_shannon().template slopes<T>(g, p, d);
+      return;
+    }
+    const auto zero = g.uniform(T{0});
+    const auto shift = g.uniform(static_cast<T>(epsilon));
+    const auto scale = g.uniform(normalised ? detail::greatest_tsallis<T>(g.experts(), q) : T{1});
+    const auto index_q = g.uniform(static_cast<T>(q));
+    const auto less_one = g.uniform(static_cast<T>(q - 1.0));
+    const bool alone = g.experts() == 1 && epsilon == 0.0;
+    g.for_each([&](auto e) {
+      // The constants -1 and -1 / (q - 1) are left out.
+      const auto slope =
+          epsilon > 0.0 ? -math::mul(index_q, detail::power<T>(g, p[e] + shift, q - 1.0)) / less_one
+                        : -math::mul(index_q, detail::deformed_log<T>(g, p[e], q));
+      d[e] = alone ? zero : talpa::select(p[e] > zero, slope / scale, zero);
+    });
+  }
+
+ private:
+  TALPA_HD shannon like_shannon() const { return {epsilon, 0.0, normalised}; }
+};
+
+/// H = ln(sum_e p_e^q) / (1 - q), divided by ln E; Shannon at q = 1. epsilon > 0 also adds 1e-10
+/// inside the logarithm, as the code of DynMoLE.
+struct renyi {
+  double q = 2.0;        ///< order, > 0
+  double epsilon = 0.0;  ///< >= 0, see above
+  bool normalised = true;
+
+  void validate(const char* function) const {
+    detail::check_index(function, q);
+    detail::check_epsilon(function, "entropy.epsilon", epsilon);
+  }
+
+  template <class T, class G, class P>
+  TALPA_HD typename G::template value<T> value(const G& g, const P& p) const {
+    if (epsilon > 0.0 && q == 1.0) return like_shannon().template value<T>(g, p);
+    typename G::template value<T> h;
+    if (epsilon > 0.0) {
+      h = math::log(shifted_sum<T>(g, p)) / g.uniform(static_cast<T>(1.0 - q));
+    } else {
+      // sum_e p_e^q = 1 + (q - 1) mean.
+      const auto mean = mean_log<T>(g, p);
+      const T less_one = static_cast<T>(q - 1.0);
+      h = less_one == T{0}
+              ? -mean
+              : -(math::log1p(math::mul(g.uniform(less_one), mean)) / g.uniform(less_one));
+    }
+    if (!normalised) return h;
+    return detail::part_of<T>(g, h, detail::log_experts<T>(g.experts()), epsilon == 0.0);
+  }
+
+  template <class T, class G, class P, class D>
+  TALPA_HD void slopes(const G& g, const P& p, D& d) const {
+    if (epsilon > 0.0 && q == 1.0) {
+      like_shannon().template slopes<T>(g, p, d);
+      return;
+    }
+    const auto zero = g.uniform(T{0});
+    const auto index_q = g.uniform(static_cast<T>(q));
+    const auto scale = g.uniform(normalised ? detail::log_experts<T>(g.experts()) : T{1});
+    const auto less_one = g.uniform(static_cast<T>(q - 1.0));
+    const auto shift = g.uniform(static_cast<T>(epsilon));
+    const auto whole = epsilon > 0.0 ? shifted_sum<T>(g, p)
+                                     : math::fma(less_one, mean_log<T>(g, p), g.uniform(T{1}));
+    const bool alone = g.experts() == 1 && epsilon == 0.0;
+    g.for_each([&](auto e) {
+      // q p^(q - 1) / ((1 - q) whole); without the constant 1 / ((1 - q) whole) times q this is
+      // -q deformed_log / whole.
+      const auto slope =
+          epsilon > 0.0
+              ? -math::mul(index_q, detail::power<T>(g, p[e] + shift, q - 1.0)) / less_one / whole
+              : -math::mul(index_q, detail::deformed_log<T>(g, p[e], q)) / whole;
+      d[e] = alone ? zero : talpa::select(p[e] > zero, slope / scale, zero);
+    });
+  }
+
+ private:
+  TALPA_HD shannon like_shannon() const { return {epsilon, 0.0, normalised}; }
+  template <class T, class G, class P>
+  TALPA_HD typename G::template value<T> shifted_sum(const G& g, const P& p) const {
+    const auto shift = g.uniform(static_cast<T>(epsilon));
+    return g.template sum<T>([&](auto e) { return detail::power<T>(g, p[e] + shift, q); }) +
+           g.uniform(static_cast<T>(1e-10));
+  }
+  template <class T, class G, class P>
+  TALPA_HD typename G::template value<T> mean_log(const G& g, const P& p) const {
+    return g.template sum<T>(
+        [&](auto e) { return math::mul(p[e], detail::deformed_log<T>(g, p[e], q)); });
+  }
+};
+
+}  // namespace entropy
+
+}  // namespace talpa
