@@ -7,6 +7,7 @@
 // expect 5: talpa: a selector needs select, add: template <class G, class T> TALPA_HD void select(const G& g, const talpa::select_row<T>& row) const; (docs/policies/selector.md)
 // expect 6: talpa: a selector needs replay, add: template <class G, class T> TALPA_HD void replay(const G& g, const talpa::select_row<T>& row) const; (docs/policies/selector.md)
 // expect 7: talpa: a selector needs select_backward, add: template <class G, class T> TALPA_HD void select_backward(const G& g, const talpa::select_gradient_row<T>& row) const; (docs/policies/selector.md)
+// expect 8: talpa: a selector that couples rows needs assign, add: template <class T, class B> void assign(talpa::context<B>&, const talpa::assign_batch<T, B>&, talpa::matrix_view<std::uint32_t, B> mask) const; (docs/policies/selector.md)
 #include <talpa/layers/router.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
 
@@ -30,6 +31,9 @@ struct policy {
 #if TALPA_MISTAKE != 5
   template <class G, class T>
   void select(const G&, const talpa::select_row<T>&) const {}
+#endif
+#if TALPA_MISTAKE == 8
+  static constexpr bool couples_rows = true;
 #endif
 #if TALPA_MISTAKE != 6
   template <class G, class T>

@@ -40,6 +40,92 @@ auto make_params(const Router& r, std::uint64_t seed) {
   return p;
 }
 
+/// Selector with every optional member: on are the experts whose logit and bias together are within
+/// 1 of the best; gates p_e sigmoid(control), doubled in training.
+struct optional_members {
+  static constexpr const char* name = "optional_members";
+  static constexpr bool unit_mass = false;
+  static constexpr bool has_bias = true;
+  using control_scorer = linear_scorer;
+
+  linear_scorer control{.bias = true};
+  double factor = 2.0;
+
+  void validate(index) const {}
+  TALPA_HD index max_selected(index e) const { return e; }
+  TALPA_HD optional_members at(mode m) const {
+    return {control, m == mode::training ? factor : 1.0};
+  }
+
+  template <class G, class T>
+  TALPA_HD void select(const G& g, const select_row<T>& row) const {
+    const auto u = row_logits(g, row.logits);
+    const auto shifted = [&](auto e) { return u[e] + g.load(row.bias, e, T{0}); };
+    const auto bar = g.template max<T>(shifted) - g.uniform(T{1});
+    g.store_mask(row.mask, [&](auto e) { return shifted(e) >= bar; });
+    replay(g, row);
+  }
+  template <class G, class T>
+  TALPA_HD void replay(const G& g, const select_row<T>& row) const {
+    const auto p = exponentials<T>(g, row_logits(g, row.logits));
+    const auto scale =
+        math::mul(math::sigmoid(g.load(row.control)), g.uniform(static_cast<T>(factor)));
+    g.for_each([&](auto e) {
+      const auto gate = math::mul(scale, p.weight[e] / p.sum);
+      g.store(row.gates, e, talpa::select(g.load_bit(row.recorded(), e), gate, g.uniform(T{0})));
+    });
+  }
+  template <class G, class T>
+  TALPA_HD void select_backward(const G& g, const select_gradient_row<T>& row) const {
+    const auto p = exponentials<T>(g, row_logits(g, row.logits));
+    const auto c = g.load(row.control);
+    const auto times = g.uniform(static_cast<T>(factor));
+    const auto weight = [&](auto e) { return p.weight[e] / p.sum; };
+    const auto dgate = [&](auto e) {
+      return talpa::select(g.load_bit(row.mask, e), g.load(row.dgates, e, T{0}), g.uniform(T{0}));
+    };
+    const auto mean = g.template sum<T>([&](auto e) { return math::mul(weight(e), dgate(e)); });
+    const auto scale = math::mul(math::sigmoid(c), times);
+    g.for_each([&](auto e) {
+      g.store(row.dlogits, e, math::mul(scale, math::mul(weight(e), dgate(e) - mean)));
+    });
+    g.store(row.dcontrol, math::mul(math::mul(math::sigmoid_derivative(c), times), mean));
+  }
+};
+static_assert(selector_policy<optional_members> && controlled_selector<optional_members> &&
+              biased_selector<optional_members> && modal_selector<optional_members> &&
+              !coupled_selector<optional_members>);
+
+/// Selector that gives token n of its sequence expert n mod E, whatever the logits.
+struct in_turns {
+  static constexpr const char* name = "in_turns";
+  static constexpr bool unit_mass = false;
+  static constexpr bool couples_rows = true;
+
+  void validate(index) const {}
+  TALPA_HD index max_selected(index) const { return 1; }
+  template <class T, class B>
+  void assign(context<B>&, const assign_batch<T, B>& batch,
+              matrix_view<std::uint32_t, B> mask) const {
+    index place = 0;
+    for (index n = 0; n < mask.rows; ++n) {
+      if (n % batch.sequence() == 0) place = 0;
+      mask(n, 0) = 0;
+      if (!batch.padding_mask.empty() && batch.padding_mask[n] == 0) continue;
+      mask(n, 0) = 1u << (place++ % batch.logits.cols);
+    }
+  }
+  template <class G, class T>
+  TALPA_HD void replay(const G& g, const select_row<T>& row) const {
+    weigh<gate::raw>(g, row, exponentials<T>(g, row_logits(g, row.logits)));
+  }
+  template <class G, class T>
+  TALPA_HD void select_backward(const G& g, const select_gradient_row<T>& row) const {
+    weigh_backward<gate::raw>(g, row);
+  }
+};
+static_assert(selector_policy<in_turns> && coupled_selector<in_turns>);
+
 }  // namespace
 
 TEST_SUITE("layers/router") {
@@ -118,7 +204,9 @@ TEST_SUITE("layers/router") {
       };
       const auto kept = r.forward(ctx, p, experts, x, mode::training, batch_info<double, cpu>{});
       matrix<double, cpu> loss_logits = on_logits, loss_gates = on_gates;
-      const routed_gradient<double, cpu> from_losses{loss_logits.view(), loss_gates.view()};
+      matrix<double, cpu> loss_control(kept.routed.control.rows, 1);
+      const routed_gradient<double, cpu> from_losses{loss_logits.view(), loss_gates.view(),
+                                                     loss_control.view()};
       for (index n = 0; n < tokens; ++n) {
         for (index e = 0; e < experts; ++e) {
           dgates(n, e) = upstream(n, e);
@@ -146,6 +234,63 @@ TEST_SUITE("layers/router") {
       check(two, losses);
       check(router<linear_scorer, top_k<gate::raw>>{.scorer = {}, .selector = {.k = 1}}, losses);
       check(router<linear_scorer, dense>{}, losses);
+      check(router<linear_scorer, optional_members>{}, losses);
+      check(router<linear_scorer, in_turns>{}, losses);
+    }
+  }
+
+  TEST_CASE("a selector gets its control, its bias and the mode") {
+    support::test_random random(94);
+    const matrix<double, cpu> x = support::random_matrix<double>(random, tokens, inputs);
+    const router<linear_scorer, optional_members> r{};
+    auto p = make_params<double>(r, 6);
+    CHECK(p.scorer.weight.name() == "router.weight");
+    CHECK(p.control.weight.name() == "router.control.weight");
+    CHECK(p.control.weight.rows() == 1);
+    CHECK(p.expert_bias.name() == "router.expert_bias");
+    CHECK_FALSE(p.expert_bias.trainable());
+    p.freeze();
+    CHECK_FALSE(p.control.trainable());
+    p.train();
+    CHECK((p.scorer.trainable() && p.control.trainable() && !p.expert_bias.trainable()));
+
+    context<cpu> ctx(1);
+    ctx.memory.reserve(r.saved_bytes<double, cpu>(tokens, inputs, experts));
+    const long blocks = static_cast<long>(ctx.memory.allocations());
+    const auto kept = r.forward(ctx, p, experts, x, mode::training, batch_info<double, cpu>{});
+    CHECK(static_cast<long>(ctx.memory.allocations()) == blocks);
+    const auto still = r.forward(ctx, p, experts, x, mode::inference, batch_info<double, cpu>{});
+    matrix<double, cpu> control(tokens, 1);
+    affine_forward<cpu, double>(ctx, p.control, x, control.view());
+    CHECK(testing::first_difference<double>(kept.routed.control, control.view()) == "");
+    for (index n = 0; n < tokens; ++n) {
+      double best = -1e300;
+      for (index e = 0; e < experts; ++e) {
+        best = std::max(best, kept.routed.logits(n, e) + p.expert_bias.value()(0, e));
+      }
+      for (index e = 0; e < experts; ++e) {
+        const double shifted = kept.routed.logits(n, e) + p.expert_bias.value()(0, e);
+        CHECK(kept.routed.routing.on(n, e) == (shifted >= best - 1.0));
+        // Doubling is exact.
+        CHECK(kept.routed.routing.gates(n, e) == 2.0 * still.routed.routing.gates(n, e));
+      }
+    }
+  }
+
+  TEST_CASE("a selector that couples rows gets the sequences and the padding") {
+    support::test_random random(95);
+    const matrix<double, cpu> x = support::random_matrix<double>(random, 12, inputs);
+    const router<linear_scorer, in_turns> r{};
+    auto p = make_params<double>(r, 7);
+    vector<std::uint8_t, cpu> real(12);
+    for (index n = 0; n < 12; ++n) real[n] = n == 7 ? 0 : 1;
+    context<cpu> ctx(1);
+    const auto kept =
+        r.forward(ctx, p, experts, x, mode::training,
+                  batch_info<double, cpu>{.padding_mask = real.view(), .sequence_length = 6});
+    const index expert[] = {0, 1, 2, 3, 4, 0, 0, -1, 1, 2, 3, 4};
+    for (index n = 0; n < 12; ++n) {
+      for (index e = 0; e < experts; ++e) CHECK(kept.routed.routing.on(n, e) == (e == expert[n]));
     }
   }
 

@@ -387,8 +387,8 @@ class tape {
   /// its weight is that of weighted_sum. The loss is copied. It has
   ///   saved forward(ctx, std::span<const routed_view<T, B>>) const, with saved.value [1, 1];
   ///   void backward(ctx, layers, const saved&, dvalue, std::span<const routed_gradient<T, B>> out,
-  ///                 grad_mode) const, which writes all of dlogits and dgates, and of dcontrol where that is not
-  ///   empty.
+  ///                 grad_mode) const, which writes all of dlogits and dgates, and of dcontrol
+  ///                 where that is not empty.
   template <class Loss>
   variable_type apply_loss(const Loss& loss, std::initializer_list<routed_variable<T, B>> layers) {
     return apply_loss(loss, std::span<const routed_variable<T, B>>(layers.begin(), layers.size()));

@@ -51,8 +51,8 @@ std::size_t scorer_bytes(const Scorer& scorer, index tokens, index inputs, index
 /// Forward: logits = scorer(x), (gates, mask) = selector(logits); with batch.replay the mask is the
 /// recorded one and only the gates are computed. A selector with a control gets one number a token
 /// from a scorer of its own, `selector.control`; a selector with a bias gets one number an expert,
-/// which no gradient changes; whoever balances the experts updates it between steps. A selector that behaves
-/// differently in training and at inference is told the mode.
+/// which no gradient changes; whoever balances the experts updates it between steps. A selector
+/// that behaves differently in training and at inference is told the mode.
 /// Backward: dgates -> dlogits, dcontrol by the selector, plus what losses add to either, then the
 /// scorers.
 /// Shapes: x [N, D], logits and gates [N, E], mask [N, ceil(E / 32)], control [N, 1], bias [1, E].

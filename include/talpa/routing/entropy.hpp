@@ -53,7 +53,7 @@ TALPA_HD T log_experts(index experts) {
   return math::log(static_cast<T>(experts));
 }
 
-/// What the value of E equal probabilities is for Tsallis: (1 - E^(1 - q)) / (q - 1), ln E at q = 1.
+/// Tsallis of E equal probabilities: (1 - E^(1 - q)) / (q - 1), ln E at q = 1.
 template <class T>
 TALPA_HD T greatest_tsallis(index experts, double q) {
   const T shift = static_cast<T>(q - 1.0);

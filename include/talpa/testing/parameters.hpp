@@ -69,11 +69,11 @@ double largest_weight(Params& p) {
   return most;
 }
 
-/// A probe for each parameter and its gradient.
+/// A probe for each parameter that trains and its gradient.
 template <class Params>
 void add_probes(Params& p, std::vector<gradient_probe>& probes) {
   for (parameter<double, cpu>* q : parameters_of<double>(p)) {
-    probes.push_back({q->name(), q->value(), q->grad()});
+    if (q->trainable()) probes.push_back({q->name(), q->value(), q->grad()});
   }
 }
 

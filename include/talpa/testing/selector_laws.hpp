@@ -763,9 +763,9 @@ class selector_trial {
 /// other rows do what they should; every lane group (serial, token_pack, sim), number of threads
 /// and repetition gives the same bits, forward, in replay and backward; padding, masked experts and
 /// invalid rows are treated as ops::select documents; gradients equal central differences in
-/// double. A selector with a control or a bias gets some of the range that `claims` names. Where rows
-/// are coupled, the choice is not expected to be a row's own, padding is compared with leaving the
-/// tokens out, and lane groups and differences are about the gates of given masks.
+/// double. A selector with a control or a bias gets some of the range that `claims` names. Where
+/// rows are coupled, the choice is not expected to be a row's own, padding is compared with leaving
+/// the tokens out, and lane groups and differences are about the gates of given masks.
 template <floating T, class Selector>
 report selector_laws(const Selector& selector, index experts, const selector_claims& claims = {},
                      index tokens = 37, std::uint64_t seed = 1) {
