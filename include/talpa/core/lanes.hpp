@@ -59,6 +59,8 @@ namespace detail {
 template <class T, int W, class F>
 [[gnu::always_inline]] inline pack<T, W> make_pack(F f) {
   pack<T, W> r;
+  // Kept a loop, which compilers turn into vector code; unrolled early, gcc leaves it scalar.
+#pragma GCC unroll 1
   for (int i = 0; i < W; ++i) r.v[i] = f(i);
   return r;
 }
