@@ -91,7 +91,7 @@ selection_gradient<T> select_backward_on(const Selector& selector, const matrix<
                                          const routing<T, cpu>& r, const matrix<T, cpu>& dgates,
                                          const select_inputs<T, cpu>& more = {}) {
   matrix<T, cpu> dlogits(logits.rows(), logits.cols());
-  matrix<T, cpu> dcontrol(more.control.rows, more.control.cols);
+  matrix<T, cpu> dcontrol(more.control.rows, 1);
   for_each_row_on<G>(logits.rows(), logits.cols(), [&](const auto& group, index first, int rows) {
     selector.select_backward(
         group,
