@@ -126,11 +126,11 @@ TALPA_HD auto weights_before_drop(const G& g, index k, row_pointer<const T> logi
 
 }  // namespace detail
 
-/// Selector that turns on the k experts with the largest logits, up to a number of tokens an expert.
+/// Selector that turns on the k experts with the largest logits as far as these have places left.
 ///
-/// Forward: S_n = top k of token n, ties to the lower index; q_n = gates of S_n as Weight says. Each
-/// expert keeps the first c of the tokens that selected it, in the order of Overflow; g = q where a
-/// selection is kept, 0 elsewhere: the other gates of a token stay as they were.
+/// Forward: S_n = top k of token n, ties to the lower index; q_n = gates of S_n as Weight says.
+/// Each expert keeps the first c of the tokens that selected it, in the order of Overflow; g = q
+/// where a selection is kept, 0 elsewhere: the other gates of a token stay as they were.
 /// Backward (masks constant): raw: as top_k on what is kept; renormalised and softmax_selected, M
 /// what is kept: du_e = q_e (1[e in M] dg_e - sum_{j in M} q_j dg_j) for all e of S_n.
 /// Shapes: logits [N, E] -> gates [N, E], mask [N, ceil(E / 32)] of what is kept. Group says
