@@ -158,7 +158,7 @@ TEST_SUITE("losses/load_balance") {
           }
           in.push_back(layer);
         }
-        const double ideal = F::loss::ideal(layers, 2.0, 0.875);
+        const double ideal = typename F::loss{}.ideal(layers, 2.0, 0.875);
         const double value = run_loss<double>(ctx, typename F::loss{}, in).value;
         CHECK(within(value, ideal, rounding_bound<double>(value_roundings(in), ideal)));
       }
@@ -167,12 +167,12 @@ TEST_SUITE("losses/load_balance") {
 
   TEST_CASE("load_balance documents 1, k and the mass of gates as ideal values") {
     using namespace balance;
-    CHECK(load_balance<per_selection, pooled>::ideal(3, 2.0) == 1.0);
-    CHECK(load_balance<per_selection, per_layer>::ideal(3, 2.0) == 3.0);
-    CHECK(load_balance<per_selection, per_sequence>::ideal(1, 2.0) == 1.0);
-    CHECK(load_balance<per_token, pooled>::ideal(3, 2.0) == 2.0);
-    CHECK(load_balance<per_rank, per_layer>::ideal(3, 2.0) == 6.0);
-    CHECK(load_balance<soft_mass, pooled>::ideal(3, 2.0, 0.75) == 0.75);
+    CHECK(load_balance<per_selection, pooled>{}.ideal(3, 2.0) == 1.0);
+    CHECK(load_balance<per_selection, per_layer>{}.ideal(3, 2.0) == 3.0);
+    CHECK(load_balance<per_selection, per_sequence>{}.ideal(1, 2.0) == 1.0);
+    CHECK(load_balance<per_token, pooled>{}.ideal(3, 2.0) == 2.0);
+    CHECK(load_balance<per_rank, per_layer>{}.ideal(3, 2.0) == 6.0);
+    CHECK(load_balance<soft_mass, pooled>{}.ideal(3, 2.0, 0.75) == 0.75);
   }
 
   TEST_CASE("load_balance is E times its ideal value when one expert has everything") {

@@ -49,11 +49,20 @@ struct group_loss_impl<cpu> {
               in.importance = {totals.importance.row(g), 0};
               out.importance = {derivative.importance.row(g), 0};
             }
+            if (Loss::uses.affinity) {
+              in.affinity = {totals.affinity.row(g), 0};
+              out.affinity = {derivative.affinity.row(g), 0};
+            }
             if (Loss::uses.squared_logsumexp) in.squared_logsumexp = totals.squared_logsumexp[g];
+            if (Loss::uses.row_term) in.row_term = totals.row_term[g];
             const group_value<T> result = loss(serial(experts, &scratch), in, out);
             values(g, 0) = math::mul(weight, result.value);
             scale_row(Loss::uses.probability, derivative.probability, g, weight);
             scale_row(Loss::uses.importance, derivative.importance, g, weight);
+            scale_row(Loss::uses.affinity, derivative.affinity, g, weight);
+            if (Loss::uses.row_term) {
+              derivative.row_term[g] = math::mul(weight, result.row_term);
+            }
             if (Loss::uses.squared_logsumexp) {
               derivative.squared_logsumexp[g] = math::mul(weight, result.squared_logsumexp);
             }

@@ -32,16 +32,16 @@ namespace talpa::ops {
 
 template <>
 struct routing_sums_impl<cpu> {
-  template <class T>
+  template <class T, class Term>
   static void forward(context<cpu>& ctx, const routed_rows<T, cpu>& in,
-                      const routing_totals<T, cpu>& out, grad_mode mode) {
+                      const routing_totals<T, cpu>& out, grad_mode mode, const Term& term) {
     const index experts = in.experts();
     const block_grid grid(in);
-    const columns wanted(out, experts);
+    const columns wanted(out, experts, Term::uses);
     const workspace<cpu>::scope scope(ctx.scratch);
     const matrix_view<T, cpu> sums = ctx.scratch.take<T>(grid.count(), wanted.width);
     const matrix_view<index, cpu> counts = ctx.scratch.take<index>(grid.count(), experts + 1);
-    const row_memory<T> memory(ctx, experts);
+    const row_memory<T> memory(ctx, experts, experts);
 
     detail::parallel_for(ctx.threads, grid.count(), [&](index block, int thread) {
       T* const sum = sums.row(block);
@@ -55,6 +55,19 @@ struct routing_sums_impl<cpu> {
         detail::for_each_expert(in.mask.row(n), experts, [&](index e) {
           ++count[e];
           if (wanted.importance >= 0) sum[wanted.importance + e] += in.gates(n, e);
+        });
+      }
+      if constexpr (has_term<Term>) {
+        memory.for_each_pack(thread, rows, [&](const auto& group, index r, int valid, T* tile) {
+          const auto number = term.template forward<T>(group, row_of<Term>(in, first + r),
+                                                       row_pointer<T>{tile, experts});
+          for (int i = 0; i < valid; ++i) {
+            if (!real(in, first + r + i)) continue;
+            if (Term::uses.affinity) {
+              for (index e = 0; e < experts; ++e) sum[wanted.affinity + e] += tile[i * experts + e];
+            }
+            if (Term::uses.number) sum[wanted.row_term] += lane(number, i);
+          }
         });
       }
       if (!wanted.logits()) return;
@@ -94,13 +107,16 @@ struct routing_sums_impl<cpu> {
         put(&out.squared_logsumexp[g], sum + wanted.squared_logsumexp, 1);
       }
       if (wanted.entropy >= 0) put(&out.entropy[g], sum + wanted.entropy, 1);
+      if (wanted.affinity >= 0) put(out.affinity.row(g), sum + wanted.affinity, experts);
+      if (wanted.row_term >= 0) put(&out.row_term[g], sum + wanted.row_term, 1);
     });
   }
 
-  template <class T>
+  template <class T, class Term>
   static void backward(context<cpu>& ctx, const routed_rows<T, cpu>& in,
                        const routing_totals_gradient<T, cpu>& dout, matrix_view<const T, cpu> scale,
-                       matrix_view<T, cpu> dlogits, matrix_view<T, cpu> dgates, grad_mode mode) {
+                       matrix_view<T, cpu> dlogits, matrix_view<T, cpu> dgates, grad_mode mode,
+                       const Term& term, matrix_view<T, cpu> dcontrol) {
     const index experts = in.experts();
     const block_grid grid(in);
     const bool overwrite = mode == grad_mode::overwrite;
@@ -108,7 +124,8 @@ struct routing_sums_impl<cpu> {
         dout.probability.data != nullptr || dout.squared_logsumexp.data != nullptr;
     const T factor = scale(0, 0);
     const workspace<cpu>::scope scope(ctx.scratch);
-    const row_memory<T> memory(ctx, experts);
+    // A row term writes dlogits, dgates and dcontrol of a pack one behind the other.
+    const row_memory<T> memory(ctx, experts, has_term<Term> ? 2 * experts + 1 : experts);
 
     detail::parallel_for(ctx.threads, grid.count(), [&](index block, int thread) {
       const index g = block / grid.blocks;
@@ -117,10 +134,33 @@ struct routing_sums_impl<cpu> {
         if (overwrite) {
           std::fill_n(dgates.row(n), experts, T{0});
           std::fill_n(dlogits.row(n), experts, T{0});
+          if (!dcontrol.empty()) dcontrol(n, 0) = T{0};
         }
         if (dout.importance.data == nullptr || !real(in, n)) continue;
         detail::for_each_expert(in.mask.row(n), experts, [&](index e) {
           dgates(n, e) += math::mul(factor, dout.importance(g, e));
+        });
+      }
+      if constexpr (has_term<Term>) {
+        row_term_gradient<T> wanted{{}, T{0}, factor};
+        if (Term::uses.affinity) wanted.affinity = {dout.affinity.row(g), 0};
+        if (Term::uses.number) wanted.number = dout.row_term[g];
+        memory.for_each_pack(thread, rows, [&](const auto& group, index r, int valid, T* tile) {
+          T* const gates_tile = tile + valid * experts;
+          T* const control_tile = gates_tile + valid * experts;
+          routed_row_gradient<T> to{{tile, experts}, {}, {}};
+          if (Term::uses.gates) to.dgates = {gates_tile, experts};
+          if (Term::uses.control) to.dcontrol = {control_tile, 1};
+          term.template backward<T>(group, row_of<Term>(in, first + r), wanted, to);
+          for (int i = 0; i < valid; ++i) {
+            const index n = first + r + i;
+            if (!real(in, n)) continue;
+            for (index e = 0; e < experts; ++e) {
+              dlogits(n, e) += tile[i * experts + e];
+              if (Term::uses.gates) dgates(n, e) += gates_tile[i * experts + e];
+            }
+            if (Term::uses.control) dcontrol(n, 0) += control_tile[i];
+          }
         });
       }
       if (!logits_matter) return;
@@ -168,7 +208,7 @@ struct routing_sums_impl<cpu> {
   /// Where each wanted sum begins in the row of sums of a block; -1: not wanted.
   struct columns {
     template <class T>
-    columns(const routing_totals<T, cpu>& out, index experts) {
+    columns(const routing_totals<T, cpu>& out, index experts, const row_term_uses& term) {
       const auto place = [&](bool is_wanted, index size) {
         if (!is_wanted) return index{-1};
         width += size;
@@ -178,26 +218,39 @@ struct routing_sums_impl<cpu> {
       importance = place(out.importance.data != nullptr, experts);
       squared_logsumexp = place(out.squared_logsumexp.data != nullptr, 1);
       entropy = place(out.entropy.data != nullptr, 1);
+      affinity = place(term.affinity, experts);
+      row_term = place(term.number, 1);
     }
     bool logits() const { return probability >= 0 || squared_logsumexp >= 0 || entropy >= 0; }
 
     index width = 0;
-    index probability, importance, squared_logsumexp, entropy;
+    index probability, importance, squared_logsumexp, entropy, affinity, row_term;
   };
+
+  template <class Term>
+  static constexpr bool has_term = Term::uses.affinity || Term::uses.number;
+
+  template <class Term, class T>
+  static routed_row<T> row_of(const routed_rows<T, cpu>& in, index n) {
+    routed_row<T> row{
+        detail::row_at(in.logits, n), detail::row_at(in.gates, n), detail::row_at(in.mask, n), {}};
+    if (Term::uses.control) row.control = detail::scalar_at(in.control, n);
+    return row;
+  }
 
   /// For each thread the arrays of a lane group and a tile of result rows.
   template <class T>
   class row_memory {
    public:
-    row_memory(context<cpu>& ctx, index experts)
+    row_memory(context<cpu>& ctx, index experts, index tile_columns)
         : experts_(experts),
           packed_(experts <= detail::packed_experts),
           lane_bytes_(lane_scratch::bytes_for(experts, packed_ ? width : 1)),
           lanes_(ctx.scratch.take<std::byte>(static_cast<index>(lane_bytes_) * ctx.threads).data),
-          tiles_(ctx.scratch.take<T>(ctx.threads, (packed_ ? width : 1) * experts)) {}
+          tiles_(ctx.scratch.take<T>(ctx.threads, (packed_ ? width : 1) * tile_columns)) {}
 
     /// Calls row(group, r, valid, tile) for rows r .. r + valid - 1 until all are done; results go
-    /// to the tile [valid, E] because rows of padding must not be written.
+    /// to the tile [valid, columns] because rows of padding must not be written.
     template <class Row>
     void for_each_pack(int thread, index rows, Row row) const {
       lane_scratch scratch(lanes_ + static_cast<std::size_t>(thread) * lane_bytes_, lane_bytes_);

@@ -11,6 +11,8 @@ struct used_totals {
   bool probability = false;
   bool importance = false;
   bool squared_logsumexp = false;
+  bool affinity = false;  ///< array of the loss's row term
+  bool row_term = false;  ///< number of the loss's row term
 };
 
 /// The totals of one group as a group loss reads them. What it did not ask for has no data.
@@ -21,6 +23,8 @@ struct totals_row {
   row_pointer<const T> probability;  // [E]
   row_pointer<const T> importance;   // [E]
   T squared_logsumexp;
+  row_pointer<const T> affinity{};  // [E]
+  T row_term{};
 };
 
 /// Where a group loss writes the derivative of its value by each total it asked for.
@@ -28,13 +32,15 @@ template <class T>
 struct totals_derivative_row {
   row_pointer<T> probability;  // [E]
   row_pointer<T> importance;   // [E]
+  row_pointer<T> affinity{};   // [E]
 };
 
-/// What a group loss returns: its value, and the derivative by squared_logsumexp.
+/// What a group loss returns: its value, and the derivatives by squared_logsumexp and row_term.
 template <class V>
 struct group_value {
   V value;
   V squared_logsumexp;
+  V row_term{};
 };
 
 /// How the values of groups make one number: their sum, or their mean over groups that have a real
@@ -73,6 +79,7 @@ void group_loss(context<B>& ctx, const Loss& loss, group_reduction reduction,
   check_shape(function, "value", value, 1, 1, "one number");
   const index experts = Loss::uses.counts        ? totals.counts.cols
                         : Loss::uses.probability ? totals.probability.cols
+                        : Loss::uses.affinity    ? totals.affinity.cols
                                                  : totals.importance.cols;
   const auto check_rows = [&](bool used, const char* argument, const auto& view) {
     if (used) check_shape(function, argument, view, groups, experts, "groups, experts");
@@ -84,6 +91,10 @@ void group_loss(context<B>& ctx, const Loss& loss, group_reduction reduction,
   check_rows(Loss::uses.probability, "probability", totals.probability);
   check_rows(Loss::uses.importance, "importance", totals.importance);
   check_numbers(Loss::uses.squared_logsumexp, "squared_logsumexp", totals.squared_logsumexp);
+  check_rows(Loss::uses.affinity, "affinity", totals.affinity);
+  check_numbers(Loss::uses.row_term, "row_term", totals.row_term);
+  check_rows(Loss::uses.affinity, "daffinity", derivative.affinity);
+  check_numbers(Loss::uses.row_term, "drow_term", derivative.row_term);
   check_rows(Loss::uses.probability, "dprobability", derivative.probability);
   check_rows(Loss::uses.importance, "dimportance", derivative.importance);
   check_numbers(Loss::uses.squared_logsumexp, "dsquared_logsumexp", derivative.squared_logsumexp);

@@ -21,6 +21,7 @@ struct routed_rows {
   matrix_view<const std::uint32_t, B> mask;           // [N, ceil(E / 32)]
   vector_view<const std::uint8_t, B> padding_mask{};  // [N], 0 for padding; empty: no padding
   index group_rows = 0;  ///< tokens of a group, a divisor of N; 0: all tokens are one group
+  matrix_view<const T, B> control{};  // [N, 1], empty without one
 
   index tokens() const { return logits.rows; }
   index experts() const { return logits.cols; }
@@ -36,6 +37,8 @@ struct routing_totals {
   matrix_view<T, B> importance{};         // [G, E] sum of gates_e
   vector_view<T, B> squared_logsumexp{};  // [G] sum of (ln sum_e exp(logits_e))^2
   vector_view<T, B> entropy{};            // [G] sum of the Shannon entropy of softmax(logits), nats
+  matrix_view<T, B> affinity{};           // [G, E] sum of the array of a row term
+  vector_view<T, B> row_term{};           // [G] sum of the number of a row term
 };
 
 /// Gradient with respect to a routing_totals. A member without data stands for zeros.
@@ -44,6 +47,56 @@ struct routing_totals_gradient {
   matrix_view<T, B> probability{};        // [G, E]
   matrix_view<T, B> importance{};         // [G, E]
   vector_view<T, B> squared_logsumexp{};  // [G]
+  matrix_view<T, B> affinity{};           // [G, E]
+  vector_view<T, B> row_term{};           // [G]
+};
+
+/// What a row term makes of a row and what it reads.
+struct row_term_uses {
+  bool affinity = false;  ///< an array over the experts
+  bool number = false;    ///< a number
+  bool gates = false;     ///< writes dgates
+  bool control = false;   ///< reads control and writes dcontrol
+};
+
+/// A row of a routing as a row term reads it.
+template <class T>
+struct routed_row {
+  row_pointer<const T> logits;            // [E]
+  row_pointer<const T> gates;             // [E]
+  row_pointer<const std::uint32_t> mask;  // [ceil(E / 32)]
+  row_scalar<const T> control;            // no data unless the term reads it
+};
+
+/// Where a row term writes its gradient; members that it does not write have no data.
+template <class T>
+struct routed_row_gradient {
+  row_pointer<T> dlogits;  // [E]
+  row_pointer<T> dgates;   // [E]
+  row_scalar<T> dcontrol;
+};
+
+/// Gradient of one group's sums as the row term of each of its rows sees it.
+template <class T>
+struct row_term_gradient {
+  row_pointer<const T> affinity;  // [E]
+  T number;
+  T scale;
+};
+
+/// The row term of losses that have none. A row term is an aggregate with `uses` and, over a lane
+/// group G, two functions of one row:
+///
+///   template <class T, class G> TALPA_HD typename G::template value<T>
+///   forward(const G&, const routed_row<T>&, row_pointer<T> affinity) const
+///     writes the array a if `uses` says so, and returns the number t;
+///   template <class T, class G> TALPA_HD void
+///   backward(const G&, const routed_row<T>&, const row_term_gradient<T>& d,
+///            const routed_row_gradient<T>& out) const
+///     writes the gradient of d.scale (sum_e d.affinity_e a_e + d.number t): dlogits always, the
+///     others as `uses` says.
+struct no_row_term {
+  static constexpr row_term_uses uses{};
 };
 
 namespace detail {
@@ -130,6 +183,15 @@ void check_routed_rows(const char* function, const routed_rows<T, B>& in) {
   }
 }
 
+/// A row term that reads control must be given one.
+template <class Term, class T, class B>
+void check_row_term(const char* function, const char* argument, const matrix_view<T, B>& control,
+                    index tokens) {
+  if (Term::uses.control || !control.empty()) {
+    check_shape(function, argument, control, tokens, 1, "one number a token");
+  }
+}
+
 template <class T, class B>
 void check_totals_matrix(const char* function, const char* argument, const matrix_view<T, B>& view,
                          index groups, index experts) {
@@ -162,6 +224,7 @@ struct routing_sums_impl {
 /// tokens = sum 1, counts_e = sum m_ne, probability_e = sum p_ne, importance_e = sum m_ne g_ne,
 /// squared_logsumexp = sum z_n^2, entropy = sum H_n, with p_n = softmax(u_n),
 /// z_n = ln sum_e exp u_ne, H_n = -sum_e p_ne ln p_ne and 0 ln 0 = 0.
+/// With a row term (see no_row_term) also affinity_e = sum a_ne and row_term = sum t_n.
 /// `mode` says whether `out` is overwritten or added to (more layers or batches).
 /// Backward: see routing_sums_backward; counts have no gradient.
 /// Shapes: logits, gates [N, E], mask [N, ceil(E / 32)], padding_mask [N] or empty; members of
@@ -169,13 +232,13 @@ struct routing_sums_impl {
 /// Edges: padding enters nothing, not even as NaN; a logit of -inf has p = 0; NaN, +inf, or -inf
 /// everywhere in the logits of a real token make probability, squared_logsumexp and entropy of its
 /// group NaN; a group without real tokens, or N == 0, gives zeros.
-/// Cost: N E exponentials when a quantity of the logits is wanted.
+/// Cost: N E exponentials when a quantity of the logits is wanted; the row term's own beside.
 /// Determinism: same bits on every backend, group and number of threads. The rows of each block of
 /// 128 rows of a group are added in order to +0, then the results of 128 blocks at a time likewise.
 /// Throws: shape_error; value_error when group_rows does not divide N.
-template <class B, floating T>
+template <class B, floating T, class Term = no_row_term>
 void routing_sums(context<B>& ctx, const std::type_identity_t<routed_rows<T, B>>& in,
-                  const routing_totals<T, B>& out, grad_mode mode) {
+                  const routing_totals<T, B>& out, grad_mode mode, const Term& term = {}) {
   constexpr const char* function = "ops::routing_sums";
   detail::check_routed_rows<T, B>(function, in);
   const index groups = in.groups(), experts = in.experts();
@@ -185,26 +248,32 @@ void routing_sums(context<B>& ctx, const std::type_identity_t<routed_rows<T, B>>
   detail::check_totals_matrix(function, "importance", out.importance, groups, experts);
   detail::check_totals_vector(function, "squared_logsumexp", out.squared_logsumexp, groups);
   detail::check_totals_vector(function, "entropy", out.entropy, groups);
+  if constexpr (Term::uses.affinity) {
+    check_shape(function, "affinity", out.affinity, groups, experts, "groups, experts");
+  }
+  if constexpr (Term::uses.number) check_size(function, "row_term", out.row_term, groups, "groups");
+  detail::check_row_term<Term>(function, "control", in.control, in.tokens());
   if (mode == grad_mode::ignore) return;
-  routing_sums_impl<B>::forward(ctx, in, out, mode);
+  routing_sums_impl<B>::forward(ctx, in, out, mode, term);
 }
 
 /// Backward of routing_sums.
 ///
 /// With s = scale[0, 0] and the gradient of the token's group, for real tokens:
 /// dlogits_ne (+)= s p_ne (dprobability_e - sum_j p_nj dprobability_j + 2 z_n dsquared_logsumexp),
-/// dgates_ne (+)= s dimportance_e where m_ne is set.
-/// Shapes: scale [1, 1], dlogits, dgates [N, E], the others as in routing_sums.
+/// dgates_ne (+)= s dimportance_e where m_ne is set; a row term adds what its backward says.
+/// Shapes: scale [1, 1], dlogits, dgates [N, E], dcontrol [N, 1] for a row term that reads control,
+/// the others as in routing_sums.
 /// Edges: overwrite leaves zero for padding and where nothing flows; accumulate leaves those alone.
 /// Cost: N E exponentials when a gradient of the logits is there; nothing is saved, p is recomputed
 /// with the same bits.
 /// Determinism: same bits on every backend, group and number of threads.
 /// Throws: as routing_sums.
-template <class B, floating T>
+template <class B, floating T, class Term = no_row_term>
 void routing_sums_backward(context<B>& ctx, const std::type_identity_t<routed_rows<T, B>>& in,
                            const std::type_identity_t<routing_totals_gradient<T, B>>& dout,
                            input<T, B> scale, matrix_view<T, B> dlogits, output<T, B> dgates,
-                           grad_mode mode) {
+                           grad_mode mode, const Term& term = {}, output<T, B> dcontrol = {}) {
   constexpr const char* function = "ops::routing_sums_backward";
   detail::check_routed_rows<T, B>(function, in);
   const index groups = in.groups(), experts = in.experts();
@@ -214,8 +283,16 @@ void routing_sums_backward(context<B>& ctx, const std::type_identity_t<routed_ro
   check_shape(function, "scale", scale, 1, 1, "one number");
   check_shape(function, "dlogits", dlogits, in.tokens(), experts, "shape of logits");
   check_shape(function, "dgates", dgates, in.tokens(), experts, "shape of logits");
+  if constexpr (Term::uses.affinity) {
+    check_shape(function, "daffinity", dout.affinity, groups, experts, "groups, experts");
+  }
+  if constexpr (Term::uses.number) {
+    check_size(function, "drow_term", dout.row_term, groups, "groups");
+  }
+  detail::check_row_term<Term>(function, "control", in.control, in.tokens());
+  detail::check_row_term<Term>(function, "dcontrol", dcontrol, in.tokens());
   if (mode == grad_mode::ignore) return;
-  routing_sums_impl<B>::backward(ctx, in, dout, scale, dlogits, dgates, mode);
+  routing_sums_impl<B>::backward(ctx, in, dout, scale, dlogits, dgates, mode, term, dcontrol);
 }
 
 }  // namespace talpa::ops

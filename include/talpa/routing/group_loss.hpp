@@ -2,7 +2,6 @@
 #pragma once
 
 #include <talpa/core/workspace.hpp>
-#include <talpa/ops/fill.hpp>
 #include <talpa/ops/group_loss.hpp>
 #include <talpa/routing/routing.hpp>
 
@@ -27,9 +26,57 @@ struct group_loss_saved {
   vector_view<T, B> probability;        // [sum of G E over layers], empty where not used
   vector_view<T, B> importance;         // likewise
   vector_view<T, B> squared_logsumexp;  // [sum of G over layers]
+  vector_view<T, B> affinity;           // [sum of G E over layers]
+  vector_view<T, B> row_term;           // [sum of G over layers]
 };
 
+/// Forms of losses over groups: which tokens are looked at together.
+namespace balance {
+
+/// One loss a layer, summed over layers (MoLA).
+struct per_layer {
+  static constexpr token_groups groups = token_groups::layer;
+};
+/// The tokens of all layers together, one loss (Mixtral in transformers, PERFT, MixLoRA, DynMoLE).
+/// Layers must have equally many experts; imbalances of different layers can cancel.
+struct pooled {
+  static constexpr token_groups groups = token_groups::all_layers;
+};
+/// One loss a sequence (sequence_length of the batch), mean over sequences with a real token,
+/// summed over layers (DeepSeek).
+struct per_sequence {
+  static constexpr token_groups groups = token_groups::sequence;
+};
+
+}  // namespace balance
+
 namespace detail {
+
+/// The row term of a group loss: its member `term`, where it has one.
+template <class Loss>
+auto row_term_of(const Loss& loss) {
+  if constexpr (requires { loss.term; }) {
+    return loss.term;
+  } else {
+    return no_row_term{};
+  }
+}
+
+/// A group loss as backward sees it when it has no row term.
+template <class Loss>
+struct without_term {
+  static constexpr used_totals uses = Loss::uses;
+};
+
+/// Whether a group loss takes padding for tokens: its member `include_padding`, where it has one.
+template <class Loss>
+bool includes_padding(const Loss& loss) {
+  if constexpr (requires { loss.include_padding; }) {
+    return loss.include_padding;
+  } else {
+    return false;
+  }
+}
 
 /// Tokens of one group of `layer`, 0 for all of them.
 template <class T, class B>
@@ -38,9 +85,12 @@ index group_rows_of(token_groups groups, const routed_view<T, B>& layer) {
 }
 
 template <class T, class B>
-routed_rows<T, B> rows_of(token_groups groups, const routed_view<T, B>& layer) {
-  return {layer.logits, layer.routing.gates, layer.routing.mask, layer.padding_mask,
-          group_rows_of(groups, layer)};
+routed_rows<T, B> rows_of(token_groups groups, const routed_view<T, B>& layer,
+                          bool include_padding = false) {
+  routed_rows<T, B> rows{layer.logits,       layer.routing.gates,          layer.routing.mask,
+                         layer.padding_mask, group_rows_of(groups, layer), layer.control};
+  if (include_padding) rows.padding_mask = {};
+  return rows;
 }
 
 /// check_shape for a member of element l of a list: the name is put together for an error only.
@@ -56,7 +106,7 @@ void check_member(const char* function, const char* list, std::size_t l, const c
 /// Shapes of each layer against its logits; equal numbers of experts where layers are pooled.
 template <class T, class B>
 void check_layers(const char* function, token_groups groups,
-                  std::span<const routed_view<T, B>> layers) {
+                  std::span<const routed_view<T, B>> layers, bool needs_control = false) {
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const routed_view<T, B>& layer = layers[l];
     const index n = layer.logits.rows, e = layer.logits.cols;
@@ -71,6 +121,9 @@ void check_layers(const char* function, token_groups groups,
       check_size(function, "padding_mask", layer.padding_mask, n, "one flag a token");
     }
     check_sequence_length(function, layer.sequence_length, n);
+    if (needs_control || !layer.control.empty()) {
+      check_member(function, "layers", l, "control", layer.control, n, 1, "one number a token");
+    }
   }
 }
 
@@ -89,6 +142,8 @@ class derivative_walk {
     if (uses_.squared_logsumexp) {
       part.squared_logsumexp = {saved_.squared_logsumexp.data + groups_, groups};
     }
+    if (uses_.affinity) part.affinity = {saved_.affinity.data + elements_, groups, experts};
+    if (uses_.row_term) part.row_term = {saved_.row_term.data + groups_, groups};
     elements_ += groups * experts;
     groups_ += groups;
     return part;
@@ -130,13 +185,17 @@ routing_totals<T, B> take_totals(workspace<B>& memory, const used_totals& uses, 
   if (uses.probability) totals.probability = memory.template take<T>(groups, experts);
   if (uses.importance) totals.importance = memory.template take<T>(groups, experts);
   if (uses.squared_logsumexp) totals.squared_logsumexp = memory.template take<T>(groups);
+  if (uses.affinity) totals.affinity = memory.template take<T>(groups, experts);
+  if (uses.row_term) totals.row_term = memory.template take<T>(groups);
   return totals;
 }
 
 }  // namespace detail
 
 /// Forward of a loss that is a function of the totals of groups of tokens: what a loss policy whose
-/// mathematics is one group loss (ops/group_loss.hpp) calls.
+/// mathematics is one group loss (ops/group_loss.hpp) calls. A group loss may have a member `term`,
+/// a row term (ops/routing_sums.hpp) whose sums it reads as `affinity` and `row_term`, and a member
+/// `bool include_padding`, true to count padding as tokens.
 ///
 /// Shapes: value [1, 1]; no layers, and layers without a real token, give what the loss gives for
 /// zeros.
@@ -148,7 +207,9 @@ template <class Loss, class T, class B>
 group_loss_saved<T, B> group_loss_forward(context<B>& ctx, const char* function,
                                           token_groups groups, const Loss& loss,
                                           std::span<const routed_view<T, B>> layers) {
-  detail::check_layers(function, groups, layers);
+  const auto term = detail::row_term_of(loss);
+  const bool padding = detail::includes_padding(loss);
+  detail::check_layers(function, groups, layers, term.uses.control);
   const detail::group_sizes sizes = detail::sizes_of(groups, layers);
   group_loss_saved<T, B> saved;
   saved.value = ctx.memory.template take<T>(1, 1);
@@ -157,6 +218,8 @@ group_loss_saved<T, B> group_loss_forward(context<B>& ctx, const char* function,
   if (Loss::uses.squared_logsumexp) {
     saved.squared_logsumexp = ctx.memory.template take<T>(sizes.groups);
   }
+  if (Loss::uses.affinity) saved.affinity = ctx.memory.template take<T>(sizes.elements);
+  if (Loss::uses.row_term) saved.row_term = ctx.memory.template take<T>(sizes.groups);
   detail::derivative_walk<T, B> walk(Loss::uses, saved);
 
   grad_mode mode = grad_mode::overwrite;
@@ -166,7 +229,7 @@ group_loss_saved<T, B> group_loss_forward(context<B>& ctx, const char* function,
     const routing_totals<T, B> totals =
         detail::take_totals<T, B>(ctx.scratch, Loss::uses, 1, experts);
     for (const routed_view<T, B>& layer : layers) {
-      ops::routing_sums<B, T>(ctx, detail::rows_of(groups, layer), totals, mode);
+      ops::routing_sums<B, T>(ctx, detail::rows_of(groups, layer, padding), totals, mode, term);
       mode = grad_mode::accumulate;
     }
     ops::group_loss<B, Loss, T>(ctx, loss, group_reduction::sum, totals, walk.next(1, experts),
@@ -177,10 +240,10 @@ group_loss_saved<T, B> group_loss_forward(context<B>& ctx, const char* function,
       groups == token_groups::sequence ? group_reduction::mean : group_reduction::sum;
   for (const routed_view<T, B>& layer : layers) {
     const typename workspace<B>::scope scope(ctx.scratch);
-    const routed_rows<T, B> rows = detail::rows_of(groups, layer);
+    const routed_rows<T, B> rows = detail::rows_of(groups, layer, padding);
     const routing_totals<T, B> totals =
         detail::take_totals<T, B>(ctx.scratch, Loss::uses, rows.groups(), rows.experts());
-    ops::routing_sums<B, T>(ctx, rows, totals, grad_mode::overwrite);
+    ops::routing_sums<B, T>(ctx, rows, totals, grad_mode::overwrite, term);
     ops::group_loss<B, Loss, T>(ctx, loss, reduction, totals,
                                 walk.next(rows.groups(), rows.experts()), saved.value, mode);
     mode = grad_mode::accumulate;
@@ -193,17 +256,19 @@ group_loss_saved<T, B> group_loss_forward(context<B>& ctx, const char* function,
   return saved;
 }
 
-/// Backward of group_loss_forward: writes or adds d value / d logits and d value / d gates of each
-/// layer, times dvalue.
+/// Backward of group_loss_forward: writes or adds d value / d logits, d value / d gates and, where
+/// there is one, d value / d control of each layer, times dvalue.
 ///
-/// Shapes: dvalue [1, 1]; out: one pair of [N, E] a layer.
+/// Shapes: dvalue [1, 1]; out: one pair of [N, E] a layer, dcontrol [N, 1] or empty.
 /// Throws: shape_error, also when `saved` is not of these layers.
 template <class Loss, class T, class B>
 void group_loss_backward(context<B>& ctx, const char* function, token_groups groups,
-                         std::span<const routed_view<T, B>> layers,
+                         const Loss& loss, std::span<const routed_view<T, B>> layers,
                          const group_loss_saved<T, B>& saved, matrix_view<const T, B> dvalue,
                          std::span<const routed_gradient<T, B>> out, grad_mode mode) {
-  detail::check_layers(function, groups, layers);
+  const auto term = detail::row_term_of(loss);
+  const bool padding = detail::includes_padding(loss);
+  detail::check_layers(function, groups, layers, term.uses.control);
   if (out.size() != layers.size()) {
     detail::throw_shape(function, "out", detail::concat("[", std::to_string(out.size()), "]"),
                         detail::concat("[", std::to_string(layers.size()), "]"),
@@ -217,11 +282,13 @@ void group_loss_backward(context<B>& ctx, const char* function, token_groups gro
   check_saved(Loss::uses.probability, saved.probability, sizes.elements);
   check_saved(Loss::uses.importance, saved.importance, sizes.elements);
   check_saved(Loss::uses.squared_logsumexp, saved.squared_logsumexp, sizes.groups);
+  check_saved(Loss::uses.affinity, saved.affinity, sizes.elements);
+  check_saved(Loss::uses.row_term, saved.row_term, sizes.groups);
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const index n = layers[l].logits.rows, e = layers[l].logits.cols;
     detail::check_member(function, "out", l, "dlogits", out[l].dlogits, n, e, "shape of logits");
     detail::check_member(function, "out", l, "dgates", out[l].dgates, n, e, "shape of logits");
-    if (!out[l].dcontrol.empty()) {
+    if (term.uses.control || !out[l].dcontrol.empty()) {
       detail::check_member(function, "out", l, "dcontrol", out[l].dcontrol, n, 1,
                            "one number a token");
     }
@@ -230,19 +297,28 @@ void group_loss_backward(context<B>& ctx, const char* function, token_groups gro
 
   detail::derivative_walk<T, B> walk(Loss::uses, saved);
   routing_totals_gradient<T, B> derivative;
-  if (mode == grad_mode::overwrite) {
-    for (const routed_gradient<T, B>& o : out) {
-      if (!o.dcontrol.empty()) ops::fill(ctx, T{0}, o.dcontrol);
-    }
-  }
   for (std::size_t l = 0; l < layers.size(); ++l) {
-    const routed_rows<T, B> rows = detail::rows_of(groups, layers[l]);
+    const routed_rows<T, B> rows = detail::rows_of(groups, layers[l], padding);
     if (l == 0 || groups != token_groups::all_layers) {
       derivative = walk.next(rows.groups(), rows.experts());
     }
     ops::routing_sums_backward<B, T>(ctx, rows, derivative, dvalue, out[l].dlogits, out[l].dgates,
-                                     mode);
+                                     mode, term, out[l].dcontrol);
   }
+}
+
+/// The same for a group loss without a row term, of which backward needs no object.
+template <class Loss, class T, class B>
+void group_loss_backward(context<B>& ctx, const char* function, token_groups groups,
+                         std::span<const routed_view<T, B>> layers,
+                         const group_loss_saved<T, B>& saved, matrix_view<const T, B> dvalue,
+                         std::span<const routed_gradient<T, B>> out, grad_mode mode) {
+  static_assert(
+      !Loss::uses.affinity && !Loss::uses.row_term,
+      "talpa: backward of a loss with a row term needs the loss, call "
+      "group_loss_backward(ctx, name, groups, loss, layers, ...) (docs/policies/loss.md)");
+  group_loss_backward(ctx, function, groups, detail::without_term<Loss>{}, layers, saved, dvalue,
+                      out, mode);
 }
 
 }  // namespace talpa

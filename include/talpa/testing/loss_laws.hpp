@@ -29,6 +29,10 @@ struct loss_claims {
   bool duplication_invariant = true;
   /// Rounding errors in units of gamma(N + E + 32) times the largest of the value and 1.
   double amplification = 1.0;
+  /// The loss reads a control of each token, 0 at perfect balance.
+  bool control = false;
+  /// The loss takes the logits for constants: its dlogits is zero.
+  bool constant_logits = false;
 };
 
 namespace detail {
@@ -61,9 +65,12 @@ class loss_trial {
     routing<U, cpu> routed;
     vector<std::uint8_t, cpu> real;  // empty: all
     index sequence_length = 0;
+    vector<std::int32_t, cpu> labels;  // [S]
+    matrix<U, cpu> control;            // [N, 1] where the loss reads it
 
     routed_view<U, cpu> view() const {
-      return {logits.view(), routed.view(), real.view(), sequence_length};
+      return {logits.view(),   routed.view(),  real.view(),
+              sequence_length, control.view(), labels.view()};
     }
   };
   template <class U>
@@ -72,8 +79,12 @@ class loss_trial {
   /// Logits that differ clearly, two experts a token (one where there is one) with uneven gates.
   template <class U>
   layer<U> make_layer(index tokens) {
-    layer<U> l{
-        separated_logits<U>(tokens, experts_, random_), routing<U, cpu>(tokens, experts_), {}, 0};
+    layer<U> l{separated_logits<U>(tokens, experts_, random_),
+               routing<U, cpu>(tokens, experts_),
+               {},
+               0,
+               {},
+               {}};
     const random_stream stream = random_.next();
     for (index n = 0; n < tokens; ++n) {
       for (index k = 0; k < std::min<index>(2, experts_); ++k) {
@@ -84,7 +95,31 @@ class loss_trial {
         l.routed.gates(n, e) = static_cast<U>(0.25 + 0.5 * uniform<double>(stream, i + 7));
       }
     }
+    complete(l);
+    for (index n = 0; n < l.control.rows(); ++n) {
+      const auto i = static_cast<std::uint64_t>(4 * tokens + n);
+      l.control(n, 0) = static_cast<U>(uniform<double>(stream, i) - 0.5);
+    }
     return l;
+  }
+  /// Gives a layer a class for each sequence.
+  template <class U>
+  static void classify(layer<U>& l) {
+    const index tokens = l.logits.rows();
+    const index sequences = l.sequence_length > 0 ? tokens / l.sequence_length : tokens > 0;
+    l.labels = vector<std::int32_t, cpu>(sequences);
+    for (index s = 0; s < sequences; ++s) l.labels[s] = static_cast<std::int32_t>(s % 2);
+  }
+  /// The same and, where the loss reads them, controls of 0.
+  template <class U>
+  void complete(layer<U>& l) const {
+    classify(l);
+    if (claims_.control) l.control = matrix<U, cpu>(l.logits.rows(), 1);
+  }
+  template <class U>
+  static void cut(layer<U>& l, index length) {
+    l.sequence_length = length;
+    classify(l);
   }
 
   template <class U>
@@ -92,6 +127,7 @@ class loss_trial {
     double value = 0.0;
     std::vector<matrix<U, cpu>> dlogits;
     std::vector<matrix<U, cpu>> dgates;
+    std::vector<matrix<U, cpu>> dcontrol;
   };
   template <class U>
   outcome<U> evaluate(const batch<U>& layers, int threads = 1, U dvalue = U{1},
@@ -105,11 +141,13 @@ class loss_trial {
       views.push_back(l.view());
       r.dlogits.emplace_back(l.logits.rows(), l.logits.cols());
       r.dgates.emplace_back(l.logits.rows(), l.logits.cols());
+      r.dcontrol.emplace_back(l.control.rows(), l.control.cols());
     }
     for (std::size_t l = 0; l < layers.size(); ++l) {
       std::fill_n(r.dlogits[l].data(), r.dlogits[l].size(), before);
       std::fill_n(r.dgates[l].data(), r.dgates[l].size(), before);
-      gradients.push_back({r.dlogits[l].view(), r.dgates[l].view()});
+      std::fill_n(r.dcontrol[l].data(), r.dcontrol[l].size(), before);
+      gradients.push_back({r.dlogits[l].view(), r.dgates[l].view(), r.dcontrol[l].view()});
     }
     const std::span<const routed_view<U, cpu>> in(views);
     const auto kept = loss_.forward(ctx, in);
@@ -147,6 +185,8 @@ class loss_trial {
       if (!text.empty()) return talpa::detail::concat(where, ", dlogits: ", text);
       text = first_difference(a.dgates[l], b.dgates[l]);
       if (!text.empty()) return talpa::detail::concat(where, ", dgates: ", text);
+      text = first_difference(a.dcontrol[l], b.dcontrol[l]);
+      if (!text.empty()) return talpa::detail::concat(where, ", dcontrol: ", text);
     }
     return {};
   }
@@ -155,7 +195,9 @@ class loss_trial {
     if (std::isnan(claims_.at_balance)) return;
     law l(out_, "the value at perfect balance is the claimed one");
     const index tokens = 4 * experts_;
-    layer<T> even{matrix<T, cpu>(tokens, experts_), routing<T, cpu>(tokens, experts_), {}, 0};
+    layer<T> even{
+        matrix<T, cpu>(tokens, experts_), routing<T, cpu>(tokens, experts_), {}, 0, {}, {}};
+    complete(even);
     for (index n = 0; n < tokens; ++n) {
       const index e = n % experts_;
       even.routed.mask(n, e / mask_word_bits) |= 1u << (e % mask_word_bits);
@@ -169,14 +211,17 @@ class loss_trial {
     law l(out_, "a batch beside a copy of itself has the same value");
     for (const index length : {index{0}, index{6}}) {
       layer<T> once = make_layer<T>(24);
-      once.sequence_length = length;
-      layer<T> twice{matrix<T, cpu>(48, experts_), routing<T, cpu>(48, experts_), {}, length};
+      cut(once, length);
+      layer<T> twice{
+          matrix<T, cpu>(48, experts_), routing<T, cpu>(48, experts_), {}, length, {}, {}};
+      complete(twice);
       for (index n = 0; n < 48; ++n) {
         std::copy_n(once.logits.view().row(n % 24), experts_, twice.logits.view().row(n));
         std::copy_n(once.routed.gates.view().row(n % 24), experts_,
                     twice.routed.gates.view().row(n));
         std::copy_n(once.routed.mask.view().row(n % 24), mask_words(experts_),
                     twice.routed.mask.view().row(n));
+        if (claims_.control) twice.control(n, 0) = once.control(n % 24, 0);
       }
       expect_value(l, evaluate<T>({twice}).value, evaluate<T>({once}).value, 48,
                    length == 0 ? "" : "with sequences, ");
@@ -187,7 +232,8 @@ class loss_trial {
     law l(out_, "padding is the same as removing the tokens, and gets no gradient");
     layer<T> padded = make_layer<T>(30);
     padded.real = vector<std::uint8_t, cpu>(30);
-    layer<T> removed{matrix<T, cpu>(20, experts_), routing<T, cpu>(20, experts_), {}, 0};
+    layer<T> removed{matrix<T, cpu>(20, experts_), routing<T, cpu>(20, experts_), {}, 0, {}, {}};
+    complete(removed);
     index to = 0;
     for (index n = 0; n < 30; ++n) {
       padded.real[n] = n % 3 == 2 ? 0 : 1;
@@ -197,18 +243,27 @@ class loss_trial {
           padded.logits(n, e) = std::numeric_limits<T>::quiet_NaN();
           padded.routed.gates(n, e) = std::numeric_limits<T>::quiet_NaN();
         }
+        if (claims_.control) padded.control(n, 0) = std::numeric_limits<T>::quiet_NaN();
         continue;
       }
       std::copy_n(padded.logits.view().row(n), experts_, removed.logits.view().row(to));
       std::copy_n(padded.routed.gates.view().row(n), experts_, removed.routed.gates.view().row(to));
       std::copy_n(padded.routed.mask.view().row(n), mask_words(experts_),
                   removed.routed.mask.view().row(to));
+      if (claims_.control) removed.control(to, 0) = padded.control(n, 0);
       ++to;
     }
     const outcome<T> with = evaluate<T>({padded}), without = evaluate<T>({removed});
     expect_value(l, with.value, without.value, 30, "");
     to = 0;
     for (index n = 0; n < 30; ++n) {
+      if (claims_.control) {
+        const bool real = padded.real[n] != 0;
+        const double c = real ? static_cast<double>(without.dcontrol[0](to, 0)) : 0.0;
+        l.expect(std::abs(static_cast<double>(with.dcontrol[0](n, 0)) - c) <=
+                     (real ? bound(30, without.value) : 0.0),
+                 [&] { return talpa::detail::concat("control of token ", std::to_string(n)); });
+      }
       for (index e = 0; e < experts_; ++e) {
         const bool real = padded.real[n] != 0;
         const double u = real ? static_cast<double>(without.dlogits[0](to, e)) : 0.0;
@@ -224,7 +279,7 @@ class loss_trial {
     std::fill_n(padded.real.data(), padded.real.size(), std::uint8_t{0});
     const outcome<T> none = evaluate<T>({padded});
     l.expect(std::isfinite(none.value) && largest(none.dlogits[0].view()) == 0.0 &&
-                 largest(none.dgates[0].view()) == 0.0,
+                 largest(none.dgates[0].view()) == 0.0 && largest(none.dcontrol[0].view()) == 0.0,
              [&] { return talpa::detail::concat("without a real token ", digits(none.value)); });
   }
 
@@ -281,6 +336,7 @@ class loss_trial {
     };
     compare(once.dlogits, doubled.dlogits, added.dlogits, ignored.dlogits, "dlogits");
     compare(once.dgates, doubled.dgates, added.dgates, ignored.dgates, "dgates");
+    compare(once.dcontrol, doubled.dcontrol, added.dcontrol, ignored.dcontrol, "dcontrol");
     l.expect(returned_, [] { return std::string("backward keeps memory"); });
   }
 
@@ -288,7 +344,7 @@ class loss_trial {
     law l(out_, "any number of threads and any repetition gives the same bits");
     // Enough tokens for loops to be cut into tasks.
     batch<T> layers{make_layer<T>(1500), make_layer<T>(1500)};
-    layers[1].sequence_length = 50;
+    cut(layers[1], 50);
     const outcome<T> one = evaluate<T>(layers, 1);
     for (const int threads : {1, 2, 3}) {
       l.expect_none(difference(evaluate<T>(layers, threads), one),
@@ -309,15 +365,23 @@ class loss_trial {
       // Padding that could be read, so that a dependence would show.
       layers[0].real = vector<std::uint8_t, cpu>(8);
       for (index n = 0; n < 8; ++n) layers[0].real[n] = n % 4 == 1 ? 0 : 1;
-      for (layer<double>& l : layers) l.sequence_length = length;
+      for (layer<double>& l : layers) cut(l, length);
       matrix<double, cpu> upstream(1, 1), value(1, 1);
       upstream(0, 0) = 1.0;
       const outcome<double> r = evaluate<double>(layers);
       std::vector<gradient_probe> probes;
       for (std::size_t l = 0; l < layers.size(); ++l) {
         const std::string name = talpa::detail::concat("layers[", std::to_string(l), "].");
-        probes.push_back({name + "logits", layers[l].logits.view(), r.dlogits[l].view()});
+        if (claims_.constant_logits) {
+          law none(out_, "logits that are constants get no gradient");
+          none.expect(largest(r.dlogits[l].view()) == 0.0, [&] { return name; });
+        } else {
+          probes.push_back({name + "logits", layers[l].logits.view(), r.dlogits[l].view()});
+        }
         probes.push_back({name + "gates", layers[l].routed.gates.view(), r.dgates[l].view()});
+        if (claims_.control) {
+          probes.push_back({name + "control", layers[l].control.view(), r.dcontrol[l].view()});
+        }
       }
       out_.add(gradient_check(
           length == 0 ? "value" : "value with sequences", probes, upstream,
