@@ -2,9 +2,12 @@
 #include "golden/methods/mole.hpp"
 #include "golden/runner.hpp"
 
+#include <talpa/cpu/group_loss.hpp>
+#include <talpa/losses/localized_balance.hpp>
 #include <talpa/selectors/dense.hpp>
 
 #include <algorithm>
+#include <cstdint>
 #include <string>
 
 namespace talpa::golden {
@@ -26,6 +29,38 @@ matrix<double, cpu> summed(matrix_view<const double, cpu> bank, index copies) {
     for (index d = 0; d < bank.cols; ++d) sum(r % sum.rows(), d) += bank(r, d);
   }
   return sum;
+}
+
+/// The localized balance loss of the file and its gradient by the weight of the router.
+void localized(const golden_case& c, checker& check, index experts, index rank, index copies) {
+  const matrix<double, cpu> x = c.at("inputs.x").rows();
+  const tensor types = c.at("inputs.task_types");
+  vector<std::int32_t, cpu> labels(static_cast<index>(types.data.size()));
+  for (index s = 0; s < labels.size(); ++s) {
+    labels[s] = static_cast<std::int32_t>(types.data[static_cast<std::size_t>(s)]);
+  }
+  const mole<dense> layer =
+      make_mole(dense{}, experts, rank, c.number("hparams.scaling"), strategy::dense_masked);
+  auto p = mole_params<dense>(c.at("inputs.W").rows(), c.at("inputs.w_route").rows(),
+                              repeated(c.at("inputs.A").rows(), copies),
+                              c.at("inputs.B").transposed_blocks());
+  batch_info<double, cpu> batch;
+  batch.sequence_length = x.rows() / labels.size();
+  batch.labels = labels.view();
+  context<cpu> ctx;
+  matrix<double, cpu> y(x.rows(), p.base.weight.value().rows), dx(x.rows(), x.cols()), dy = y;
+  const auto kept = layer.forward(ctx, p, x, y.view(), mode::training, batch);
+
+  const localized_balance loss{.delta = c.number("hparams.blc_alpha")};
+  const auto balanced = loss.forward(ctx, kept.routed);
+  matrix<double, cpu> weight(1, 1), dlogits(x.rows(), experts), dgates(x.rows(), experts);
+  weight(0, 0) = c.number("hparams.blc_weight");
+  loss.backward(ctx, kept.routed, balanced, weight, {dlogits.view(), dgates.view(), {}},
+                grad_mode::overwrite);
+  const routed_gradient<double, cpu> from_losses{dlogits.view(), dgates.view(), {}};
+  layer.backward(ctx, p, kept, x, dy, dx.view(), grad_mode::overwrite, &from_losses);
+  check.equal("outputs.blc", weight(0, 0) * balanced.value(0, 0), float32_inside);
+  check.equal("grads.w_route_from_blc", p.router.scorer.weight.grad(), float32_inside);
 }
 
 void loramoe_dense(const golden_case& c, checker& check) {
@@ -64,9 +99,7 @@ void loramoe_dense(const golden_case& c, checker& check) {
     check.equal("outputs.blc", 0.0, {});  // nothing is added
     return;
   }
-  constexpr const char* reason = "talpa has no localized balance loss";
-  check.leave("outputs.blc", reason);
-  check.leave("grads.w_route_from_blc", reason);
+  localized(c, check, experts, rank, copies);
 }
 
 const registration entry("routers/loramoe_dense", loramoe_dense);
