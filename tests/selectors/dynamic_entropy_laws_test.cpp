@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/laws.hpp"
+
+#include <talpa/selectors/dynamic_entropy.hpp>
+#include <talpa/testing/selector_laws.hpp>
+
+#include <doctest/doctest.h>
+
+namespace talpa {
+
+namespace {
+
+template <class Selector, class T>
+void laws(const Selector& selector) {
+  for (const index experts : {1, 2, 8, 33, 65}) {
+    CAPTURE(experts);
+    support::obeys(testing::selector_laws<T>(selector, experts));
+  }
+}
+
+}  // namespace
+
+TEST_SUITE("selectors/dynamic_entropy") {
+  TEST_CASE_TEMPLATE("laws of dynamic_entropy", T, float, double) {
+    laws<dynamic_entropy<>, T>({});
+    laws<dynamic_entropy<entropy::shannon, gate::renormalised>, T>({.threshold = 0.7});
+    laws<dynamic_entropy<entropy::renyi, gate::softmax_selected>, T>({.threshold = 0.5});
+  }
+}
+
+}  // namespace talpa
