@@ -171,8 +171,8 @@ struct mixture_of_routers {
             {},
             kept.labels};
   }
-  /// Sub-router r as losses on logits read it: it selects nothing, so gates and mask are zeros, from
-  /// ctx.memory.
+  /// Sub-router r as losses on logits read it: it selects nothing, so gates and mask are zeros,
+  /// taken from ctx.memory.
   template <class T, class B>
   static routed_view<T, B> sub_view(context<B>& ctx, const saved<T, B>& kept, index r) {
     const index n = kept.logits.rows, e = kept.logits.cols;
