@@ -144,9 +144,9 @@ TALPA_HD auto weights_before_drop(const G& g, index k, row_pointer<const T> logi
 /// Throws: value_error from validate.
 /// Source: Megatron-LM topk_softmax_with_capacity (by_position, by_probability, share, per_batch);
 /// Fedus et al. 2021 (arXiv 2101.03961) as k = 1, raw, by_position, with fixed, per_sequence in the
-/// Hugging Face form. Gates that are equal after rounding go to the earlier token, where the
-/// references leave it open. Padding of experts that are not full with tokens of weight zero
-/// (pad_to_capacity) changes no result and is not done.
+/// Hugging Face form. Megatron's `position` takes the largest of a 0/1 map, so its sort decides
+/// which tokens stay; here the earliest do, and among equal gates too. Its padding of experts that
+/// are not full with tokens of weight zero (pad_to_capacity) changes no result and is not done.
 template <class Weight, class Overflow = overflow::by_position, class Capacity = capacity::share,
           class Group = capacity::per_batch>
 struct capacity_top_k {
