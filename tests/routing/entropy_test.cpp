@@ -212,6 +212,24 @@ TEST_SUITE("routing/entropy") {
     check(entropy::renyi{.epsilon = 1e-5});
   }
 
+  TEST_CASE("NaN among the probabilities gives NaN, for one expert too") {
+    const double nan = std::numeric_limits<double>::quiet_NaN();
+    for (const row& p : {row{nan}, row{0.25, nan, 0.75}}) {
+      const auto check = [&](const auto& kind) {
+        CHECK(std::isnan(on<serial, double>(kind, p).value));
+      };
+      check(entropy::shannon{});
+      check(entropy::shannon{.epsilon = 1e-5});
+      check(entropy::shannon{.log_epsilon = 1e-5, .normalised = false});
+      for (const double q : {0.5, 1.0, 1.1, 2.0}) {
+        check(entropy::tsallis{.q = q});
+        check(entropy::tsallis{.q = q, .epsilon = 1e-5});
+        check(entropy::renyi{.q = q});
+        check(entropy::renyi{.q = q, .epsilon = 1e-5, .normalised = false});
+      }
+    }
+  }
+
   TEST_CASE("an index or a shift out of range is refused") {
     CHECK_THROWS_WITH_AS(entropy::tsallis{.q = 0.0}.validate("policy"),
                          "talpa::policy: 'entropy.q' is 0, expected a finite number > 0",

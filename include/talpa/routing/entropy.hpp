@@ -18,6 +18,8 @@ namespace talpa {
 ///                                     softmax does not feel; 0 where p_e = 0
 /// so that dH / du_e = p_e (d_e - sum_j p_j d_j).
 ///
+/// NaN among the probabilities gives NaN.
+///
 /// epsilon = 0 is the exact value: continuous in the index, 0 ln 0 = 0, H = 0 for E = 1.
 /// epsilon > 0 repeats the code of DynMoLE (arXiv 2504.00661), which adds it to every probability:
 /// uniform rows read slightly below 1 and one-hot rows slightly below 0; Tsallis is off by about
@@ -34,9 +36,9 @@ TALPA_HD V deformed_log(const G& g, const V& p, double q) {
   const auto zero = g.uniform(T{0});
   const auto log_p = math::log(p);
   const T shift = static_cast<T>(q - 1.0);
-  if (shift == T{0}) return talpa::select(p > zero, log_p, zero);
+  if (shift == T{0}) return talpa::select(p == zero, zero, log_p);
   const auto power = math::expm1(math::mul(g.uniform(shift), log_p));
-  return talpa::select(p > zero, power / g.uniform(shift), zero);
+  return talpa::select(p == zero, zero, power / g.uniform(shift));
 }
 
 /// p^q for p > 0; 0 for p = 0.
@@ -44,7 +46,7 @@ template <class T, class G, class V>
 TALPA_HD V power(const G& g, const V& p, double q) {
   const auto zero = g.uniform(T{0});
   const auto value = math::exp(math::mul(g.uniform(static_cast<T>(q)), math::log(p)));
-  return talpa::select(p > zero, value, zero);
+  return talpa::select(p == zero, zero, value);
 }
 
 /// ln E.
@@ -64,7 +66,7 @@ TALPA_HD T greatest_tsallis(index experts, double q) {
 /// value / greatest. With one expert greatest is 0, and so is the exact value.
 template <class T, class G, class V>
 TALPA_HD V part_of(const G& g, const V& value, T greatest, bool exact) {
-  if (exact && g.experts() == 1) return g.uniform(T{0});
+  if (exact && g.experts() == 1) return value - value;  // 0; NaN for a row that is not valid
   return value / g.uniform(greatest);
 }
 
@@ -96,7 +98,7 @@ struct shannon {
     const auto zero = g.uniform(T{0});
     const auto sum = g.template sum<T>([&](auto e) {
       const auto shifted = p[e] + shift;
-      return talpa::select(shifted > zero, math::mul(shifted, math::log(shifted + inside)), zero);
+      return talpa::select(shifted == zero, zero, math::mul(shifted, math::log(shifted + inside)));
     });
     if (!normalised) return -sum;
     return detail::part_of<T>(g, -sum, detail::log_experts<T>(g.experts()),
@@ -113,7 +115,7 @@ struct shannon {
     g.for_each([&](auto e) {
       const auto shifted = p[e] + shift;
       const auto slope = -(math::log(shifted + inside) + shifted / (shifted + inside));
-      d[e] = alone ? zero : talpa::select(p[e] > zero, slope / scale, zero);
+      d[e] = alone ? zero : talpa::select(p[e] == zero, zero, slope / scale);
     });
   }
 };
@@ -163,7 +165,7 @@ struct tsallis {
       const auto slope =
           epsilon > 0.0 ? -math::mul(index_q, detail::power<T>(g, p[e] + shift, q - 1.0)) / less_one
                         : -math::mul(index_q, detail::deformed_log<T>(g, p[e], q));
-      d[e] = alone ? zero : talpa::select(p[e] > zero, slope / scale, zero);
+      d[e] = alone ? zero : talpa::select(p[e] == zero, zero, slope / scale);
     });
   }
 
@@ -222,7 +224,7 @@ struct renyi {
           epsilon > 0.0
               ? -math::mul(index_q, detail::power<T>(g, p[e] + shift, q - 1.0)) / less_one / whole
               : -math::mul(index_q, detail::deformed_log<T>(g, p[e], q)) / whole;
-      d[e] = alone ? zero : talpa::select(p[e] > zero, slope / scale, zero);
+      d[e] = alone ? zero : talpa::select(p[e] == zero, zero, slope / scale);
     });
   }
 
