@@ -75,7 +75,7 @@ outcome try_all(const matrix<T, cpu>& scores, index places, index n, std::vector
 }
 
 /// Whether some chain of moves of tokens, round a circle of experts or ending at a free place,
-/// gains more than `slack` a move: the longest gains between experts after E rounds (Bellman and Ford).
+/// gains more than `slack` a move: the longest gains between experts after E rounds.
 template <class T>
 bool can_be_improved(const matrix<T, cpu>& scores, const std::vector<index>& expert, index places,
                      double slack) {

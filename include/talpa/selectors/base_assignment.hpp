@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/core/mode.hpp>
+#include <talpa/core/workspace.hpp>
 #include <talpa/ops/assign_balanced.hpp>
 #include <talpa/routing/sigmoid_weight.hpp>
 #include <talpa/selectors/explain.hpp>

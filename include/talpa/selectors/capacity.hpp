@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/core/check.hpp>
+#include <talpa/core/workspace.hpp>
 #include <talpa/ops/limit_experts.hpp>
 #include <talpa/routing/first_k.hpp>
 #include <talpa/routing/gate_weight.hpp>

@@ -3,6 +3,7 @@
 
 #include <talpa/core/check.hpp>
 #include <talpa/core/mode.hpp>
+#include <talpa/core/workspace.hpp>
 #include <talpa/ops/sinkhorn.hpp>
 #include <talpa/routing/first_k.hpp>
 #include <talpa/routing/gate_weight.hpp>
