@@ -16,7 +16,8 @@ struct noise_impl {
                 "this backend here, include talpa/cpu/noise.hpp for cpu (docs/architecture.md)");
 };
 
-/// Adds normal noise of one deviation: y[n, d] = x[n, d] + deviation z, z = normal(stream, n D + d).
+/// Adds normal noise of one deviation: y[n, d] = x[n, d] + deviation z,
+/// z = normal(stream, n D + d).
 ///
 /// Backward: dx = dy.
 /// Shapes: x and y [N, D]; they may be the same view.
@@ -31,8 +32,8 @@ void add_noise(context<B>& ctx, random_stream stream, double deviation, input<T,
   noise_impl<B>::constant(ctx, stream, static_cast<T>(deviation), x, y);
 }
 
-/// Adds normal noise whose deviation is learned for each element: deviation = softplus(raw) + floor,
-/// y = x + deviation z, z = normal(stream, n D + d).
+/// Adds normal noise whose deviation is learned for each element:
+/// deviation = softplus(raw) + floor, y = x + deviation z, z = normal(stream, n D + d).
 ///
 /// Shapes: x, raw, deviation and y [N, D]; y may be the same view as x, deviation as raw, but then
 /// backward has lost raw.
