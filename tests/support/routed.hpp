@@ -33,6 +33,8 @@ struct routed_layer {
   matrix<std::uint32_t, cpu> mask;    // [N, ceil(E / 32)]
   vector<std::uint8_t, cpu> padding;  // [N] or empty
   index sequence_length = 0;
+  matrix<T, cpu> control;            // [N, 1] or empty
+  vector<std::int32_t, cpu> labels;  // [S] or empty
 
   routed_layer() = default;
   routed_layer(index tokens, index experts)
@@ -47,7 +49,9 @@ struct routed_layer {
     gates(n, e) = static_cast<T>(gate);
   }
   routed_view<T, cpu> view() const {
-    return {logits.view(), {gates.view(), mask.view()}, padding.view(), sequence_length};
+    return {logits.view(),  {gates.view(), mask.view()},
+            padding.view(), sequence_length,
+            control.view(), labels.view()};
   }
 };
 
@@ -123,6 +127,11 @@ routed_layer<double> widened(const routed_layer<T>& layer) {
   w.mask = layer.mask;
   w.padding = layer.padding;
   w.sequence_length = layer.sequence_length;
+  w.control = matrix<double, cpu>(layer.control.rows(), layer.control.cols());
+  for (index n = 0; n < layer.control.size(); ++n) {
+    w.control.data()[n] = static_cast<double>(layer.control.data()[n]);
+  }
+  w.labels = layer.labels;
   return w;
 }
 
@@ -262,6 +271,7 @@ struct loss_result {
   T value;
   std::vector<matrix<T, cpu>> dlogits;
   std::vector<matrix<T, cpu>> dgates;
+  std::vector<matrix<T, cpu>> dcontrol;
 };
 
 template <class T, class Loss>
@@ -272,16 +282,18 @@ loss_result<T> run_loss(context<cpu>& ctx, const Loss& loss,
   const std::vector<routed_view<T, cpu>> in = views(layers);
   const std::span<const routed_view<T, cpu>> span(in);
   const auto saved = loss.forward(ctx, span);
-  loss_result<T> result{saved.value(0, 0), {}, {}};
+  loss_result<T> result{saved.value(0, 0), {}, {}, {}};
   std::vector<routed_gradient<T, cpu>> out;
   for (const auto& layer : layers) {
     result.dlogits.emplace_back(layer.tokens(), layer.experts());
     result.dgates.emplace_back(layer.tokens(), layer.experts());
+    result.dcontrol.emplace_back(layer.control.rows(), layer.control.cols());
+    std::fill_n(result.dcontrol.back().data(), result.dcontrol.back().size(), before);
     std::fill_n(result.dlogits.back().data(), result.dlogits.back().size(), before);
     std::fill_n(result.dgates.back().data(), result.dgates.back().size(), before);
   }
   for (std::size_t l = 0; l < layers.size(); ++l) {
-    out.push_back({result.dlogits[l].view(), result.dgates[l].view()});
+    out.push_back({result.dlogits[l].view(), result.dgates[l].view(), result.dcontrol[l].view()});
   }
   matrix<T, cpu> upstream(1, 1);
   upstream(0, 0) = dvalue;
@@ -293,30 +305,37 @@ loss_result<T> run_loss(context<cpu>& ctx, const Loss& loss,
 /// empty when all have the bits of `serial`.
 template <class T, class Group>
 std::string lane_group_difference(const Group& loss, test_random& random, index experts) {
-  matrix<T, cpu> totals(3, experts);  // counts, probability, importance
+  matrix<T, cpu> totals(4, experts);  // counts, probability, importance, affinity
   for (index e = 0; e < experts; ++e) {
     totals(0, e) = static_cast<T>(random.below(5));
     totals(1, e) = static_cast<T>(random.uniform(0.0, 3.0));
     totals(2, e) = static_cast<T>(random.uniform(0.0, 3.0));
+    totals(3, e) = static_cast<T>(random.uniform(0.0, 3.0));
   }
   std::vector<std::byte> memory(lane_scratch::bytes_for(experts, 32));
   const auto run = [&](auto make) {
-    matrix<T, cpu> out(3, experts + 1);  // by probability, by importance, value and by z
+    // By probability, by importance, by affinity, value and by z and by the row term.
+    matrix<T, cpu> out(4, experts + 2);
     lane_scratch scratch(memory.data(), memory.size());
     const totals_row<T> in{T{7},
                            {totals.view().row(0), 0},
                            {totals.view().row(1), 0},
                            {totals.view().row(2), 0},
-                           T{5}};
+                           T{5},
+                           {totals.view().row(3), 0},
+                           T{6}};
     const auto result =
         loss(make(&scratch), in,
-             totals_derivative_row<T>{{out.view().row(0), 0}, {out.view().row(1), 0}});
+             totals_derivative_row<T>{
+                 {out.view().row(0), 0}, {out.view().row(1), 0}, {out.view().row(2), 0}});
     if constexpr (std::is_same_v<std::remove_cvref_t<decltype(result.value)>, T>) {
-      out(2, 0) = result.value;
-      out(2, 1) = result.squared_logsumexp;
+      out(3, 0) = result.value;
+      out(3, 1) = result.squared_logsumexp;
+      out(3, 2) = result.row_term;
     } else {
-      out(2, 0) = result.value.v[0];
-      out(2, 1) = result.squared_logsumexp.v[0];
+      out(3, 0) = result.value.v[0];
+      out(3, 1) = result.squared_logsumexp.v[0];
+      out(3, 2) = result.row_term.v[0];
     }
     return out;
   };
@@ -324,11 +343,95 @@ std::string lane_group_difference(const Group& loss, test_random& random, index 
   const auto same = [&](const matrix<T, cpu>& found) {
     return std::equal(found.data(), found.data() + found.size(), expected.data());
   };
-  if (!std::isfinite(expected(2, 0))) return "the value is not finite";
+  if (!std::isfinite(expected(3, 0))) return "the value is not finite";
   if (!same(run([&](lane_scratch* s) { return sim<4>(experts, s); }))) return "sim<4> differs";
   if (!same(run([&](lane_scratch* s) { return sim<8>(experts, s); }))) return "sim<8> differs";
   if (!same(run([&](lane_scratch* s) { return sim<32>(experts, s); }))) return "sim<32> differs";
   return "";
+}
+
+/// Number, array and gradients of a row term for the rows of a layer with a control, over lane groups
+/// of every width: empty when all have the bits of `serial`.
+template <class T, class Term>
+std::string row_term_difference(const Term& term, const routed_layer<T>& layer) {
+  constexpr int width = 8;
+  const index n = layer.tokens(), experts = layer.experts();
+  std::vector<std::byte> memory(lane_scratch::bytes_for(experts, 32));
+  matrix<T, cpu> wanted(1, experts);
+  for (index e = 0; e < experts; ++e) wanted(0, e) = static_cast<T>(0.25 * static_cast<double>(e));
+  const auto run = [&](auto make, index step) {
+    // A row of each: array, dlogits, dgates, then the number and dcontrol.
+    matrix<T, cpu> out(n, 3 * experts + 2);
+    const routed_view<T, cpu> view = layer.view();
+    for (index r = 0; r < n; r += step) {
+      lane_scratch scratch(memory.data(), memory.size());
+      const auto group = make(&scratch, static_cast<int>(std::min(step, n - r)));
+      const routed_row<T> in{{view.logits.row(r), view.logits.stride},
+                             {view.routing.gates.row(r), view.routing.gates.stride},
+                             {view.routing.mask.row(r), view.routing.mask.stride},
+                             {view.control.row(r), view.control.stride}};
+      T* const to = out.view().row(r);
+      const index stride = out.view().stride;
+      const auto number = term.template forward<T>(group, in, row_pointer<T>{to, stride});
+      group.store(row_scalar<T>{to + 3 * experts, stride}, number);
+      scratch.reset();
+      term.template backward<T>(
+          group, in, row_term_gradient<T>{{wanted.data(), 0}, T{0.5}, T{2}},
+          routed_row_gradient<T>{
+              {to + experts, stride}, {to + 2 * experts, stride}, {to + 3 * experts + 1, stride}});
+    }
+    return out;
+  };
+  const matrix<T, cpu> expected =
+      run([&](lane_scratch* s, int) { return serial(experts, s); }, index{1});
+  const auto same = [&](const matrix<T, cpu>& found) {
+    return std::equal(found.data(), found.data() + found.size(), expected.data());
+  };
+  if (!same(run([&](lane_scratch* s, int v) { return token_pack<width>(experts, v, s); }, width))) {
+    return "token_pack differs";
+  }
+  if (!same(run([&](lane_scratch* s, int) { return sim<4>(experts, s); }, 1))) {
+    return "sim<4> differs";
+  }
+  if (!same(run([&](lane_scratch* s, int) { return sim<8>(experts, s); }, 1))) {
+    return "sim<8> differs";
+  }
+  if (!same(run([&](lane_scratch* s, int) { return sim<32>(experts, s); }, 1))) {
+    return "sim<32> differs";
+  }
+  return "";
+}
+
+/// Gives a layer controls in (-2, 2).
+template <class T>
+void add_control(test_random& random, routed_layer<T>& layer) {
+  layer.control = matrix<T, cpu>(layer.tokens(), 1);
+  for (index n = 0; n < layer.tokens(); ++n) {
+    layer.control(n, 0) = static_cast<T>(random.uniform(-2.0, 2.0));
+  }
+}
+
+/// Mean of f(layer, n) over the real tokens of each layer, summed over layers.
+template <class F>
+double mean_over_tokens(const std::vector<routed_layer<double>>& layers, F f) {
+  double total = 0.0;
+  for (const auto& layer : layers) {
+    double sum = 0.0, real = 0.0;
+    for (index n = 0; n < layer.tokens(); ++n) {
+      if (!layer.real(n)) continue;
+      sum += f(layer, n);
+      real += 1.0;
+    }
+    total += real > 0.0 ? sum / real : 0.0;
+  }
+  return total;
+}
+
+template <class T>
+std::vector<routed_layer<double>> all_widened(const std::vector<routed_layer<T>>& layers) {
+  std::vector<routed_layer<double>> wide;
+  for (const auto& layer : layers) wide.push_back(widened(layer));
+  return wide;
 }
 
 /// Central differences of a reference value by the logits and gates of layer l. Padding is left
