@@ -24,6 +24,8 @@ namespace talpa::testing {
 struct scorer_claims {
   /// A token's scores depend on its own row of x alone.
   bool own_row = true;
+  /// Scores depend on x at all.
+  bool reads_tokens = true;
   /// Rounding errors of the scores in units of gamma(D + E + 8) times N E (D + 1) times the largest
   /// input times the largest weight, each at least 1: more than enough for one linear map.
   double amplification = 1.0;
@@ -33,6 +35,11 @@ struct scorer_sizes {
   index tokens = 9;
   index inputs = 7;
   index experts = 5;
+  /// For scorers that look beyond the token. A length must divide `tokens` and 1100.
+  index sequence_length = 0;     ///< of the batch; 0: one sequence
+  index classes = 0;             ///< labels go round 0..classes - 1; 0: none
+  index conditioning_rows = 0;   ///< rows of each sequence, some of them absent; 0: none
+  index conditioning_width = 0;  ///< C
 };
 
 namespace detail {
@@ -52,6 +59,7 @@ class scorer_trial {
     });
     overwrites();
     own_row();
+    reads_tokens();
     same_bits();
     rule_of_signs();
     frozen();
@@ -75,16 +83,61 @@ class scorer_trial {
   struct step {
     matrix<U, cpu> logits;
     matrix<U, cpu> dx;
+    matrix<U, cpu> dconditioning;
   };
+
+  /// What a batch of this size has beside its tokens.
+  template <class U>
+  struct surroundings {
+    vector<std::int32_t, cpu> labels;
+    matrix<U, cpu> rows;
+    vector<std::uint8_t, cpu> present;
+  };
+  template <class U>
+  surroundings<U> surroundings_of(index tokens) const {
+    const index sequences =
+        batch_info<U, cpu>{.sequence_length = sizes_.sequence_length}.sequences(tokens);
+    surroundings<U> s;
+    if (sizes_.classes > 0) {
+      s.labels = vector<std::int32_t, cpu>(sequences);
+      for (index i = 0; i < sequences; ++i) {
+        s.labels[i] = static_cast<std::int32_t>(i % sizes_.classes);
+      }
+    }
+    if (sizes_.conditioning_rows > 0) {
+      const index count = sequences * sizes_.conditioning_rows;
+      generator random(11);
+      s.rows = uneven<U>(count, sizes_.conditioning_width, random);
+      // One row a sequence is always there.
+      if (sizes_.conditioning_rows == 1) return s;
+      s.present = vector<std::uint8_t, cpu>(count);
+      // The last sequence has none where there are more than one.
+      for (index i = 0; i < count; ++i) {
+        const bool last = sequences > 1 && i / sizes_.conditioning_rows == sequences - 1;
+        s.present[i] = !last && i % 3 != 1 ? 1 : 0;
+      }
+    }
+    return s;
+  }
+
   template <class U>
   step<U> run_step(params<U>& p, const matrix<U, cpu>& x, const matrix<U, cpu>& dlogits,
                    int threads = 1, grad_mode dx_mode = grad_mode::overwrite,
-                   U dx_before = std::numeric_limits<U>::quiet_NaN(), int repetitions = 1) {
+                   U dx_before = std::numeric_limits<U>::quiet_NaN(), int repetitions = 1,
+                   const surroundings<U>* given = nullptr) {
     context<cpu> ctx(threads);
     // Noise, where the scorer draws any, is the same in every step.
     generator noise(5);
-    const batch_info<U, cpu> batch{.random = &noise};
-    step<U> s{matrix<U, cpu>(x.rows(), sizes_.experts), matrix<U, cpu>(x.rows(), x.cols())};
+    const surroundings<U> made =
+        given != nullptr ? surroundings<U>{} : surroundings_of<U>(x.rows());
+    const surroundings<U>& around = given != nullptr ? *given : made;
+    step<U> s{matrix<U, cpu>(x.rows(), sizes_.experts), matrix<U, cpu>(x.rows(), x.cols()),
+              matrix<U, cpu>(around.rows.rows(), around.rows.cols())};
+    batch_info<U, cpu> batch;
+    batch.random = &noise;
+    batch.sequence_length = sizes_.sequence_length;
+    batch.labels = around.labels.view();
+    batch.conditioning = {around.rows.view(), around.present.view(), s.dconditioning.view()};
     poison<U>(s.logits.view());
     std::fill_n(s.dx.data(), s.dx.size(), dx_before);
     const auto kept = scorer_.forward(ctx, p, x, s.logits.view(), mode::training, batch);
@@ -115,6 +168,18 @@ class scorer_trial {
     const auto before = gradients_of<T>(p);
     run_step<T>(p, nothing, no_scores);
     l.expect_none(first_difference(gradients_of<T>(p), before), "no tokens");
+  }
+
+  void reads_tokens() {
+    if (claims_.reads_tokens) return;
+    law l(out_, "scores do not depend on the tokens, which get a gradient of zero");
+    params<T> p = make<T>();
+    const matrix<T, cpu> x = uneven<T>(sizes_.tokens, sizes_.inputs, random_);
+    const matrix<T, cpu> other = uneven<T>(sizes_.tokens, sizes_.inputs, random_);
+    const matrix<T, cpu> dlogits = uneven<T>(sizes_.tokens, sizes_.experts, random_);
+    const step<T> a = run_step<T>(p, x, dlogits), b = run_step<T>(p, other, dlogits);
+    l.expect_none(testing::first_difference(a.logits, b.logits));
+    l.expect(largest(a.dx.view()) == 0.0, [] { return std::string("dx is not zero"); });
   }
 
   void own_row() {
@@ -155,6 +220,7 @@ class scorer_trial {
       const step<T> s = compute(threads);
       l.expect_none(testing::first_difference(s.logits, one.logits), where);
       l.expect_none(testing::first_difference(s.dx, one.dx), where);
+      l.expect_none(testing::first_difference(s.dconditioning, one.dconditioning), where);
       l.expect_none(first_difference(gradients_of<T>(p), gradients), where);
     }
   }
@@ -234,8 +300,12 @@ class scorer_trial {
     const matrix<double, cpu> upstream = cotangent(sizes_.tokens, sizes_.experts, 3);
     fill_gradients<double>(p, 0.0);
     step<double> s = run_step<double>(p, x, upstream);
+    surroundings<double> around = surroundings_of<double>(sizes_.tokens);
     std::vector<gradient_probe> probes{{"x", x.view(), s.dx.view()}};
     add_probes(p, probes);
+    if (around.rows.size() > 0) {
+      probes.push_back({"conditioning", around.rows.view(), s.dconditioning.view()});
+    }
     matrix<double, cpu> logits;
     const matrix<double, cpu> none;
     const double d = static_cast<double>(sizes_.inputs), e = static_cast<double>(sizes_.experts);
@@ -246,7 +316,7 @@ class scorer_trial {
     out_.add(gradient_check(
         "forward", probes, upstream, accuracy,
         [&] {
-          logits = run_step<double>(p, x, none).logits;
+          logits = run_step<double>(p, x, none, 1, grad_mode::overwrite, 0.0, 1, &around).logits;
           return logits.view();
         },
         [] { return 0; }));
@@ -267,8 +337,9 @@ class scorer_trial {
 /// Initialisation depends on the generator alone; forward writes every score and a token's scores
 /// depend on its own input; any number of threads and any repetition gives the same bits; backward
 /// overwrites, adds to or leaves out dx as it is told and adds to parameter gradients; frozen
-/// parameters have no gradient storage and pass gradients on; gradients of x and of every parameter
-/// equal central differences in double.
+/// parameters have no gradient storage and pass gradients on; gradients of x, of every parameter
+/// and of conditioning rows equal central differences in double. `sizes` says what the batch has
+/// beside its tokens.
 template <floating T, class Scorer>
 report scorer_laws(const Scorer& scorer, const scorer_claims& claims = {},
                    const scorer_sizes& sizes = {}, std::uint64_t seed = 1) {
