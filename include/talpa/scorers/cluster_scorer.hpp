@@ -26,7 +26,8 @@ namespace talpa {
 /// Edges: no tokens read no label. Padding does not change the row of a sequence.
 /// Cost: 2 S n E flop; keeps S (n + E) numbers.
 /// Determinism: same bits for the same stream, for any number of threads.
-/// Throws: value_error for hyperparameters out of range, a missing or wrong label, or no generator
+/// Throws: shape_error where labels are missing; value_error for hyperparameters or a label out of
+/// range, or no generator
 /// in training where noise > 0.
 /// Source: MoCLE (arXiv 2312.12379), whose M holds embeddings of k-means centroids, with
 /// temperature 0.05 and noise 0.1 in its code. The code's softmax is in float16, which overflows;
