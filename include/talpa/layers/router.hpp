@@ -105,8 +105,8 @@ struct router {
     params<T, B> p;
     p.scorer = scorer.template init<T, B>(inputs, experts, random, prefix);
     if constexpr (controlled_selector<Selector>) {
-      p.control = selector.control.template init<T, B>(inputs, 1, random,
-                                                       detail::concat(prefix, "control."));
+      p.control = detail::control_member(selector).template init<T, B>(
+          inputs, 1, random, detail::concat(prefix, "control."));
     }
     if constexpr (biased_selector<Selector>) {
       p.expert_bias =
@@ -127,7 +127,7 @@ struct router {
                       detail::scorer_bytes<T, B>(scorer, tokens, inputs, experts);
     if constexpr (controlled_selector<Selector>) {
       sum += bytes(tokens, sizeof(T)) +
-             detail::scorer_bytes<T, B>(selector.control, tokens, inputs, 1);
+             detail::scorer_bytes<T, B>(detail::control_member(selector), tokens, inputs, 1);
     }
     return sum;
   }
@@ -147,7 +147,7 @@ struct router {
     kept.more.sequence_length = batch.sequence_length;
     if constexpr (controlled_selector<Selector>) {
       const auto control = ctx.memory.template take<T>(x.rows, 1);  // [N, 1]
-      kept.control = selector.control.forward(ctx, p.control, x, control, m, batch);
+      kept.control = detail::control_member(selector).forward(ctx, p.control, x, control, m, batch);
       kept.more.control = control;
     }
     if constexpr (biased_selector<Selector>) kept.more.bias = p.expert_bias.value();
@@ -190,8 +190,9 @@ struct router {
       if (from_losses != nullptr && !from_losses->dcontrol.empty()) {
         ops::axpy(ctx, T{1}, from_losses->dcontrol, dcontrol);
       }
-      selector.control.backward(ctx, p.control, kept.control, x, dcontrol, dx,
-                                dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate);
+      detail::control_member(selector).backward(
+          ctx, p.control, kept.control, x, dcontrol, dx,
+          dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate);
     }
   }
 };

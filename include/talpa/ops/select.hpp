@@ -59,11 +59,28 @@ struct assign_batch {
   index sequence() const { return more.sequence_length > 0 ? more.sequence_length : logits.rows; }
 };
 
+namespace detail {
+
+/// The scorer that makes a selector's number a token: its own, or that of the selector it wraps.
+template <class S>
+TALPA_HD const auto& control_member(const S& selector) {
+  if constexpr (requires { selector.control; }) {
+    return selector.control;
+  } else if constexpr (requires { selector.inner; }) {
+    return control_member(selector.inner);
+  } else {
+    return selector;  // it has none
+  }
+}
+
+}  // namespace detail
+
 /// A selector that reads a number a token, which a scorer of its own makes from the token.
 template <class S>
 concept controlled_selector = requires(const S s) {
   typename S::control_scorer;
-  { s.control } -> std::convertible_to<const typename S::control_scorer&>;
+  requires !std::is_void_v<typename S::control_scorer>;
+  { detail::control_member(s) } -> std::convertible_to<const typename S::control_scorer&>;
 };
 /// A selector that reads a number an expert, `static constexpr bool has_bias = true`.
 template <class S>
