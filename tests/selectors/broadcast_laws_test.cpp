@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/laws.hpp"
+
+#include <talpa/cpu/overlay_rows.hpp>
+#include <talpa/selectors/broadcast.hpp>
+#include <talpa/selectors/top_k.hpp>
+#include <talpa/selectors/top_p.hpp>
+#include <talpa/testing/selector_laws.hpp>
+
+#include <doctest/doctest.h>
+
+namespace talpa {
+
+namespace {
+
+template <class Selector, class T>
+void laws(const Selector& selector) {
+  for (const index experts : {2, 8, 33, 65}) {
+    CAPTURE(experts);
+    support::obeys(testing::selector_laws<T>(selector, experts));
+  }
+}
+
+}  // namespace
+
+TEST_SUITE("selectors/broadcast") {
+  TEST_CASE_TEMPLATE("laws of broadcast round a selector of rows", T, float, double) {
+    laws<broadcast<top_k<gate::raw>>, T>({.inner = {.k = 2}, .threshold = 0.7});
+    laws<broadcast<top_k<gate::softmax_selected>>, T>({.inner = {.k = 2}, .threshold = 0.8});
+    laws<broadcast<top_p<gate::renormalised>, entropy::tsallis>, T>({.threshold = 0.6});
+    support::obeys(testing::selector_laws<T>(broadcast<top_k<gate::raw>>{.inner = {.k = 1}}, 1));
+  }
+  TEST_CASE_TEMPLATE("laws of broadcast that is off", T, float, double) {
+    laws<broadcast<top_k<gate::raw>>, T>(
+        {.inner = {.k = 2}, .threshold = 0.0, .broadcasting = false});
+  }
+}
+
+}  // namespace talpa
