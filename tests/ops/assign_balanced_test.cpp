@@ -239,6 +239,17 @@ TEST_SUITE("ops/assign_balanced") {
     }
     s(1, 1) = 0.0;
     CHECK(assign(s) == std::vector<index>{0, 1, 1, 0});
+    // A power of two changes no order, so the same scores made small are assigned alike.
+    support::test_random random(8);
+    for (index trial = 0; trial < 20; ++trial) {
+      matrix<double, cpu> large(12, 4), small(12, 4);
+      for (index i = 0; i < large.size(); ++i) {
+        // Two experts that all like, two that none likes: the differences are beyond the range.
+        large.data()[i] = random.uniform(0.6, 1.0) * (i % 4 < 2 ? most : -most);
+        small.data()[i] = large.data()[i] * 0x1p-900;
+      }
+      CHECK(assign(large) == assign(small));
+    }
   }
 
   TEST_CASE("shapes that do not fit are refused") {
