@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/core/check.hpp>
+#include <talpa/core/workspace.hpp>
 #include <talpa/ops/overlay_rows.hpp>
 #include <talpa/routing/entropy.hpp>
 #include <talpa/routing/row_softmax.hpp>
@@ -82,8 +83,8 @@ struct control_scorer_type<S> {
 /// leaves the others, and inference, to the selector Inner.
 ///
 /// Forward: a token with H(softmax(u_n)) >= threshold gets every expert whose logit is not -inf and
-/// the gates g = softmax(u_n); any other token what Inner gives it. With slots::per_sequence no more
-/// than `slots.most` tokens of a sequence are broadcast, the first ones. H as Entropy says
+/// the gates g = softmax(u_n); any other token what Inner gives it. With slots::per_sequence no
+/// more than `slots.most` tokens of a sequence are broadcast, the first ones. H as Entropy says
 /// (entropy::shannon, tsallis, renyi; routing/entropy.hpp). At inference Inner alone.
 /// Backward (masks constant): of a token that was broadcast du_e = g_e (dg_e - sum_j g_j dg_j) and
 /// nothing to a control; of the others Inner's.
