@@ -27,8 +27,7 @@ namespace talpa {
 /// Cost: 2 S n E flop; keeps S (n + E) numbers.
 /// Determinism: same bits for the same stream, for any number of threads.
 /// Throws: shape_error where labels are missing; value_error for hyperparameters or a label out of
-/// range, or no generator
-/// in training where noise > 0.
+/// range, or without a generator in training where noise > 0.
 /// Source: MoCLE (arXiv 2312.12379), whose M holds embeddings of k-means centroids, with
 /// temperature 0.05 and noise 0.1 in its code. The code's softmax is in float16, which overflows;
 /// ours is in T.

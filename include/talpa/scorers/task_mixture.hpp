@@ -28,9 +28,9 @@ namespace talpa {
 /// Cost: both scorers and four exponentials a logit; keeps N (3 E + 6) + S E numbers and what the
 /// scorers keep.
 /// Determinism: same bits for any number of threads.
-/// Throws: shape_error unless there is exactly one conditioning row a sequence, of the width that
-/// the task says; value_error where some may be absent, and for
-/// an alpha that is not finite; what the scorers throw.
+/// Throws: shape_error unless there is exactly one conditioning row of width C a sequence;
+/// value_error where rows are marked present or absent, for an alpha that is not finite or a width
+/// below 1; what the scorers throw.
 /// Source: HMoRA (ICLR 2025, openreview lTkHiXeuDl); alpha grows linearly with depth, see
 /// `alpha_at`. Its code adds 1e-9 inside logarithms; here nothing is added.
 template <class Token, class Task>
