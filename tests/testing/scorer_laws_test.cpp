@@ -3,7 +3,10 @@
 #include "support/laws.hpp"
 
 #include <talpa/cpu/bias.hpp>
+#include <talpa/cpu/fill.hpp>
 #include <talpa/cpu/reduce.hpp>
+#include <talpa/cpu/sequence_rows.hpp>
+#include <talpa/scorers/cross_attention_scorer.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
 #include <talpa/testing/scorer_laws.hpp>
 
@@ -99,6 +102,17 @@ struct faulty {
 static_assert(scorer_policy<faulty>);
 using fault = faulty::fault;
 
+/// cross_attention_scorer that forgets the gradient of the rows it reads.
+struct forgets_rows : cross_attention_scorer {
+  template <class T, class B>
+  saved<T, B> forward(context<B>& ctx, const params<T, B>& p, input<T, B> x, output<T, B> logits,
+                      mode m, const batch_info<T, B>& batch) const {
+    saved<T, B> kept = cross_attention_scorer::forward(ctx, p, x, logits, m, batch);
+    kept.beside.drows = {};
+    return kept;
+  }
+};
+
 bool finds(fault with, const std::string& law) {
   const std::string text = testing::scorer_laws<double>(faulty{.with = with}).text();
   INFO(text);
@@ -110,6 +124,27 @@ bool finds(fault with, const std::string& law) {
 TEST_SUITE("testing/scorer_laws") {
   TEST_CASE("a scorer without a mistake obeys them") {
     support::obeys(testing::scorer_laws<double>(faulty{}));
+  }
+
+  TEST_CASE("a batch with conditioning rows has their gradient checked") {
+    const testing::scorer_claims claims{.own_row = false, .amplification = 512.0};
+    const testing::scorer_sizes sizes{.tokens = 4,
+                                      .inputs = 3,
+                                      .experts = 2,
+                                      .sequence_length = 2,
+                                      .conditioning_rows = 2,
+                                      .conditioning_width = 3};
+    support::obeys(testing::scorer_laws<double>(cross_attention_scorer{}, claims, sizes));
+    CHECK(testing::scorer_laws<double>(forgets_rows{}, claims, sizes)
+              .text()
+              .find("forward: the gradient of 'conditioning' equals differences") !=
+          std::string::npos);
+  }
+
+  TEST_CASE("a scorer that reads its tokens cannot claim that it does not") {
+    CHECK(testing::scorer_laws<double>(faulty{}, {.reads_tokens = false})
+              .text()
+              .find("scores do not depend on the tokens") != std::string::npos);
   }
 
   TEST_CASE("each mistake breaks the law that is about it") {
