@@ -26,6 +26,11 @@ struct renormalised {
 struct softmax_selected {
   static constexpr bool unit_mass = true;
 };
+/// g_e = exp(p_e) / sum_{j in S} exp(p_j): softmax of the selected PROBABILITIES (HMoRA, X-LoRA).
+/// Flatter than the others: two experts share between 0.27 and 0.73.
+struct softmax_probability {
+  static constexpr bool unit_mass = true;
+};
 
 }  // namespace gate
 
@@ -36,10 +41,13 @@ TALPA_HD void weigh(const G& g, const select_row<T>& row,
                     const row_exponentials<T, G>& exponential) {
   const auto zero = g.uniform(T{0});
   const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
-  // Numerators over S: p_e for raw and renormalised, exp(u_e - max u) for softmax_selected.
+  // Numerators over S: p_e for raw and renormalised, exp(u_e - max u) for softmax_selected,
+  // exp(p_e) for softmax_probability.
   const auto numerator = [&](auto e) {
     if constexpr (std::same_as<Weight, gate::softmax_selected>) {
       return exponential.weight[e];
+    } else if constexpr (std::same_as<Weight, gate::softmax_probability>) {
+      return math::exp(exponential.weight[e] / exponential.sum);
     } else {
       return exponential.weight[e] / exponential.sum;
     }
@@ -56,7 +64,8 @@ TALPA_HD void weigh(const G& g, const select_row<T>& row,
 }
 
 /// Backward of weigh with S constant. raw: du_e = p_e (m_e dg_e - sum_j p_j m_j dg_j) for all e, m
-/// the mask; the others: du_e = g_e (dg_e - sum_{j in S} g_j dg_j).
+/// the mask; renormalised and softmax_selected: du_e = g_e (dg_e - sum_{j in S} g_j dg_j);
+/// softmax_probability: dp_e = that, du_e = p_e (dp_e - sum_j p_j dp_j) for all e.
 template <class Weight, class G, class T>
 TALPA_HD void weigh_backward(const G& g, const select_gradient_row<T>& row) {
   const auto zero = g.uniform(T{0});
@@ -67,7 +76,16 @@ TALPA_HD void weigh_backward(const G& g, const select_gradient_row<T>& row) {
     const auto mean = g.template sum<T>([&](auto e) { return math::mul(weight(e), dgate(e)); });
     g.for_each([&](auto e) { g.store(row.dlogits, e, math::mul(weight(e), dgate(e) - mean)); });
   };
-  if constexpr (Weight::unit_mass) {
+  if constexpr (std::same_as<Weight, gate::softmax_probability>) {
+    const auto exponential = exponentials<T>(g, row_logits(g, row.logits));
+    const auto gate_of = [&](auto e) { return g.load(row.gates, e, T{0}); };
+    const auto mean = g.template sum<T>([&](auto e) { return math::mul(gate_of(e), dgate(e)); });
+    auto dp = g.template elements<T>();
+    g.for_each([&](auto e) { dp[e] = math::mul(gate_of(e), dgate(e) - mean); });
+    const auto p = [&](auto e) { return exponential.weight[e] / exponential.sum; };
+    const auto fall = g.template sum<T>([&](auto e) { return math::mul(p(e), dp[e]); });
+    g.for_each([&](auto e) { g.store(row.dlogits, e, math::mul(p(e), dp[e] - fall)); });
+  } else if constexpr (Weight::unit_mass) {
     pull_back([&](auto e) { return g.load(row.gates, e, T{0}); });
   } else {
     const auto exponential = exponentials<T>(g, row_logits(g, row.logits));
