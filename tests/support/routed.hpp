@@ -350,8 +350,8 @@ std::string lane_group_difference(const Group& loss, test_random& random, index 
   return "";
 }
 
-/// Number, array and gradients of a row term for the rows of a layer with a control, over lane groups
-/// of every width: empty when all have the bits of `serial`.
+/// Number, array and gradients of a row term for the rows of a layer with a control, over lane
+/// groups of every width: empty when all have the bits of `serial`.
 template <class T, class Term>
 std::string row_term_difference(const Term& term, const routed_layer<T>& layer) {
   constexpr int width = 8;

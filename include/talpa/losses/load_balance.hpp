@@ -247,8 +247,8 @@ struct balance_group {
 /// Backward: da_ne = dvalue E / n f_e with n the group's real tokens, so for the softmax
 /// dlogits_ne = dvalue E / n p_ne (f_e - sum_j p_nj f_j); counts have no gradient. soft_mass also:
 /// dgates_ne = dvalue E / n P_e where the mask is set. affinity::gates: dgates_ne = da_ne where the
-/// mask is set, dlogits is zero. affinity::margin: dcontrol_n = -dvalue E / n max_threshold sigmoid'(control_n)
-/// sum_e f_e.
+/// mask is set, dlogits is zero. affinity::margin: dcontrol_n = -dvalue E / n max_threshold
+/// sigmoid'(control_n) sum_e f_e.
 /// Shapes: per layer logits, gates [N, E], mask [N, ceil(E / 32)], control [N, 1] for
 /// affinity::margin; value [1, 1].
 /// Value: `ideal` when all f_e are equal, whatever P; E times that when one expert has everything.

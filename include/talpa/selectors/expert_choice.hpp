@@ -16,7 +16,7 @@ namespace talpa {
 namespace detail {
 
 /// Every expert that is not masked, with its probability.
-struct every_expert {
+struct every_candidate {
   static constexpr const char* name = "expert_choice";
 
   void validate(index) const {}
@@ -71,7 +71,7 @@ struct expert_choice {
     const index experts = batch.logits.cols;
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto p = ctx.scratch.template take<T>(batch.logits.rows, experts);  // [N, E]
-    ops::select(ctx, detail::every_expert{}, batch.logits, batch.padding_mask, p, mask);
+    ops::select(ctx, detail::every_candidate{}, batch.logits, batch.padding_mask, p, mask);
     const auto places = [share = factor, experts](index tokens) {
       const double most =
           ::floor(static_cast<double>(tokens) * share / static_cast<double>(experts));

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/eigen_product.hpp"
+
+#include <talpa/presets/ada_mole.hpp>
+#include <talpa/presets/dyn_mole.hpp>
+#include <talpa/presets/gw_moe.hpp>
+#include <talpa/presets/ld_mole.hpp>
+#include <talpa/presets/lora_moe.hpp>
+#include <talpa/presets/mola.hpp>
+#include <talpa/presets/mor.hpp>
+#include <talpa/presets/re_moe.hpp>
+#include <talpa/talpa.hpp>
+#include <talpa/testing/parameters.hpp>
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <utility>
+#include <vector>
+
+namespace talpa {
+
+namespace {
+
+constexpr index tokens = 24, inputs = 6, outputs = 5;
+
+/// One step of a layer with its losses: everything is finite, and each of the router's parameters
+/// gets a gradient unless it never has one.
+template <class Layer, class Losses>
+void trains(const Layer& layer, const Losses& losses, double deviation = 1.0) {
+  generator random(3);
+  auto base = linear{}.init<float, cpu>(inputs, outputs, random, "base.");
+  base.freeze();
+  auto params = layer.init(std::move(base), random);
+  fill_normal(params.expert.b.value(), 0.3, random);
+  matrix<float, cpu> x(tokens, inputs), y(tokens, outputs), dx(tokens, inputs);
+  fill_normal(x.view(), deviation, random);
+  std::vector<std::int32_t> kinds = {0, 1};
+
+  context<cpu> ctx(1);
+  batch_info<float, cpu> batch{.sequence_length = tokens / 2, .random = &random};
+  batch.labels = {kinds.data(), 2};
+  const auto kept = layer.forward(ctx, params, x, y.view(), mode::training, batch);
+  const auto found = losses.forward(ctx, kept.routed);
+  matrix<float, cpu> one(1, 1), dlogits(tokens, layer.experts), dgates(tokens, layer.experts);
+  matrix<float, cpu> dcontrol(kept.routed.control.rows, 1);
+  one(0, 0) = 1.0F;
+  const routed_gradient<float, cpu> gradient{dlogits.view(), dgates.view(), dcontrol.view()};
+  losses.backward(ctx, kept.routed, found, one, gradient, grad_mode::overwrite);
+  layer.backward(ctx, params, kept, x, y, dx.view(), grad_mode::overwrite, &gradient);
+
+  CHECK(std::isfinite(found.value(0, 0)));
+  CHECK(std::isfinite(testing::largest(y.view())));
+  CHECK(testing::largest(dx.view()) > 0.0);
+  params.router.visit([&](const parameter<float, cpu>& p) {
+    CAPTURE(p.name());
+    if (p.trainable()) CHECK(testing::largest(p.grad()) > 0.0);
+  });
+}
+
+}  // namespace
+
+TEST_SUITE("presets") {
+  TEST_CASE("mola") {
+    CHECK(presets::mola.router.selector.k == 2);
+    CHECK(presets::mola.expert.rank == 8);
+    trains(presets::mola, presets::mola_losses);
+  }
+  TEST_CASE("lora_moe") {
+    CHECK(presets::lora_moe.expert.rank == 4);
+    CHECK(presets::lora_moe.expert.alpha == 32.0);
+    trains(presets::lora_moe, presets::lora_moe_losses);
+  }
+  TEST_CASE("dyn_mole") {
+    CHECK(presets::dyn_mole.experts == 6);
+    CHECK(presets::dyn_mole.router.selector.entropy.q == 1.1);
+    CHECK(presets::dyn_mole.router.selector.threshold == 0.9);
+    trains(presets::dyn_mole, presets::dyn_mole_losses);
+  }
+  TEST_CASE("gw_moe") {
+    // 1.8 nats of ln 8, to the two digits that are documented.
+    CHECK(std::abs(presets::gw_moe.router.selector.threshold - 1.8 / std::log(8.0)) < 0.005);
+    trains(presets::gw_moe, presets::gw_moe_losses);
+  }
+  TEST_CASE("mor") {
+    CHECK(presets::mor.router.scorer.sub_routers == 3);
+    trains(presets::mor, presets::mor_losses);
+  }
+  TEST_CASE("ada_mole") {
+    CHECK(presets::ada_mole.router.selector.relative == 1.0);
+    trains(presets::ada_mole, presets::ada_mole_losses);
+  }
+  TEST_CASE("re_moe") {
+    CHECK(presets::re_moe_controller.coefficient == 1e-8);
+    trains(presets::re_moe, presets::re_moe_loss);
+  }
+  TEST_CASE("ld_mole") {
+    CHECK(presets::ld_mole.router.selector.control.hidden == 512);
+    CHECK(presets::ld_mole.router.selector.control.initial_bias == -2.5);
+    // Large inputs: the hidden units begin at -2.5, in front of a relu.
+    trains(presets::ld_mole, presets::ld_mole_losses, 8.0);
+  }
+}
+
+}  // namespace talpa
