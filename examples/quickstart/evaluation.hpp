@@ -63,10 +63,9 @@ evaluation evaluate_network(context<cpu>& ctx, network<Layer>& net, const digits
       statistics_report all;
       for (const statistics_report& report : used[l]) {
         all.merge(report);
-        // Gates sum to one, so a gate's mean over tokens is the expert's share of all gates.
-        for (const double gates : report.importance) {
-          layer.load.push_back(gates / static_cast<double>(report.tokens));
-        }
+        double sum = 0;  // gates of a token need not sum to one
+        for (const double gates : report.importance) sum += gates;
+        for (const double gates : report.importance) layer.load.push_back(gates / sum);
       }
       layer.entropy.push_back(all.normalised_entropy());
       active_experts += all.active_experts() / static_cast<double>(depth);

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace talpa::examples {
@@ -27,6 +28,8 @@ inline const char* family_class(method_family family) {
       return "soft";
     case method_family::mola:
       return "mola";
+    case method_family::dynamic:
+      return "other";
     case method_family::frozen:
       break;
   }
@@ -39,13 +42,18 @@ inline drawing::shape family_shape(method_family family) {
       return drawing::shape::square;
     case method_family::mola:
       return drawing::shape::triangle;
+    case method_family::dynamic:
+      return drawing::shape::diamond;
     default:
       return drawing::shape::circle;
   }
 }
 
 inline constexpr method_family adapted_families[] = {method_family::lora, method_family::soft_mole,
-                                                     method_family::mola};
+                                                     method_family::mola, method_family::dynamic};
+
+/// Whether the methods of a family are one method with several ranks.
+inline bool is_series(method_family family) { return family != method_family::dynamic; }
 
 inline std::vector<const method_result*> of_family(const report_data& data, method_family family) {
   std::vector<const method_result*> found;
@@ -71,7 +79,43 @@ inline std::vector<const method_result*> routed(const report_data& data) {
   return found;
 }
 
-inline std::string rank_label(const method_result& m) { return format("r = %td", m.rank); }
+/// Width of a label of class note, with fonts that are not narrow.
+inline double note_width(const std::string& text) {
+  double width = 0;
+  for (const char c : text) width += c >= 'A' && c <= 'Z' ? 8.5 : 6.2;
+  return width;
+}
+
+/// Figures with a panel a method have rows of at most this many panels.
+inline constexpr std::size_t row_length = 5;
+
+/// The methods in rows; where one row cannot hold all, the other routers begin a row.
+inline std::vector<std::vector<const method_result*>> in_rows(
+    const std::vector<const method_result*>& methods) {
+  std::vector<std::vector<const method_result*>> rows;
+  for (std::size_t i = 0; i < methods.size(); ++i) {
+    const bool other = i > 0 && is_series(methods[i - 1]->family) != is_series(methods[i]->family);
+    if (i == 0 || rows.back().size() == row_length || (other && methods.size() > row_length)) {
+      rows.emplace_back();
+    }
+    rows.back().push_back(methods[i]);
+  }
+  return rows;
+}
+
+inline std::size_t longest(const std::vector<std::vector<const method_result*>>& rows) {
+  std::size_t length = 1;
+  for (const auto& row : rows) length = std::max(length, row.size());
+  return length;
+}
+
+/// Row and column of the i-th method.
+inline std::pair<std::size_t, std::size_t> place_of(
+    const std::vector<std::vector<const method_result*>>& rows, std::size_t i) {
+  std::size_t row = 0;
+  for (; i >= rows[row].size(); ++row) i -= rows[row].size();
+  return {row, i};
+}
 
 /// Marker and name of each family, from `x` on.
 inline void draw_family_legend(drawing& d, const report_data& data, double x, double y) {
@@ -105,6 +149,7 @@ void draw_scatter(drawing& d, const panel& p, const report_data& data, Cost&& co
         line.push_back({p.px(cost(*m)), p.py(accuracy(*m).mean)});
       }
     }
+    if (!is_series(family)) continue;
     if (line.size() > 1) d.polyline(line, std::string("series thin ") + name);
     for (std::size_t i = 1; i < line.size(); ++i) {
       constexpr int parts = 24;
@@ -133,7 +178,7 @@ void draw_scatter(drawing& d, const panel& p, const report_data& data, Cost&& co
       taken.push_back({from, y - 4, x, y + 4});
     }
     taken.push_back({x - 5, y - 5, x + 5, y + 5});
-    labels.push_back({x, y, rank_label(*m), name});
+    labels.push_back({x, y, m->label, name});
   }
   for (const method_result* m : adapted(data)) {
     const spread a = accuracy(*m);
@@ -144,7 +189,7 @@ void draw_scatter(drawing& d, const panel& p, const report_data& data, Cost&& co
   // A label takes the first free place round its marker, one that no line crosses if there is one;
   // where none is free, the tip has to do.
   for (const pending& l : labels) {
-    const double width = character_width * static_cast<double>(l.text.size());
+    const double width = note_width(l.text);
     const struct {
       double left;
       double baseline;
@@ -153,6 +198,8 @@ void draw_scatter(drawing& d, const panel& p, const report_data& data, Cost&& co
         {l.x - width / 2, l.y + 19}, {l.x + 7, l.y - 7},          {l.x + 7, l.y + 16},
         {l.x - 7 - width, l.y - 7},  {l.x - 7 - width, l.y + 16}, {l.x + 9, l.y - 18},
         {l.x + 9, l.y + 27},         {l.x - 9 - width, l.y - 18}, {l.x - 9 - width, l.y + 27},
+        {l.x - width / 2, l.y - 23}, {l.x - width / 2, l.y + 32}, {l.x - width / 2, l.y - 36},
+        {l.x - width / 2, l.y + 45},
     };
     bool placed = false;
     for (const bool cross_lines : {false, true}) {
@@ -196,22 +243,28 @@ inline std::string accuracy_figure(const report_data& data) {
             "in Table 1.");
   detail::draw_family_legend(d, data, left, 14);
 
+  // Ticks where methods stand; measured ranks that nearly agree share one, and those of other
+  // routers take what room is left.
   std::vector<double> ranks;
+  for (const bool series : {true, false}) {
+    for (const method_result* m : detail::adapted(data)) {
+      const double rank = m->active_rank;
+      if (detail::is_series(m->family) != series || !std::isfinite(rank) || rank <= 0) continue;
+      const bool near = std::any_of(ranks.begin(), ranks.end(), [&](double taken) {
+        return std::fabs(std::log(rank / taken)) <= std::log(series ? 1.2 : 1.3);
+      });
+      if (!near) ranks.push_back(rank);
+    }
+  }
+  std::sort(ranks.begin(), ranks.end());
   detail::extent parameters;
   for (const method_result* m : detail::adapted(data)) {
-    if (std::isfinite(m->active_rank) && m->active_rank > 0) ranks.push_back(m->active_rank);
     if (m->adapter_parameters > 0) {
       parameters.add(static_cast<double>(m->adapter_parameters));
       parameters.add(static_cast<double>(m->trainable()));
     }
   }
-  // Ticks where methods stand; measured ranks that nearly agree share one.
-  std::sort(ranks.begin(), ranks.end());
-  std::vector<double> rank_ticks;
-  for (const double r : ranks) {
-    if (rank_ticks.empty() || r > 1.2 * rank_ticks.back()) rank_ticks.push_back(r);
-  }
-  const scale rank_axis = log_scale_at(rank_ticks);
+  const scale rank_axis = log_scale_at(ranks);
   const scale parameter_axis = parameters.empty()
                                    ? log_scale(1, 10)
                                    : log_scale(parameters.low / 1.5, parameters.high * 1.5);
@@ -247,7 +300,7 @@ inline std::string accuracy_figure(const report_data& data) {
 
 /// Loss by epoch, training above and held-out below, one panel a family.
 inline std::string loss_figure(const report_data& data) {
-  constexpr double left = 62, top = 34, height = 180, room = 52, down = 68;
+  constexpr double left = 62, top = 34, height = 180, room = 60, down = 68;
   constexpr std::vector<double> method_run::*curves[] = {&method_run::train_loss,
                                                          &method_run::held_out_loss};
   std::vector<method_family> families;
@@ -266,10 +319,9 @@ inline std::string loss_figure(const report_data& data) {
       }
     }
   }
-  drawing d(
-      detail::figure_width, top + 2 * height + down + 48, "Loss",
-      "Cross-entropy by epoch in nats, training above and held-out below; one panel for LoRA, "
-      "one for soft MoLE, one for MoLA. The numbers are in the table below the figure.");
+  drawing d(detail::figure_width, top + 2 * height + down + 48, "Loss",
+            "Cross-entropy by epoch in nats, training above and held-out below; one panel for each "
+            "family of methods. The numbers are in the table below the figure.");
   const scale vertical =
       losses.empty() ? log_scale(0.1, 10) : log_scale(losses.low / 1.1, losses.high * 1.1);
   const double count = std::max<double>(1, static_cast<double>(families.size()));
@@ -306,9 +358,9 @@ inline std::string loss_figure(const report_data& data) {
           if (p.accepts(epoch, loss[e])) line.push_back({p.px(epoch), p.py(loss[e])});
         }
         if (line.empty()) continue;
-        d.polyline(line, format("series %s dash%zu", name, (methods.size() - 1 - i) % 4));
+        d.polyline(line, format("series %s dash%zu", name, (methods.size() - 1 - i) % 5));
         ends.push_back(line.back().y);
-        labels.push_back(detail::rank_label(*methods[i]));
+        labels.push_back(methods[i]->label);
       }
       const std::vector<double> places = spread_apart(ends, 14, p.y, p.y + height);
       for (std::size_t i = 0; i < places.size(); ++i) {
@@ -320,10 +372,11 @@ inline std::string loss_figure(const report_data& data) {
 }
 
 /// Share of each expert in the gates of each instruction's held-out tokens; first seed; one column
-/// a method, one row a layer.
+/// a method, one row a layer; many methods take several such blocks.
 inline std::string load_figure(const report_data& data) {
   const auto methods = detail::routed(data);
-  constexpr double left = 82, top = 84, gap = 24, down = 56;
+  const auto blocks = detail::in_rows(methods);
+  constexpr double left = 82, top = 84, gap = 24, down = 56, block_gap = 36;
   std::size_t rows = 0;
   double largest = 0;
   index experts = 1;
@@ -338,12 +391,14 @@ inline std::string load_figure(const report_data& data) {
   }
   // Colour runs from nothing to the largest share in any map, rounded up to a tenth.
   const double full = std::max(0.1, std::ceil(largest * 10 - 1e-9) / 10);
-  const double count = std::max<double>(1, static_cast<double>(methods.size()));
+  const auto count = static_cast<double>(detail::longest(blocks));
   const double cell = std::min({26.0, (detail::figure_width - left - 2 - gap * (count - 1)) /
                                           (count * static_cast<double>(experts))});
   const double side = cell * static_cast<double>(experts);
   const double tall = cell * static_cast<double>(task_count);
-  drawing d(detail::figure_width, top + static_cast<double>(rows) * (tall + down) - 4,
+  const double block = static_cast<double>(rows) * (tall + down);
+  const auto block_count = std::max<double>(1, static_cast<double>(blocks.size()));
+  drawing d(detail::figure_width, top + block_count * (block + block_gap) - block_gap - 4,
             "Load of the experts by instruction",
             "Heat maps, one for each method with a router and each adapted layer: rows are "
             "instructions, columns are experts, the shade is the expert's share of the gates. The "
@@ -362,14 +417,16 @@ inline std::string load_figure(const report_data& data) {
   d.rectangle(bar_x, 8, bar, 12, "frame");
   d.text(bar_x + bar + 8, 18, percent(full, 0) + " %", "tick");
 
-  for (std::size_t c = 0; c < methods.size(); ++c) {
+  for (std::size_t i = 0; i < methods.size(); ++i) {
+    const auto [b, c] = detail::place_of(blocks, i);
     const double x = left + static_cast<double>(c) * (side + gap);
-    const auto& layers = methods[c]->runs.front().layers;
-    d.text(x, top - 22, methods[c]->name,
-           std::string("heading ") + detail::family_class(methods[c]->family));
+    const double block_top = top + static_cast<double>(b) * (block + block_gap);
+    const auto& layers = methods[i]->runs.front().layers;
+    d.text(x, block_top - 22, methods[i]->name,
+           std::string("heading ") + detail::family_class(methods[i]->family));
     for (std::size_t r = 0; r < layers.size(); ++r) {
       const layer_routing& layer = layers[r];
-      const double y = top + static_cast<double>(r) * (tall + down);
+      const double y = block_top + static_cast<double>(r) * (tall + down);
       const index dead = layer.dead();
       d.text(x, y - 5, layer.layer, "tick");
       d.text(x + cell * static_cast<double>(layer.experts), y - 5,
@@ -384,7 +441,7 @@ inline std::string load_figure(const report_data& data) {
           if (!std::isfinite(share)) continue;
           d.rectangle(x + cell * static_cast<double>(e), row_y, cell, cell, "heat",
                       std::clamp(share / full, 0.0, 1.0),
-                      format("%s, %s, %s: expert %td gets ", methods[c]->name.c_str(),
+                      format("%s, %s, %s: expert %td gets ", methods[i]->name.c_str(),
                              layer.layer.c_str(), name, e) +
                           percent(share) + " %");
         }
@@ -404,9 +461,11 @@ inline std::string load_figure(const report_data& data) {
 /// Entropy of each router by epoch, one panel a method; first seed.
 inline std::string entropy_figure(const report_data& data) {
   const auto methods = detail::routed(data);
-  constexpr double left = 62, top = 34, height = 170, room = 64;
+  const auto rows = detail::in_rows(methods);
+  constexpr double left = 62, top = 34, height = 170, room = 64, down = 92;
+  const auto row_count = std::max<double>(1, static_cast<double>(rows.size()));
   drawing d(
-      detail::figure_width, top + height + 48, "Routing entropy",
+      detail::figure_width, top + row_count * (height + down) - down + 48, "Routing entropy",
       "Normalised entropy of each layer's router on the held-out tokens, from before training "
       "to the last epoch, one panel a method. First and last values are in Table 3.");
   std::size_t epochs = 1;
@@ -423,15 +482,20 @@ inline std::string entropy_figure(const report_data& data) {
     horizontal.ticks.push_back({at, fixed(at, 0)});
   }
   const scale vertical = linear_scale(0, 1, 5, 1, 0, 1);
-  const double count = std::max<double>(1, static_cast<double>(methods.size()));
+  const auto count = static_cast<double>(detail::longest(rows));
   const double width = (detail::figure_width - left - count * room) / count;
 
   for (std::size_t i = 0; i < methods.size(); ++i) {
-    const panel p{
-        left + static_cast<double>(i) * (width + room), top, width, height, horizontal, vertical};
-    p.draw_axes(d, "epoch", i == 0 ? "entropy / ln E" : "");
+    const auto [row, column] = detail::place_of(rows, i);
+    const panel p{left + static_cast<double>(column) * (width + room),
+                  top + static_cast<double>(row) * (height + down),
+                  width,
+                  height,
+                  horizontal,
+                  vertical};
+    p.draw_axes(d, "epoch", column == 0 ? "entropy / ln E" : "");
     const char* name = detail::family_class(methods[i]->family);
-    d.text(p.x, top - 14, methods[i]->name, std::string("heading ") + name);
+    d.text(p.x, p.y - 14, methods[i]->name, std::string("heading ") + name);
     std::vector<double> ends;
     std::vector<std::string> labels;
     const auto& layers = methods[i]->runs.front().layers;
@@ -446,7 +510,7 @@ inline std::string entropy_figure(const report_data& data) {
       ends.push_back(line.back().y);
       labels.push_back(layers[l].layer);
     }
-    const std::vector<double> places = spread_apart(ends, 14, top, top + height);
+    const std::vector<double> places = spread_apart(ends, 14, p.y, p.y + height);
     for (std::size_t l = 0; l < places.size(); ++l) {
       d.text(p.x + width + 6, places[l] + 4, labels[l], std::string("note ") + name);
     }

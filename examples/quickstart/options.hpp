@@ -13,6 +13,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 namespace talpa::examples {
@@ -35,16 +36,20 @@ struct options {
   int batch = 128;
   double learning_rate = 4e-3;
   double balance = 1e-3;
+  std::vector<std::string> methods;  // keys of those to run; default_options sets it
 };
 
 /// Rows of the data set that comes with the program. A file of the user's own may have others.
 inline constexpr std::int64_t shipped_rows = 1797;
 
-/// What holds without flags; the data set lies in `data_folder`.
-inline options default_options(const std::string& data_folder) {
+/// What holds without flags; the data set lies in `data_folder`, and `methods` are the keys of all
+/// methods, in the order of the tables.
+inline options default_options(const std::string& data_folder,
+                               std::vector<std::string> methods = {}) {
   options result;
   result.data = data_folder + "/digits.csv";
   result.data_rows = shipped_rows;
+  result.methods = std::move(methods);
   return result;
 }
 
@@ -62,6 +67,7 @@ enum class flag_id {
   log,
   no_log,
   quick,
+  methods,
   seed,
   seeds,
   threads,
@@ -85,13 +91,14 @@ struct flag {
 };
 
 // clang-format off
-inline constexpr std::array<flag, 17> flags{{
+inline constexpr std::array<flag, 18> flags{{
     {flag_id::data, "--data", "FILE", "lines of 64 pixels 0..16 and a digit, 10 of each or more"},
     {flag_id::report, "--report", "FILE", "where the HTML report goes"},
     {flag_id::no_report, "--no-report", nullptr, "write no report"},
     {flag_id::log, "--log", "FILE", "where the JSON Lines log goes"},
     {flag_id::no_log, "--no-log", nullptr, "write no log"},
     {flag_id::quick, "--quick", nullptr, "a short run that shows everything and proves nothing"},
+    {flag_id::methods, "--methods", "LIST", "methods to run: keys with commas between"},
     {flag_id::seed, "--seed", "N", "first seed", 0, 4294967295.0},
     {flag_id::seeds, "--seeds", "N", "seeds per method", 1, 16},
     {flag_id::threads, "--threads", "N", "threads; one is best for matrices this small", 1, 256},
@@ -99,7 +106,7 @@ inline constexpr std::array<flag, 17> flags{{
     {flag_id::epochs, "--epochs", "N", "epochs of adaptation", 1, 1000},
     {flag_id::batch, "--batch", "N", "questions per step", 8, 4096},
     {flag_id::learning_rate, "--learning-rate", "X", "peak of the schedule", 1e-6, 1.0},
-    {flag_id::balance, "--balance", "X", "weight of MoLA's load balance loss", 0, 1},
+    {flag_id::balance, "--balance", "X", "weight of load balance losses", 0, 1},
     {flag_id::quiet, "--quiet", nullptr, "no progress; tables, warnings and errors remain"},
     {flag_id::version, "--version", nullptr, "print the version and leave"},
     {flag_id::help, "--help", nullptr, "print this and leave"},
@@ -114,8 +121,8 @@ inline std::string plain_number(double value) { return format("%.10g", value); }
 
 inline std::string expectation(const flag& f) {
   const std::string meaning = std::string(" = ") + f.help;
-  return f.high > f.low ? plain_number(f.low) + ".." + plain_number(f.high) + meaning
-                        : "a file name" + meaning;
+  if (f.high > f.low) return plain_number(f.low) + ".." + plain_number(f.high) + meaning;
+  return (f.id == flag_id::methods ? "a list" : "a file name") + meaning;
 }
 
 template <class Number>
@@ -147,15 +154,49 @@ inline std::size_t edit_distance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
-[[noreturn, gnu::cold]] inline void throw_unknown(const std::string& name) {
+/// `'--seed' = the nearest flag` where one of `names` is close, else `a flag = one that --help
+/// lists`, with `kind` for "flag".
+inline std::string nearest_or_any(const std::string& name, const std::vector<std::string>& names,
+                                  const std::string& kind) {
   const auto nearest =
-      std::min_element(flags.begin(), flags.end(), [&](const flag& a, const flag& b) {
-        return edit_distance(name, a.name) < edit_distance(name, b.name);
+      std::min_element(names.begin(), names.end(), [&](const std::string& a, const std::string& b) {
+        return edit_distance(name, a) < edit_distance(name, b);
       });
-  const bool close = name.size() < 40 && edit_distance(name, nearest->name) <= 2;
-  throw_option(
-      name, close ? std::string("is unknown, expected '") + nearest->name + "' = the nearest flag"
-                  : "is unknown, expected a flag = one that --help lists");
+  const bool close = !name.empty() && name.size() < 40 && nearest != names.end() &&
+                     edit_distance(name, *nearest) <= 2;
+  return close ? "'" + *nearest + "' = the nearest " + kind
+               : "a " + kind + " = one that --help lists";
+}
+
+[[noreturn, gnu::cold]] inline void throw_unknown(const std::string& name) {
+  std::vector<std::string> names;
+  for (const flag& f : flags) names.push_back(f.name);
+  throw_option(name, "is unknown, expected " + nearest_or_any(name, names, "flag"));
+}
+
+/// The keys in `list`, `lora,mola`, in the order of `known`; each at most once.
+inline std::vector<std::string> parse_methods(const flag& f, const std::string& list,
+                                              const std::vector<std::string>& known) {
+  if (list.empty()) throw_option(f.name, "is '', expected " + expectation(f));
+  std::vector<std::string> given;
+  for (std::size_t begin = 0; begin <= list.size();) {
+    const std::size_t end = std::min(list.find(',', begin), list.size());
+    const std::string key = list.substr(begin, end - begin);
+    if (std::find(known.begin(), known.end(), key) == known.end()) {
+      throw_option(f.name, "has '" + printable(key, 40) + "', expected " +
+                               nearest_or_any(key, known, "key"));
+    }
+    if (std::find(given.begin(), given.end(), key) != given.end()) {
+      throw_option(f.name, "has '" + key + "' twice, expected once = each method runs once");
+    }
+    given.push_back(key);
+    begin = end + 1;
+  }
+  std::vector<std::string> ordered;
+  for (const std::string& key : known) {
+    if (std::find(given.begin(), given.end(), key) != given.end()) ordered.push_back(key);
+  }
+  return ordered;
 }
 
 inline bool same_file(const std::string& a, const std::string& b) {
@@ -176,7 +217,8 @@ inline bool same_file(const std::string& a, const std::string& b) {
 /// `--seeds 3`, `--seeds=3`. Each flag at most once.
 ///
 /// Throws value_error for an unknown, repeated or contradictory flag, for a missing value, one that
-/// is not a number in the flag's range, and for a file that would be written over another.
+/// is not a number in the flag's range, an unknown or repeated method (defaults.methods are all),
+/// and for a file that would be written over another.
 inline options parse_options(const std::vector<std::string>& arguments, const options& defaults) {
   using detail::flag_id;
   options result = defaults;
@@ -235,6 +277,9 @@ inline options parse_options(const std::vector<std::string>& arguments, const op
         break;
       case flag_id::quick:
         result.quick = true;
+        break;
+      case flag_id::methods:
+        result.methods = detail::parse_methods(f, value, defaults.methods);
         break;
       case flag_id::seed:
         result.seed = detail::parse_number<std::uint64_t>(f, value);
@@ -303,8 +348,8 @@ inline std::string help_text(const options& defaults) {
       "usage: quickstart [flags]\n"
       "\n"
       "Pretrains a small network to name handwritten digits, freezes it, and teaches it\n"
-      "eight instructions with LoRA, soft MoLE and MoLA adapters. Prints a table and writes\n"
-      "a report and a log.\n"
+      "eight instructions with LoRA adapters and with mixtures of them under several routers.\n"
+      "Prints a table and writes a report and a log.\n"
       "\n";
   for (const detail::flag& f : detail::flags) {
     std::string left = std::string("  ") + f.name;
@@ -326,6 +371,12 @@ inline std::string help_text(const options& defaults) {
                 format("(--seeds %d --pretrain-epochs %d --epochs %d, unless given)", quick_seeds,
                        quick_pretrain_epochs, quick_epochs);
         break;
+      case detail::flag_id::methods: {
+        std::string keys;
+        for (const std::string& key : defaults.methods) keys += (keys.empty() ? "" : ",") + key;
+        text += "\n" + std::string(24, ' ') + "[" + keys + "]";
+        break;
+      }
       case detail::flag_id::seed:
         text += format(" [%llu]", static_cast<unsigned long long>(defaults.seed));
         break;

@@ -18,17 +18,17 @@ namespace talpa::examples {
 
 namespace detail {
 
-// The three series colours are of Okabe and Ito (2008), distinguishable with the common colour
+// The four series colours are of Okabe and Ito (2008), distinguishable with the common colour
 // vision deficiencies; shapes and dashes say the same again. Heat maps vary one ink's opacity, so
 // darker (on dark: lighter) is more in print and in both modes.
 inline constexpr const char* report_style = R"css(
 :root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--muted:#59636e;--rule:#d5dae0;
 --grid:#e8ebee;
---lora:#0072b2;--soft:#c04f00;--mola:#00805c;--base:#59636e;--heat:#0b3a6f;--wash:#f5f7f9;
---warn:#8a4b00}
+--lora:#0072b2;--soft:#c04f00;--mola:#00805c;--other:#9a3f7d;--base:#59636e;--heat:#0b3a6f;
+--wash:#f5f7f9;--warn:#8a4b00}
 @media (prefers-color-scheme:dark){:root{--paper:#15181c;--ink:#e6e9ec;--muted:#a0a9b3;
 --rule:#3a4149;
---grid:#282d33;--lora:#56b4e9;--soft:#f0a04b;--mola:#3ccb9b;--base:#a0a9b3;--heat:#9fd0ff;
+--grid:#282d33;--lora:#56b4e9;--soft:#f0a04b;--mola:#3ccb9b;--other:#e191c4;--base:#a0a9b3;--heat:#9fd0ff;
 --wash:#1d2126;--warn:#f0b429}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,
@@ -62,7 +62,9 @@ td .range{color:var(--muted);font-size:12.5px}
 .dot{display:inline-block;width:9px;height:9px;border-radius:50%;margin-right:9px}
 .dot.soft{border-radius:1px}
 .dot.mola{border-radius:0;clip-path:polygon(50% 0,100% 100%,0 100%)}
+.dot.other{border-radius:0;clip-path:polygon(50% 0,100% 50%,50% 100%,0 50%)}
 .dot.lora{background:var(--lora)}.dot.soft{background:var(--soft)}.dot.mola{background:var(--mola)}
+.dot.other{background:var(--other)}
 .dot.base{background:none;border:1.5px solid var(--base)}
 figure{margin:18px 0 0}
 svg{display:block;width:100%;height:auto;overflow:visible}
@@ -78,10 +80,12 @@ svg .halo{paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoi
 .series.thin{stroke-width:1.1;opacity:.55}
 .whisker{stroke-width:1.4;opacity:.8}
 .dash1{stroke-dasharray:7 4}.dash2{stroke-dasharray:2.5 4}.dash3{stroke-dasharray:9 4 1.5 4}
+.dash4{stroke-dasharray:1 3.5}
 line.lora,polyline.lora{stroke:var(--lora)}line.soft,polyline.soft{stroke:var(--soft)}line.mola,
-polyline.mola{stroke:var(--mola)}
+polyline.mola{stroke:var(--mola)}line.other,polyline.other{stroke:var(--other)}
 text.lora,.mark.lora{fill:var(--lora)!important}text.soft,.mark.soft{fill:var(--soft)!important}
 text.mola,.mark.mola{fill:var(--mola)!important}
+text.other,.mark.other{fill:var(--other)!important}
 .mark{stroke:var(--paper);stroke-width:1.4}
 .heat{fill:var(--heat)}.frame{fill:none;stroke:var(--rule)}
 details{margin:14px 0 0;font-size:14px}summary{cursor:pointer;color:var(--muted)}
@@ -213,7 +217,7 @@ inline std::string loss_section(const report_data& data) {
       "<figcaption><b>Figure 2.</b> Cross-entropy on logarithmic axes that all panels share: mean "
       "over the steps of an epoch (above) and on the held-out questions after it (below), without "
       "the "
-      "balance term of the routers";
+      "losses on routers";
   text += data.info.seeds.size() > 1 ? "; mean over seeds." : ".";
   text +=
       "</figcaption>\n</figure>\n<details><summary>Numbers of Figure 2</summary>\n"
@@ -333,20 +337,20 @@ inline std::string routing_section(const report_data& data) {
   return text + "</table></div>\n";
 }
 
-/// Accuracies of the methods of several families that have equal `cost`, at the smallest such cost,
-/// best first: `At active rank 2.0: A has 92.2 %, B has 76.2 %. `; empty without such a pair.
+/// Accuracies of methods that have equal `cost`, at the smallest such cost, best first (ranks of one
+/// method alone are no comparison): `At active rank 2.0: A has 92.2 %, B has 76.2 %. `; empty without such a pair.
 template <class Cost, class Words>
 std::string matched(const report_data& data, Cost&& cost, Words&& words) {
   std::vector<const method_result*> found;
   for (const method_result* m : adapted(data)) {
     std::vector<const method_result*> equal;
-    bool families = false;
+    bool methods = false;
     for (const method_result* other : adapted(data)) {
       if (!(std::fabs(cost(*other) - cost(*m)) <= 0.05)) continue;
       equal.push_back(other);
-      families = families || other->family != m->family;
+      methods = methods || other->family != m->family || (other != m && !is_series(m->family));
     }
-    if (families && (found.empty() || cost(*m) < cost(*found.front()))) found = equal;
+    if (methods && (found.empty() || cost(*m) < cost(*found.front()))) found = equal;
   }
   if (found.empty()) return "";
   std::stable_sort(found.begin(), found.end(), [](const method_result* a, const method_result* b) {
@@ -423,9 +427,8 @@ inline std::string report_html(const report_data& data) {
       "network</h1>\n"
       "<p>A small network learned to name handwritten digits and was frozen. Low-rank adapters "
       "then "
-      "teach it eight instructions about the same images: plain LoRA, a soft mixture of LoRA "
-      "experts "
-      "(soft MoLE), and MoLA, a sparse one.</p>\n";
+      "teach it eight instructions about the same images: plain LoRA, or mixtures of LoRA experts "
+      "under several routers.</p>\n";
   text += detail::findings(data);
   if (data.quick) {
     text +=
@@ -467,9 +470,10 @@ inline std::string report_html(const report_data& data) {
       format("%g", data.learning_rate) +
       "), in the same order of questions for the same seed; alpha / r is 2 everywhere. No setting "
       "is of "
-      "one method alone, except that MoLA has its load balance loss (weight " +
-      format("%g", data.balance) +
-      "); nothing is stopped early, the last epoch is reported.</li>\n"
+      "one method alone, except those of its router; load balance losses have the weight " +
+      format("%g", data.balance) + ". Nothing is stopped early, the last epoch is reported.</li>\n";
+  for (const std::string& s : data.settings) text += "<li>" + escape_html(s) + "</li>\n";
+  text +=
       "<li>A token is one question. Active rank: the rank of the experts that a token uses, mean "
       "over held-out tokens and adapted layers.</li>\n"
       "<li>An answer is the largest of ten outputs, whatever the instruction. Mean accuracy weighs "

@@ -31,7 +31,7 @@ struct layer_routing {
   double load_at(index task, index expert) const {
     return load[static_cast<std::size_t>(task * experts + expert)];
   }
-  /// An expert's share of all gates: the instructions have equally many tokens.
+  /// An expert's share of the gates, mean over the instructions.
   double share(index expert) const {
     double sum = 0;
     for (index t = 0; t < task_count; ++t) sum += load_at(t, expert);
@@ -59,7 +59,7 @@ struct method_run {
   std::vector<layer_routing> layers;  // empty without routers
 };
 
-enum class method_family { frozen, lora, soft_mole, mola };
+enum class method_family { frozen, lora, soft_mole, mola, dynamic };
 
 inline const char* family_name(method_family family) {
   switch (family) {
@@ -69,6 +69,8 @@ inline const char* family_name(method_family family) {
       return "soft MoLE";
     case method_family::mola:
       return "MoLA";
+    case method_family::dynamic:
+      return "other routers";
     case method_family::frozen:
       break;
   }
@@ -85,6 +87,7 @@ struct spread {
 /// One method with all seeds. Counts do not depend on the seed.
 struct method_result {
   std::string name;
+  std::string label;  // short, for figures that show the family too
   method_family family = method_family::frozen;
   index rank = 0;  // of one expert
   index adapter_parameters = 0;
@@ -161,6 +164,7 @@ struct report_data {
   double balance = 0;
   std::string network;                 // the layers of the base in words
   task_scores majority;                // mean over seeds of the most frequent answer
+  std::vector<std::string> settings;   // of one method's router alone, a sentence each
   std::vector<method_result> methods;  // in table order
   double total_seconds = 0;
 };

@@ -214,7 +214,7 @@ class drawing {
     text_ += tip.empty() ? "/>\n" : "><title>" + escape_html(tip) + "</title></rect>\n";
   }
 
-  enum class shape { circle, square, triangle };
+  enum class shape { circle, square, triangle, diamond };
   void marker(double x, double y, shape s, std::string_view classes, std::string_view tip = {}) {
     std::string path;
     switch (s) {
@@ -229,6 +229,10 @@ class drawing {
       case shape::triangle:
         path = format("<path d=\"M%s %sl5.4 9.4h-10.8z\"", coordinate(x).c_str(),
                       coordinate(y - 6.0).c_str());
+        break;
+      case shape::diamond:
+        path = format("<path d=\"M%s %sl5.6 5.8-5.6 5.8-5.6-5.8z\"", coordinate(x).c_str(),
+                      coordinate(y - 5.8).c_str());
         break;
     }
     text_ += path + " class=\"mark " + std::string(classes) + "\"";

@@ -4,12 +4,14 @@
 #include "network.hpp"
 #include "tasks.hpp"
 
+#include <talpa/losses/losses.hpp>
 #include <talpa/talpa.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 namespace talpa::examples {
@@ -20,21 +22,29 @@ struct recipe {
   int batch = 128;
   double learning_rate = 1e-3;  // peak: reached after a twentieth, then half a cosine down to 0
   double weight_decay = 0;
-  double balance = 0;  // weight of the load balance loss of the routers
 };
+
+/// No losses on the routers.
+struct no_loss {};
+
+/// That of MoLA.
+inline auto balanced(double weight) {
+  return losses{term{weight, load_balance<balance::per_selection, balance::per_layer>{}}};
+}
 
 /// What one epoch cost.
 struct epoch_result {
-  double loss = 0;     // mean cross-entropy over the questions, nats; without the balance term
+  double loss = 0;     // mean cross-entropy over the questions, nats; without losses on routers
   double seconds = 0;  // of training alone
 };
 
 /// Trains what is trainable in `net` on `questions`, reshuffled for every epoch by streams of
-/// `random`. `after_epoch(epoch, result)` is called after each, from 1.
-template <class Layer, class AfterEpoch>
+/// `random`; `on_routers` is a loss on the routers of all layers, which networks without routers
+/// ignore. `after_epoch(epoch, result)` is called after each, from 1.
+template <class Layer, class Loss, class AfterEpoch>
 void train(context<cpu>& ctx, network<Layer>& net, const digits& data,
            std::vector<example> questions, const recipe& r, generator& random,
-           AfterEpoch&& after_epoch) {
+           const Loss& on_routers, AfterEpoch&& after_epoch) {
   using clock = std::chrono::steady_clock;
   const auto size = static_cast<std::size_t>(r.batch);
   const std::size_t steps = (questions.size() + size - 1) / size;
@@ -62,11 +72,9 @@ void train(context<cpu>& ctx, network<Layer>& net, const digits& data,
       const recorded_forward out = forward(t, net, batch.x, mode::training);
       const auto cross_entropy = t.cross_entropy(out.logits, batch.answers.view());
       auto loss = cross_entropy;
-      if (r.balance > 0 && !out.routed.empty()) {
-        const load_balance<balance::per_selection, balance::per_layer> balance;
+      if constexpr (has_router<Layer> && !std::is_same_v<Loss, no_loss>) {
         const std::span<const routed_variable<float, cpu>> routers(out.routed);
-        loss = t.weighted_sum(
-            {{cross_entropy}, {t.apply_loss(balance, routers), static_cast<float>(r.balance)}});
+        loss = t.weighted_sum({{cross_entropy}, {t.apply_loss(on_routers, routers)}});
       }
       t.backward(loss);
       optimiser.step(ctx, schedule);

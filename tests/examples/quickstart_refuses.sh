@@ -46,6 +46,7 @@ head -c 20000 "$data" >cut.csv
 before=$(listing)
 
 refuses "'--sed' is unknown" --sed 1
+refuses "'--methods' has 'molla', expected 'mola' = the nearest key" --methods lora,molla
 refuses "'--seeds' has no value" --seeds
 refuses "'--seeds' is '0', expected 1..16" --seeds 0
 refuses "'missing.csv' is unreadable" --data missing.csv

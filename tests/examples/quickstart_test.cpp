@@ -416,6 +416,7 @@ TEST_SUITE("examples/quickstart/options") {
   options parsed(const std::vector<std::string>& arguments) {
     options defaults;
     defaults.data = "digits.csv";
+    defaults.methods = {"lora", "soft", "top_p", "dyn_mole"};
     return parse_options(arguments, defaults);
   }
 
@@ -448,6 +449,14 @@ TEST_SUITE("examples/quickstart/options") {
     CHECK(parsed({"--no-log"}).log.empty());
     CHECK(parsed({"--report=--odd"}).report == "--odd");
     CHECK(parsed({"--seed", "4294967295"}).seed == 4294967295u);
+  }
+
+  TEST_CASE("--methods selects, in the order of the tables") {
+    using keys = std::vector<std::string>;
+    CHECK(parsed({}).methods == keys{"lora", "soft", "top_p", "dyn_mole"});
+    CHECK(parsed({"--methods", "top_p"}).methods == keys{"top_p"});
+    CHECK(parsed({"--methods=dyn_mole,lora"}).methods == keys{"lora", "dyn_mole"});
+    CHECK(default_options("folder", {"a", "b"}).methods == keys{"a", "b"});
   }
 
   TEST_CASE("--quick shortens what no other flag sets") {
@@ -487,6 +496,21 @@ TEST_SUITE("examples/quickstart/options") {
          "'--learning-rate' is 'nan', expected 1e-06..1 = peak of the schedule"},
         {{"--learning-rate", "2"},
          "'--learning-rate' is '2', expected 1e-06..1 = peak of the schedule"},
+        {{"--methods"},
+         "'--methods' has no value, expected a list = methods to run: keys with commas between"},
+        {{"--methods", ""},
+         "'--methods' is '', expected a list = methods to run: keys with commas between"},
+        {{"--methods", "lora,dynmole"},
+         "'--methods' has 'dynmole', expected 'dyn_mole' = the nearest key"},
+        {{"--methods", "mixture"},
+         "'--methods' has 'mixture', expected a key = one that --help lists"},
+        {{"--methods", "lora,"}, "'--methods' has '', expected a key = one that --help lists"},
+        {{"--methods", ",lora"}, "'--methods' has '', expected a key = one that --help lists"},
+        {{"--methods", "lora, soft"}, "'--methods' has ' soft', expected 'soft' = the nearest key"},
+        {{"--methods", "a\nbcdef"},
+         "'--methods' has 'a\\x0abcdef', expected a key = one that --help lists"},
+        {{"--methods", "soft,lora,soft"},
+         "'--methods' has 'soft' twice, expected once = each method runs once"},
         {{"--quiet=yes"}, "'--quiet' has the value 'yes', expected none = a switch"},
         {{"--quiet", "--quiet"}, "'--quiet' is given twice, expected once = one value"},
         {{"--report", "r", "--no-report"},
@@ -519,9 +543,11 @@ TEST_SUITE("examples/quickstart/options") {
   TEST_CASE("--help names every flag and fits 90 columns") {
     options defaults;
     defaults.data = "digits.csv";
+    defaults.methods = {"lora", "soft", "mola", "top_p", "mor", "x", "gw_moe", "dyn_mole"};
     const std::string text = help_text(defaults);
     for (const auto& f : detail::flags)
       CHECK(text.find(std::string("  ") + f.name) != std::string::npos);
+    CHECK(text.find("[lora,soft,mola,top_p,mor,x,gw_moe,dyn_mole]") != std::string::npos);
     std::size_t begin = 0;
     for (std::size_t end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
       CHECK(end - begin <= 90);
@@ -812,6 +838,7 @@ report_data made_report(int seeds) {
   const auto add = [&](const char* name, method_family family, index rank, bool routers) {
     method_result m;
     m.name = name;
+    m.label = family == method_family::dynamic ? name : format("r = %td", rank);
     m.family = family;
     m.rank = rank;
     const bool trained = family != method_family::frozen;
@@ -845,6 +872,9 @@ report_data made_report(int seeds) {
   add("LoRA r = 16", method_family::lora, 16, false);
   add("soft MoLE r = 1", method_family::soft_mole, 1, true);
   add("MoLA top-2 r = 1", method_family::mola, 1, true);
+  add("top-p", method_family::dynamic, 2, true);
+  add("MoR", method_family::dynamic, 2, true);
+  data.settings = {"top-p: p < 0.4."};
   return data;
 }
 
@@ -984,11 +1014,12 @@ TEST_SUITE("examples/quickstart/report") {
                              "held-out loss (nats)", "entropy / ln E", "epoch", "expert"}) {
       CHECK(page.find(axis) != std::string::npos);
     }
-    // Two panels in two rows for four adapted methods, and three families in the legend.
-    CHECK(count_of(page, "class=\"mark ") == 4 * 4 + 3);
-    // Two methods, two layers, eight instructions, eight experts; and the colour bar.
-    CHECK(count_of(page, "class=\"heat\"") == 2 * 2 * 8 * 8 + 24);
-    CHECK(count_of(page, ">1 dead<") == 4);
+    // Two panels in two rows for six adapted methods, and four families in the legend.
+    CHECK(count_of(page, "class=\"mark ") == 4 * 6 + 4);
+    // Four methods, two layers, eight instructions, eight experts; and the colour bar.
+    CHECK(count_of(page, "class=\"heat\"") == 4 * 2 * 8 * 8 + 24);
+    CHECK(count_of(page, ">1 dead<") == 8);
+    CHECK(page.find("<li>top-p: p &lt; 0.4.</li>") != std::string::npos);
     CHECK(page.find("1, 1 of 8") != std::string::npos);
     for (const method_result& m : data.methods) {
       CHECK(page.find(percent(m.mean_accuracy().mean)) != std::string::npos);
@@ -1018,6 +1049,8 @@ TEST_SUITE("examples/quickstart/report") {
     give(2, 8000, 16.0, 0.9);
     give(3, 8000, 2.0, 0.7);
     give(4, 8000, 4.0, 0.8);
+    give(5, 4000, 7.0, 0.6);
+    give(6, 5000, 8.0, 0.4);
     const std::string page = report_html(data);
     CHECK(
         page.find(
@@ -1027,11 +1060,15 @@ TEST_SUITE("examples/quickstart/report") {
               "At 8,000 adapter parameters, routers not counted: LoRA r = 16 has 90.0\u00a0%, MoLA "
               "top-2 r = 1 has 80.0\u00a0%, soft MoLE r = 1 has 70.0\u00a0%. ") !=
           std::string::npos);
-    // Ranks of one family alone are no comparison.
+    // Ranks of one method alone are no comparison, other routers are several methods.
     give(2, 1000, 16.0, 0.9);
     give(3, 2000, 5.0, 0.9);
     give(4, 3000, 6.0, 0.9);
     CHECK(report_html(data).find(">At ") == std::string::npos);
+    give(6, 5000, 7.0, 0.4);
+    CHECK(report_html(data).find(
+              "At active rank 7.0: top-p has 60.0\u00a0%, MoR has 40.0\u00a0%. </p>") !=
+          std::string::npos);
   }
 
   TEST_CASE("labels of methods that coincide do not") {
@@ -1049,7 +1086,70 @@ TEST_SUITE("examples/quickstart/report") {
       if (tag.find("note halo") != std::string::npos)
         places.insert(tag.substr(0, tag.find("class")));
     }
-    CHECK(places.size() == 4 * 4);  // four methods in four panels
+    CHECK(places.size() == 4 * 6);  // six methods in four panels
+  }
+
+  TEST_CASE("figures name other routers, connect only ranks of one method, and show none alone") {
+    report_data data = made_report(1);
+    const std::string losses = loss_figure(data);
+    // Each at the end of its two lines.
+    CHECK(count_of(losses, ">top-p</text>") == 2);
+    CHECK(count_of(losses, ">MoR</text>") == 2);
+    CHECK(count_of(losses, ">other routers</text>") == 1);
+    CHECK(count_of(losses, ">r = 16</text>") == 2);
+    // The two ranks of LoRA, in four panels.
+    CHECK(count_of(accuracy_figure(data), "series thin lora") == 4);
+    CHECK(count_of(accuracy_figure(data), "series thin other") == 0);
+    data.methods.resize(5);
+    CHECK(report_html(data).find("other routers") == std::string::npos);
+    data.methods.resize(1);  // the frozen base
+    CHECK(first_fault(report_html(data)) == "");
+  }
+
+  TEST_CASE("many methods with routers take several rows of panels") {
+    std::vector<method_result> made(9);
+    std::vector<const method_result*> methods;
+    for (std::size_t i = 0; i < made.size(); ++i) {
+      made[i].family = i < 4 ? method_family::mola : method_family::dynamic;
+      methods.push_back(&made[i]);
+    }
+    const auto lengths = [&](std::size_t first, std::size_t last) {
+      std::vector<std::size_t> result;
+      const std::vector<const method_result*> some(methods.begin() + static_cast<index>(first),
+                                                   methods.begin() + static_cast<index>(last));
+      for (const auto& row : detail::in_rows(some)) result.push_back(row.size());
+      return result;
+    };
+    using sizes = std::vector<std::size_t>;
+    CHECK(lengths(0, 0) == sizes{});
+    CHECK(lengths(0, 9) == sizes{4, 5});
+    CHECK(lengths(2, 6) == sizes{4});  // short enough for one row
+    CHECK(lengths(3, 9) == sizes{1, 5});
+    CHECK(detail::place_of(detail::in_rows(methods), 3) ==
+          std::pair<std::size_t, std::size_t>{0, 3});
+    CHECK(detail::place_of(detail::in_rows(methods), 4) ==
+          std::pair<std::size_t, std::size_t>{1, 0});
+
+    // All panels are inside the drawing, and no two at one place.
+    report_data data = made_report(1);
+    while (data.methods.size() < 10) data.methods.push_back(data.methods.back());
+    for (const std::string& figure : {load_figure(data), entropy_figure(data)}) {
+      double width = 0, height = 0;
+      REQUIRE(std::sscanf(figure.c_str(), "<svg viewBox=\"0 0 %lf %lf\"", &width, &height) == 2);
+      std::set<std::pair<double, double>> headings;
+      double lowest = 0;
+      for (std::size_t at = 0; (at = figure.find("<text ", at)) != std::string::npos; ++at) {
+        double x = 0, y = 0;
+        REQUIRE(std::sscanf(figure.c_str() + at, "<text x=\"%lf\" y=\"%lf\"", &x, &y) == 2);
+        CHECK((x >= 0 && x <= width && y >= 0 && y <= height));
+        lowest = std::max(lowest, y);
+        const std::size_t end = figure.find('>', at);
+        if (figure.substr(at, end - at).find("heading") != std::string::npos)
+          headings.insert({x, y});
+      }
+      CHECK(headings.size() == 7);
+      CHECK(height - lowest < 30);
+    }
   }
 
   TEST_CASE("numbers that are not finite are shown as such and drawn nowhere") {

@@ -63,12 +63,13 @@ std::vector<float> base_values_of(network<Layer>& net) {
   return values_of(base);
 }
 
-template <class Layer>
-std::vector<double> train_losses(int threads, network<Layer>& net, const recipe& r) {
+template <class Layer, class Loss>
+std::vector<double> train_losses(int threads, network<Layer>& net, const recipe& r,
+                                 const Loss& on_routers) {
   context<cpu> ctx(threads);
   generator order(3);
   std::vector<double> losses;
-  train(ctx, net, shipped(), all_examples(some_rows(0)), r, order,
+  train(ctx, net, shipped(), all_examples(some_rows(0)), r, order, on_routers,
         [&](int, const epoch_result& result) { losses.push_back(result.loss); });
   return losses;
 }
@@ -104,13 +105,13 @@ TEST_SUITE("examples/quickstart/training") {
 
   TEST_CASE("adaptation learns, and leaves the base as it was") {
     const base_network base = untrained_base();
-    const recipe r{.epochs = 40, .batch = 32, .learning_rate = 1e-2, .balance = 1e-2};
+    const recipe r{.epochs = 40, .batch = 32, .learning_rate = 1e-2};
     generator random(2);
     auto plain = adapt(base, lora_linear{.adapter = {.rank = 8, .alpha = 16.0}}, random);
     auto sparse = adapt(base, two_of_eight(), random);
     const auto check = [&](auto& net) {
       const std::vector<float> before = base_values_of(net);
-      const std::vector<double> losses = train_losses(1, net, r);
+      const std::vector<double> losses = train_losses(1, net, r, balanced(1e-2));
       REQUIRE(losses.size() == 40);
       // An untrained network of ten outputs is at ln 10 or worse.
       CHECK(losses.front() > 1.5);
@@ -123,28 +124,28 @@ TEST_SUITE("examples/quickstart/training") {
 
   TEST_CASE("the balance loss changes the routers and is not part of the reported loss") {
     const base_network base = untrained_base();
-    const auto first_loss = [&](double balance) {
+    const auto first_loss = [&](const auto& on_routers) {
       generator random(2);
       auto net = adapt(base, two_of_eight(), random);
       // One step: the loss is that of the fresh network, with or without the balance term.
-      const recipe r{.epochs = 1, .batch = 4096, .learning_rate = 1e-2, .balance = balance};
-      const double loss = train_losses(1, net, r).front();
+      const recipe r{.epochs = 1, .batch = 4096, .learning_rate = 1e-2};
+      const double loss = train_losses(1, net, r, on_routers).front();
       return std::pair(loss, values_of(net));
     };
-    const auto without = first_loss(0.0);
-    const auto with = first_loss(1.0);
+    const auto without = first_loss(no_loss{});
+    const auto with = first_loss(balanced(1.0));
     CHECK(without.first == with.first);
     CHECK(without.second != with.second);
   }
 
   TEST_CASE("the same seed gives the same bits for any number of threads") {
     const base_network base = untrained_base();
-    const recipe r{.epochs = 2, .batch = 64, .learning_rate = 1e-2, .balance = 1e-2};
+    const recipe r{.epochs = 2, .batch = 64, .learning_rate = 1e-2};
     std::vector<std::vector<float>> results;
     for (const int threads : {1, 1, 3}) {
       generator random(2);
       auto net = adapt(base, two_of_eight(), random);
-      train_losses(threads, net, r);
+      train_losses(threads, net, r, balanced(1e-2));
       results.push_back(values_of(net));
     }
     for (const auto& values : results) {
@@ -191,7 +192,7 @@ TEST_SUITE("examples/quickstart/training") {
     context<cpu> ctx(1);
     const double expected = evaluate_network(ctx, net, shipped(), some_rows(0)).loss;
     const recipe r{.epochs = 1, .batch = 100, .learning_rate = 0.0};
-    const double found = train_losses(1, net, r).front();
+    const double found = train_losses(1, net, r, no_loss{}).front();
     // Means of 240 losses in float, grouped differently.
     CHECK(std::fabs(found - expected) <
           240 * static_cast<double>(std::numeric_limits<float>::epsilon()) * expected);
