@@ -195,8 +195,8 @@ struct method {
   const char* settings;  // of its router, for the report; empty: nothing to tell
 };
 
-/// Adapts the base with one kind of layer and one seed, and adds the run to the report. `on_routers`
-/// is the loss on the routers.
+/// Adapts the base with one kind of layer and one seed, and adds the run to the report.
+/// `on_routers` is the loss on the routers.
 template <class Layer, class Loss>
 void run_method(experiment& x, const seeded& s, const method& what, const Layer& layer,
                 const Loss& on_routers) {

@@ -28,8 +28,8 @@ inline constexpr const char* report_style = R"css(
 --wash:#f5f7f9;--warn:#8a4b00}
 @media (prefers-color-scheme:dark){:root{--paper:#15181c;--ink:#e6e9ec;--muted:#a0a9b3;
 --rule:#3a4149;
---grid:#282d33;--lora:#56b4e9;--soft:#f0a04b;--mola:#3ccb9b;--other:#e191c4;--base:#a0a9b3;--heat:#9fd0ff;
---wash:#1d2126;--warn:#f0b429}}
+--grid:#282d33;--lora:#56b4e9;--soft:#f0a04b;--mola:#3ccb9b;--other:#e191c4;--base:#a0a9b3;
+--heat:#9fd0ff;--wash:#1d2126;--warn:#f0b429}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,
 "Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
@@ -337,8 +337,9 @@ inline std::string routing_section(const report_data& data) {
   return text + "</table></div>\n";
 }
 
-/// Accuracies of methods that have equal `cost`, at the smallest such cost, best first (ranks of one
-/// method alone are no comparison): `At active rank 2.0: A has 92.2 %, B has 76.2 %. `; empty without such a pair.
+/// Accuracies of methods that have equal `cost`, at the smallest such cost, best first (ranks of
+/// one method alone are no comparison): `At active rank 2.0: A has 92.2 %, B has 76.2 %. `; empty
+/// without such a pair.
 template <class Cost, class Words>
 std::string matched(const report_data& data, Cost&& cost, Words&& words) {
   std::vector<const method_result*> found;
