@@ -32,7 +32,7 @@ struct options {
   int seeds = 2;
   int threads = 1;
   int pretrain_epochs = 12;
-  int epochs = 30;
+  int epochs = 24;
   int batch = 128;
   double learning_rate = 4e-3;
   double balance = 1e-3;
