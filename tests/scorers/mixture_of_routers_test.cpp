@@ -189,7 +189,6 @@ TEST_SUITE("scorers/mixture_of_routers") {
   }
 
   TEST_CASE("rows that cannot be mixed") {
-    generator random(1);
     const double inf = std::numeric_limits<double>::infinity();
     context<cpu> ctx(1);
     matrix<double, cpu> main(2, 2), gates(2, 2), logs(2, 2), norm(2, 2), subs(2, 4), logits(2, 2);

@@ -124,7 +124,8 @@ struct mix_gates_functor {
     });
     const auto fallback = g.uniform(static_cast<std::int32_t>(keep));
     g.store_mask(row.mask, [&](auto r) {
-      const auto chosen = kept(r), first = r.expert() < fallback;
+      const auto chosen = kept(r);
+      const auto first = r.expert() < fallback;
       return (valid & chosen) | (invalid & first);
     });
   }

@@ -95,8 +95,10 @@ struct biased_top_k {
         g, k, g.uniform(static_cast<std::int32_t>(k)), [&](auto e) { return choice[e]; }, offered);
     const auto fallback = g.uniform(static_cast<std::int32_t>(k));
     g.store_mask(row.mask, [&](auto e) {
-      const auto chosen = offered(e) & end.holds(choice[e], e), first = e.expert() < fallback;
-      return (chosen & !invalid) | (invalid & first);
+      const auto open = offered(e);
+      const auto chosen = end.holds(choice[e], e);
+      const auto first = e.expert() < fallback;
+      return (open & chosen & !invalid) | (invalid & first);
     });
     weigh_scores(g, row, s, invalid);
   }

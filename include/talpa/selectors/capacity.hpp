@@ -112,7 +112,9 @@ TALPA_HD auto weights_before_drop(const G& g, index k, row_pointer<const T> logi
       g, k, wanted, [&](auto e) { return u[e]; }, other);
   auto q = g.template elements<T>();
   g.for_each([&](auto e) {
-    const auto on = g.load_bit(mask, e), open = other(e), dropped = end.holds(u[e], e);
+    const auto on = g.load_bit(mask, e);
+    const auto open = other(e);
+    const auto dropped = end.holds(u[e], e);
     const auto inside = on | (open & dropped);
     if constexpr (std::same_as<Weight, gate::softmax_selected>) {
       q[e] = talpa::select(inside, exponential.weight[e], zero);

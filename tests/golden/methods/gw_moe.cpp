@@ -115,12 +115,8 @@ void compare(const golden_case& c, checker& check, const Selector& configured) {
   for (index n = 0; n < tokens; ++n) {
     entropy(n / length, n % length) = h(0, n);
     // A token is broadcast where its gates are the whole softmax.
-    double sum = 0.0;
     index on = 0;
-    for (index e = 0; e < experts; ++e) {
-      sum += r.gates(n, e);
-      on += r.view().on(n, e) ? 1 : 0;
-    }
+    for (index e = 0; e < experts; ++e) on += r.view().on(n, e) ? 1 : 0;
     const bool all = on == experts && (experts > 1 || selector.threshold <= h(0, n));
     uncertain(n / length, n % length) = all && selector.broadcasting ? 1.0 : 0.0;
   }
