@@ -69,8 +69,8 @@ void run(benchmark::State& state, const Selector& selector, index experts, index
                                                  benchmark::Counter::kIsIterationInvariantRate);
 }
 
-/// One benchmark for each E; `make(experts, k)` gives the selector. `k` of 0: the selector has none,
-/// and top-2 stands beside it.
+/// One benchmark for each E; `make(experts, k)` gives the selector. `k` of 0: the selector has
+/// none, and top-2 stands beside it.
 template <class Make, class Plain>
 void add(const std::string& name, const std::vector<index>& ks, Make make, Plain plain) {
   for (const index experts : {8, 16, 64, 128}) {
