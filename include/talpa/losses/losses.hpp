@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/core/check.hpp>
+#include <talpa/core/workspace.hpp>
 #include <talpa/losses/explain.hpp>
 #include <talpa/ops/add.hpp>
 #include <talpa/ops/fill.hpp>
