@@ -35,6 +35,7 @@
 #include <talpa/cpu/eigen_map.hpp>
 #include <talpa/cpu/exp_scale.hpp>
 #include <talpa/cpu/fill.hpp>
+#include <talpa/cpu/gated_activation.hpp>
 #include <talpa/cpu/gather.hpp>
 #include <talpa/cpu/gemm.hpp>
 #include <talpa/cpu/group_loss.hpp>
@@ -64,9 +65,13 @@
 #include <talpa/experts/concept.hpp>
 #include <talpa/experts/explain.hpp>
 #include <talpa/experts/lora.hpp>
+#include <talpa/experts/mlp.hpp>
+#include <talpa/experts/parallel_adapter.hpp>
+#include <talpa/experts/swiglu.hpp>
 #include <talpa/layers/input_dropout.hpp>
 #include <talpa/layers/linear.hpp>
 #include <talpa/layers/lora_linear.hpp>
+#include <talpa/layers/mixture.hpp>
 #include <talpa/layers/mole_linear.hpp>
 #include <talpa/layers/router.hpp>
 #include <talpa/layers/strategy.hpp>
@@ -91,6 +96,7 @@
 #include <talpa/ops/dropout.hpp>
 #include <talpa/ops/exp_scale.hpp>
 #include <talpa/ops/fill.hpp>
+#include <talpa/ops/gated_activation.hpp>
 #include <talpa/ops/gather.hpp>
 #include <talpa/ops/gemm.hpp>
 #include <talpa/ops/group_loss.hpp>

@@ -4,12 +4,12 @@
 set(TALPA_TESTS_DIR "${CMAKE_CURRENT_LIST_DIR}/..")
 cmake_path(NORMAL_PATH TALPA_TESTS_DIR)
 
-# talpa_add_test_family(NAME family [SOURCES file...])
+# talpa_add_test_family(NAME family [LIGHT] [SOURCES file...])
 #
 # One binary talpa_test_<family> and one CTest <family> from SOURCES, by default every *_test.cpp of
-# tests/<family>.
+# tests/<family>. LIGHT: a Release compiles it at -O1.
 function(talpa_add_test_family)
-  cmake_parse_arguments(PARSE_ARGV 0 arg "" "NAME" "SOURCES")
+  cmake_parse_arguments(PARSE_ARGV 0 arg "LIGHT" "NAME" "SOURCES")
   if(NOT arg_SOURCES)
     file(GLOB arg_SOURCES CONFIGURE_DEPENDS "${TALPA_TESTS_DIR}/${arg_NAME}/*_test.cpp")
     if(NOT TALPA_TEST_ALL_LAWS)
@@ -25,7 +25,13 @@ function(talpa_add_test_family)
   endif()
   set(target talpa_test_${arg_NAME})
   add_executable(${target} ${arg_SOURCES})
-  target_link_libraries(${target} PRIVATE talpa_test_support)
+  target_link_libraries(${target} PRIVATE talpa_test_support talpa_test_laws)
+  if(arg_LIGHT)
+    target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
+    target_precompile_headers(${target} REUSE_FROM talpa_test_laws)
+  else()
+    target_precompile_headers(${target} REUSE_FROM talpa_test_support)
+  endif()
   add_test(NAME ${arg_NAME} COMMAND ${target})
   set_tests_properties(${arg_NAME} PROPERTIES LABELS unit)
 endfunction()

@@ -12,10 +12,11 @@
 #include <limits>
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 /// H of a row by plain loops, from its definition; `shift` is the epsilon of DynMoLE's code.
 enum class kind { shannon, tsallis, renyi };
@@ -174,3 +175,5 @@ TEST_SUITE("losses/entropy") {
         "talpa::entropy_loss: 'entropy.epsilon' is -1, expected a finite number >= 0", value_error);
   }
 }
+
+}  // namespace talpa

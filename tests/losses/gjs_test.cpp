@@ -13,10 +13,11 @@
 #include <limits>
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 /// The loss of one layer by plain loops.
 double slow_gjs(const gjs& loss, const routed_layer<double>& layer) {
@@ -143,3 +144,5 @@ TEST_SUITE("losses/gjs") {
                          "talpa::gjs: 'epsilon' is -1, expected 0..1", value_error);
   }
 }
+
+}  // namespace talpa

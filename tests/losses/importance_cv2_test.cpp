@@ -10,10 +10,11 @@
 
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 /// Sum of all gates of real tokens.
 double gate_mass(const routed_layer<double>& layer) {
@@ -179,3 +180,5 @@ TEST_SUITE("losses/importance_cv2") {
         "talpa::importance_cv2: 'epsilon' is 0, expected a positive number", value_error);
   }
 }
+
+}  // namespace talpa

@@ -14,10 +14,11 @@
 #include <type_traits>
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 /// Numbers of experts; gradients are checked in double whatever T is, so float needs few.
 template <class T>
@@ -51,3 +52,5 @@ TEST_SUITE("losses/lambda") {
     }
   }
 }
+
+}  // namespace talpa

@@ -13,10 +13,11 @@
 #include <limits>
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 /// lambda of token n.
 double lambda_of(const routed_layer<double>& layer, index n, double epsilon) {
@@ -149,3 +150,5 @@ TEST_SUITE("losses/lambda") {
         shape_error);
   }
 }
+
+}  // namespace talpa

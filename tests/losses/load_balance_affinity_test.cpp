@@ -11,10 +11,11 @@
 #include <cmath>
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 enum class source { gates, sigmoid, margin };
 
@@ -223,3 +224,5 @@ TEST_SUITE("losses/load_balance") {
         shape_error);
   }
 }
+
+}  // namespace talpa

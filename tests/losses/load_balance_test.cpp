@@ -13,10 +13,11 @@
 #include <type_traits>
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 /// A form of the loss beside the words of the reference.
 template <class Fraction, class Pooling>
@@ -573,3 +574,5 @@ TEST_SUITE("losses/load_balance") {
                          shape_error);
   }
 }
+
+}  // namespace talpa

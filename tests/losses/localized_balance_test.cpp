@@ -12,10 +12,11 @@
 #include <cstdint>
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 /// Gives a layer sequences of `length` tokens with random classes -1, 0, 1.
 template <class T>
@@ -189,3 +190,5 @@ TEST_SUITE("losses/localized_balance") {
                          shape_error);
   }
 }
+
+}  // namespace talpa

@@ -17,10 +17,11 @@
 #include <type_traits>
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 using balance_loss = load_balance<balance::soft_mass, balance::pooled>;
 
@@ -87,3 +88,5 @@ TEST_SUITE("losses/losses") {
         "talpa::load_balance: 'fraction.k' is 0, expected >= 1 = experts a token", value_error);
   }
 }
+
+}  // namespace talpa

@@ -11,10 +11,11 @@
 #include <limits>
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 /// Largest |ln sum exp| of a real token.
 double largest_z(const std::vector<routed_layer<double>>& layers) {
@@ -174,3 +175,5 @@ TEST_SUITE("losses/router_z") {
         shape_error);
   }
 }
+
+}  // namespace talpa

@@ -12,10 +12,11 @@
 #include <limits>
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 /// Sum of probabilities (at most 1) and their mean.
 template <class T>
@@ -92,3 +93,5 @@ TEST_SUITE("losses/top_k_mass") {
     }
   }
 }
+
+}  // namespace talpa

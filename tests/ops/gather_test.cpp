@@ -8,10 +8,11 @@
 
 #include <doctest/doctest.h>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 template <class T>
 segments<cpu> segments_of(context<cpu>& ctx, const routed_layer<T>& layer, index extra = 0) {
@@ -135,3 +136,5 @@ TEST_SUITE("ops/gather") {
         shape_error);
   }
 }
+
+}  // namespace talpa

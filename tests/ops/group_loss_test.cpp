@@ -11,10 +11,11 @@
 #include <type_traits>
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 /// sum_e count_e P_e / tokens + scale z, by P: count_e / tokens, by z: scale.
 struct counted_mean {
@@ -178,3 +179,5 @@ TEST_SUITE("ops/group_loss") {
         shape_error);
   }
 }
+
+}  // namespace talpa

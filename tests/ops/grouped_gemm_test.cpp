@@ -73,6 +73,13 @@ TEST_SUITE("ops/grouped_gemm") {
     CHECK(c(0, 0) == 5.0f);   // 1 1 + 2 2
     CHECK(c(1, 0) == 11.0f);  // 3 1 + 4 2
     CHECK(c(2, 0) == 39.0f);  // 5 3 + 6 4
+    ops::grouped_gemm(ctx, offsets, a, bank, transpose::yes, c.view(), grad_mode::accumulate);
+    CHECK(c(0, 0) == 10.0f);
+    CHECK(c(2, 0) == 78.0f);
+    ops::grouped_gemm(ctx, offsets, a, bank, transpose::yes, c.view(), grad_mode::ignore);
+    CHECK(c(2, 0) == 78.0f);
+    ops::grouped_gemm(ctx, offsets, a, bank, transpose::yes, c.view());
+    CHECK(c(2, 0) == 39.0f);
     for (index s = 0; s < 3; ++s) ones(s, 0) = static_cast<float>(s + 1);
     ops::grouped_gemm(ctx, offsets, ones, bank, transpose::no, wide.view());
     CHECK(wide(1, 0) == 2.0f);

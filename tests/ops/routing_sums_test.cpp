@@ -11,10 +11,11 @@
 #include <limits>
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 template <class T>
 routed_rows<T, cpu> rows_of(const routed_layer<T>& layer, index group_rows = 0) {
@@ -406,3 +407,5 @@ TEST_SUITE("ops/routing_sums") {
         shape_error);
   }
 }
+
+}  // namespace talpa

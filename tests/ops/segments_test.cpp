@@ -9,10 +9,11 @@
 
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 /// Segments by sorting (expert, token) pairs in the plainest way.
 struct slow_segments {
@@ -232,3 +233,5 @@ TEST_SUITE("ops/segments") {
                          shape_error);
   }
 }
+
+}  // namespace talpa

@@ -5,10 +5,11 @@
 
 #include <doctest/doctest.h>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 template <class Batch, class Recorded>
 concept can_replay = requires(Batch batch, Recorded&& recorded) {
@@ -75,3 +76,5 @@ TEST_SUITE("routing/record") {
           "and 2 more\n");
   }
 }
+
+}  // namespace talpa

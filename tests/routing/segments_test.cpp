@@ -6,8 +6,9 @@
 
 #include <doctest/doctest.h>
 
-using namespace talpa;
-using namespace talpa::support;
+namespace talpa {
+
+using namespace support;
 
 TEST_SUITE("routing/segments") {
   TEST_CASE("make_segmented holds exactly the slots of a routing") {
@@ -59,3 +60,5 @@ TEST_SUITE("routing/segments") {
         "talpa::make_segmented: 'capacity' is -1, expected >= 0 = places for slots", value_error);
   }
 }
+
+}  // namespace talpa

@@ -9,10 +9,11 @@
 
 #include <vector>
 
-namespace {
+namespace talpa {
 
-using namespace talpa;
-using namespace talpa::support;
+using namespace support;
+
+namespace {
 
 /// Logits (0, 0, 0, 0), (ln 5, 0, 0, 0), padding, (-1, 0, 0, 0); experts {0, 1}, {0}, -, {1}.
 routed_layer<double> small_layer() {
@@ -160,3 +161,5 @@ TEST_SUITE("routing/statistics") {
         shape_error);
   }
 }
+
+}  // namespace talpa

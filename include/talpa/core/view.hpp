@@ -68,6 +68,12 @@ struct vector_view {
   TALPA_HD bool empty() const { return size == 0; }
 };
 
+/// A vector [S] as a matrix [S, 1].
+template <class T, backend B>
+TALPA_HD matrix_view<T, B> as_column(vector_view<T, B> v) {
+  return {v.data, v.size, 1};
+}
+
 /// Read-only arguments of ops. Not deduced: T and B come from the output or the context, so a
 /// mutable view or an owning matrix converts at the call.
 template <class T, class B>

@@ -17,7 +17,8 @@ struct grouped_gemm_impl<cpu> {
   template <class T>
   static void product(context<cpu>& ctx, vector_view<const index, cpu> offsets,
                       matrix_view<const T, cpu> a, matrix_view<const T, cpu> bank, index rows,
-                      transpose tb, matrix_view<T, cpu> c) {
+                      transpose tb, matrix_view<T, cpu> c, grad_mode c_mode) {
+    const T kept = c_mode == grad_mode::accumulate ? T{1} : T{0};
     const index groups = offsets.size - 1;
     const index blocks = ceil_div(std::max<index>(longest(offsets), 1), detail::gemm_task_rows);
     detail::parallel_for(ctx.threads, groups * blocks, [&](index task, int) {
@@ -26,7 +27,7 @@ struct grouped_gemm_impl<cpu> {
       const index count = std::min(detail::gemm_task_rows, offsets[e + 1] - first);
       if (count <= 0) return;
       detail::eigen_product<T>(T{1}, a.row_range(first, count), transpose::no,
-                               bank.row_range(e * rows, rows), tb, T{0}, c.row_range(first, count));
+                               bank.row_range(e * rows, rows), tb, kept, c.row_range(first, count));
     });
   }
 

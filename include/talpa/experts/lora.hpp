@@ -151,7 +151,7 @@ struct lora {
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto z = ctx.scratch.template take<T>(x.rows, rank);  // [S, R]
     ops::grouped_gemm(ctx, slots.offsets, x, p.a.value(), transpose::yes, kept.u);
-    ops::rank_gate(ctx, static_cast<T>(scale()), as_column<const T>(gates), kept.u, z);
+    ops::rank_gate(ctx, static_cast<T>(scale()), as_column(gates), kept.u, z);
     ops::grouped_gemm(ctx, slots.offsets, z, p.b.value(), transpose::no, y);
     return kept;
   }
@@ -166,26 +166,19 @@ struct lora {
     const T s = static_cast<T>(scale());
     const auto z = ctx.scratch.template take<T>(x.rows, rank);   // [S, R]
     const auto du = ctx.scratch.template take<T>(x.rows, rank);  // [S, R]
-    const auto gate_column = as_column<const T>(gates);          // [S, 1]
+    const auto gate_column = as_column(gates);                   // [S, 1]
     if (p.b.trainable()) {
       ops::rank_gate(ctx, s, gate_column, kept.u, z);
       ops::grouped_gemm_gradient(ctx, slots.offsets, z, dy, p.b.trained(), p.b.grad());
     }
     ops::grouped_gemm(ctx, slots.offsets, dy, p.b.value(), transpose::yes, du);
-    ops::rank_gate_backward(ctx, s, gate_column, kept.u, du, du, as_column<T>(dgates));
+    ops::rank_gate_backward(ctx, s, gate_column, kept.u, du, du, as_column(dgates));
     if (p.a.trainable()) {
       ops::grouped_gemm_gradient(ctx, slots.offsets, du, x, p.a.trained(), p.a.grad());
     }
     if (dx_mode != grad_mode::ignore) {
       ops::grouped_gemm(ctx, slots.offsets, du, p.a.value(), transpose::no, dx);
     }
-  }
-
- private:
-  /// A vector [S] as a matrix [S, 1].
-  template <class T, class B>
-  static matrix_view<T, B> as_column(vector_view<T, B> v) {
-    return {v.data, v.size, 1};
   }
 };
 

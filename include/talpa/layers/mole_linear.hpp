@@ -2,13 +2,10 @@
 #pragma once
 
 #include <talpa/experts/explain.hpp>
-#include <talpa/layers/input_dropout.hpp>
 #include <talpa/layers/linear.hpp>
+#include <talpa/layers/mixture.hpp>
 #include <talpa/layers/router.hpp>
-#include <talpa/layers/strategy.hpp>
-#include <talpa/ops/gather.hpp>
 
-#include <span>
 #include <string>
 #include <utility>
 
@@ -63,13 +60,9 @@ struct mole_linear {
 
   template <class T, class B>
   struct saved {
-    strategy used = strategy::dense_masked;
     typename Router::template saved<T, B> router;
     routed_view<T, B> routed;  // what losses and statistics read
-    typename Expert::template saved<T, B> expert;
-    segments<B> slots;               // grouped only
-    vector_view<T, B> gate_of_slot;  // [S], grouped only
-    input_dropout dropout;
+    typename mixture<Expert>::template saved<T, B> mixed;
   };
 
   /// What a call of given sizes will do and need.
@@ -95,8 +88,7 @@ struct mole_linear {
   }
 
   void validate() const {
-    check_at_least(name, "experts", experts, 1, "at least one expert");
-    expert.validate();
+    mixed().validate(name);
     router.selector.validate(experts);
   }
 
@@ -106,32 +98,15 @@ struct mole_linear {
   }
 
   /// The strategy a forward on D -> O takes.
-  strategy choose(index inputs, index outputs) const {
-    if (execution != strategy::automatic) return execution;
-    return choose_strategy({.inputs = inputs,
-                            .outputs = outputs,
-                            .experts = experts,
-                            .width = expert.width(),
-                            .max_selected = router.selector.max_selected(experts)});
-  }
+  strategy choose(index inputs, index outputs) const { return mixed().choose(inputs, outputs); }
 
   /// Strategy and bytes that one forward of N tokens saves in ctx.memory, an upper bound.
   template <class T, class B>
   plan_result plan(const params<T, B>& p, index tokens) const {
-    const auto bytes = [](index count, std::size_t size) {
-      return workspace<B>::rounded(static_cast<std::size_t>(count) * size);
-    };
-    plan_result r;
-    r.used = choose(p.base.weight.cols(), p.base.weight.rows());
-    r.saved_bytes = router.template saved_bytes<T, B>(tokens, p.base.weight.cols(), experts);
-    if (r.used == strategy::dense_masked) {
-      r.saved_bytes += bytes(tokens * experts * expert.width(), sizeof(T));
-    } else {
-      const index capacity = slot_capacity(tokens);
-      r.saved_bytes += segments_bytes<B>(tokens, experts, capacity) + bytes(capacity, sizeof(T)) +
-                       bytes(capacity * expert.width(), sizeof(T));
-    }
-    return r;
+    const index inputs = p.base.weight.cols(), outputs = p.base.weight.rows();
+    return {choose(inputs, outputs),
+            router.template saved_bytes<T, B>(tokens, inputs, experts) +
+                mixed().template saved_bytes<T, B>(tokens, inputs, outputs)};
   }
 
   /// Writes y; keeps what backward reads in ctx.memory. With mode::inference nothing is dropped.
@@ -144,28 +119,13 @@ struct mole_linear {
     check_shape(name, "x", x, x.rows, p.base.weight.cols(), "tokens, input width of the base");
     check_shape(name, "y", y, x.rows, p.base.weight.rows(), "tokens, output width of the base");
 
+    const auto dropout = input_dropout::draw(name, expert.input_dropout(), m, batch);
     saved<T, B> kept;
-    kept.used = choose(x.cols, y.cols);
-    kept.dropout = input_dropout::draw(name, expert.input_dropout(), m, batch);
     kept.router = router.forward(ctx, p.router, experts, x, m, batch);
     kept.routed = kept.router.routed;
     affine_forward(ctx, p.base, x, y);
-
-    const typename workspace<B>::scope scope(ctx.scratch);
-    const matrix_view<const T, B> dropped = kept.dropout.apply(ctx, x);  // [N, D]
-    const matrix_view<const T, B> gates = kept.routed.routing.gates;     // [N, E]
-    if (kept.used == strategy::dense_masked) {
-      kept.expert = expert.forward_masked(ctx, p.expert, gates, dropped, y);
-      return kept;
-    }
-    sort_slots(ctx, kept);
-    const index slots = kept.slots.capacity();
-    const auto x_slots = ctx.scratch.template take<T>(slots, x.cols);  // [S, D]
-    const auto y_slots = ctx.scratch.template take<T>(slots, y.cols);  // [S, O]
-    ops::gather(ctx, kept.slots, dropped, x_slots);
-    kept.expert =
-        expert.forward_grouped(ctx, p.expert, kept.slots, kept.gate_of_slot, x_slots, y_slots);
-    ops::combine(ctx, kept.slots, y_slots, y, grad_mode::accumulate);
+    kept.mixed =
+        mixed().forward(ctx, p.expert, kept.routed.routing, x, y, grad_mode::accumulate, dropout);
     return kept;
   }
 
@@ -197,52 +157,13 @@ struct mole_linear {
 
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto dgates = ctx.scratch.template take<T>(x.rows, experts);  // [N, E]
-    backward_experts(ctx, p.expert, kept, x, dy, dgates, dx, add);
+    mixed().backward(ctx, p.expert, kept.mixed, kept.routed.routing, x, dy, dgates, dx, add);
     router.backward(ctx, p.router, kept.router, x, dgates, dx, add, from_losses);
   }
 
  private:
-  index slot_capacity(index tokens) const { return tokens * router.selector.max_selected(experts); }
-
-  template <class T, class B>
-  void sort_slots(context<B>& ctx, saved<T, B>& kept) const {
-    const index tokens = kept.routed.logits.rows, capacity = slot_capacity(tokens);
-    const index used = ops::count_slots(ctx, kept.routed.routing.mask, experts);
-    // Room for the most that may come, so that later steps need no new memory.
-    kept.slots = make_segments(ctx.memory, tokens, experts, capacity);
-    kept.gate_of_slot = ctx.memory.template take<T>(capacity);
-    kept.slots.token_of_slot.size = kept.slots.slot_of_token.size = kept.gate_of_slot.size = used;
-    ops::build_segments(ctx, kept.routed.routing.mask, kept.routed.routing.gates, kept.slots,
-                        kept.gate_of_slot);
-  }
-
-  template <class T, class B>
-  void backward_experts(context<B>& ctx, typename Expert::template params<T, B>& p,
-                        const saved<T, B>& kept, matrix_view<const T, B> x,
-                        matrix_view<const T, B> dy, matrix_view<T, B> dgates, matrix_view<T, B> dx,
-                        grad_mode add) const {
-    const typename workspace<B>::scope scope(ctx.scratch);
-    const matrix_view<const T, B> dropped = kept.dropout.apply(ctx, x);  // [N, D]
-    kept.dropout.through(ctx, dx, add, [&](matrix_view<T, B> share, grad_mode share_mode) {
-      if (kept.used == strategy::dense_masked) {
-        expert.backward_masked(ctx, p, kept.expert, kept.routed.routing.gates, dropped, dy, dgates,
-                               share, share_mode);
-        return;
-      }
-      const index slots = kept.slots.capacity();
-      const auto x_slots = ctx.scratch.template take<T>(slots, x.cols);    // [S, D]
-      const auto dy_slots = ctx.scratch.template take<T>(slots, dy.cols);  // [S, O]
-      const auto dgate_of_slot = ctx.scratch.template take<T>(slots);
-      ops::gather(ctx, kept.slots, dropped, x_slots);
-      ops::gather(ctx, kept.slots, dy, dy_slots);
-      // dx of the slots takes the place of x, which has served dA by then.
-      expert.backward_grouped(ctx, p, kept.expert, kept.slots, kept.gate_of_slot, x_slots, dy_slots,
-                              dgate_of_slot, x_slots, share_mode);
-      ops::build_segments_backward(ctx, kept.routed.routing.mask, kept.slots, dgate_of_slot, dgates,
-                                   grad_mode::overwrite);
-      if (share_mode == grad_mode::ignore) return;
-      ops::combine(ctx, kept.slots, x_slots, share, share_mode);
-    });
+  mixture<Expert> mixed() const {
+    return {expert, experts, router.selector.max_selected(experts), execution};
   }
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/core/check.hpp>
+#include <talpa/core/mode.hpp>
 #include <talpa/core/row_run.hpp>
 #include <talpa/core/scalar.hpp>
 #include <talpa/ops/gemm.hpp>
@@ -35,20 +36,22 @@ struct grouped_gemm_impl {
 /// Forward, for the slots s of group e, block_e = bank rows [e P, (e + 1) P):
 ///   transpose::yes: c_s = a_s block_e^T, a [S, Q], c [S, P];
 ///   transpose::no:  c_s = a_s block_e,   a [S, P], c [S, Q].
+/// `c_mode` says whether c is overwritten or added to.
 /// Backward of either is the other with c and a exchanged, and grouped_gemm_gradient for the bank.
 /// Shapes: offsets [E + 1], ascending from 0 to S; bank [E P, Q].
-/// Edges: groups without slots are legal; c is overwritten.
+/// Edges: groups without slots are legal; rows of c beyond offsets[E] are left as they were.
 /// Cost: 2 S P Q flop. Determinism: same bits for any number of threads.
 /// Throws: shape_error.
 template <class B, floating T>
 void grouped_gemm(context<B>& ctx, vector_input<index, B> offsets, input<T, B> a, input<T, B> bank,
-                  transpose tb, matrix_view<T, B> c) {
+                  transpose tb, matrix_view<T, B> c, grad_mode c_mode = grad_mode::overwrite) {
+  if (c_mode == grad_mode::ignore) return;
   const index rows = detail::group_rows("ops::grouped_gemm", bank, offsets.size - 1);
   check_shape("ops::grouped_gemm", "a", a, a.rows, tb == transpose::yes ? bank.cols : rows,
               "slots, inner size of the bank's blocks");
   check_shape("ops::grouped_gemm", "c", c, a.rows, tb == transpose::yes ? rows : bank.cols,
               "slots, outer size of the bank's blocks");
-  grouped_gemm_impl<B>::product(ctx, offsets, a, bank, rows, tb, c);
+  grouped_gemm_impl<B>::product(ctx, offsets, a, bank, rows, tb, c, c_mode);
 }
 
 /// Gradient of a bank: adds a_e^T b_e, the sum over the slots of group e, to rows

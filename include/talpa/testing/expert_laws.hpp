@@ -7,6 +7,7 @@
 #include <talpa/cpu/segments.hpp>
 #include <talpa/experts/explain.hpp>
 #include <talpa/testing/bounds.hpp>
+#include <talpa/testing/expert_subject.hpp>
 #include <talpa/testing/gradient_check.hpp>
 #include <talpa/testing/inputs.hpp>
 #include <talpa/testing/parameters.hpp>
@@ -14,6 +15,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -40,27 +42,23 @@ struct expert_sizes {
 
 namespace detail {
 
-/// Whether `train_experts` restricts training to some of the experts.
-template <class Expert, class T>
-concept trains_by_expert = requires(const Expert& x, typename Expert::template params<T, cpu>& p,
-                                    std::span<const index> experts) {
-  x.train_experts(p, experts);
-};
-
-template <floating T, class Expert>
+template <floating T>
 class expert_trial {
-  static_assert(talpa::detail::explain_expert<Expert>());
-
  public:
-  expert_trial(const Expert& expert, const expert_claims& claims, const expert_sizes& sizes,
+  /// The same expert twice: gradients and bounds are made in double.
+  expert_trial(const expert_subject<T>& expert, const expert_subject<double>& in_double,
+               const expert_facts& facts, const expert_claims& claims, const expert_sizes& sizes,
                std::uint64_t seed)
-      : expert_(expert), claims_(claims), sizes_(sizes), random_(seed) {}
+      : expert_(expert),
+        in_double_(in_double),
+        facts_(facts),
+        claims_(claims),
+        sizes_(sizes),
+        random_(seed) {}
 
   report run() {
-    expert_.validate();
     initialisation_laws<T>(out_, [&](generator& random, const std::string& prefix) {
-      return expert_.template init<T, cpu>(sizes_.inputs, sizes_.outputs, sizes_.experts, random,
-                                           prefix);
+      return expert_.init(sizes_.inputs, sizes_.outputs, sizes_.experts, random, prefix);
     });
     fresh();
     forms_agree();
@@ -72,13 +70,21 @@ class expert_trial {
     same_bits();
     no_tokens();
     grouped_gradients();
-    if constexpr (rank_space_expert<Expert>) masked_gradients();
+    if (facts_.has_masked_form) masked_gradients();
     return out_;
   }
 
  private:
   template <class U>
-  using params = typename Expert::template params<U, cpu>;
+  using params = parameter_bag<U>;
+  template <class U>
+  const expert_subject<U>& subject() const {
+    if constexpr (std::same_as<U, T>) {
+      return expert_;
+    } else {
+      return in_double_;
+    }
+  }
   using mask_matrix = matrix<std::uint32_t, cpu>;
 
   /// A batch with its routing. Expert 1 has no token where there are three or more, and some tokens
@@ -106,8 +112,7 @@ class expert_trial {
   }
   template <class U>
   params<U> make_params() {
-    params<U> p =
-        expert_.template init<U, cpu>(sizes_.inputs, sizes_.outputs, sizes_.experts, random_, "");
+    params<U> p = subject<U>().init(sizes_.inputs, sizes_.outputs, sizes_.experts, random_, "");
     shake<U>(p, random_, 0.5);
     return p;
   }
@@ -165,14 +170,10 @@ class expert_trial {
     ops::gather(ctx, list.s, b.dy.view(), dy.view());
     poison<U>(y.view());
     poison<U>(dx.view());
-    const auto kept = expert_.forward_grouped(ctx, p, list.s, list.gates, x, y.view());
     vector<U, cpu> dgates(slots);
-    const auto memory = ctx.memory.used(), scratch = ctx.scratch.used();
-    for (int i = 0; i < repetitions; ++i) {
-      expert_.backward_grouped(ctx, p, kept, list.s, list.gates, x, dy, dgates.view(), dx.view(),
-                               grad_mode::overwrite);
-    }
-    returned_ = returned_ && ctx.memory.used() == memory && ctx.scratch.used() == scratch;
+    const bool returned = subject<U>().run_grouped(ctx, p, list.s, list.gates, x, y.view(), dy,
+                                                   dgates.view(), dx.view(), repetitions);
+    returned_ = returned_ && returned;
     outcome<U> r{matrix<U, cpu>(tokens, sizes_.outputs), matrix<U, cpu>(tokens, sizes_.experts),
                  matrix<U, cpu>(tokens, sizes_.inputs), gradients_of<U>(p)};
     ops::combine(ctx, list.s, y.view(), r.y.view(), grad_mode::overwrite);
@@ -196,13 +197,9 @@ class expert_trial {
     std::fill_n(r.y.data(), r.y.size(), y_before);
     std::fill_n(r.dx.data(), r.dx.size(), dx_before);
     poison<U>(r.dgates.view());
-    const auto kept = expert_.forward_masked(ctx, p, b.gates, b.x, r.y.view());
-    const auto memory = ctx.memory.used(), scratch = ctx.scratch.used();
-    for (int i = 0; i < repetitions; ++i) {
-      expert_.backward_masked(ctx, p, kept, b.gates, b.x, b.dy, r.dgates.view(), r.dx.view(),
-                              dx_mode);
-    }
-    returned_ = returned_ && ctx.memory.used() == memory && ctx.scratch.used() == scratch;
+    const bool returned = subject<U>().run_masked(
+        ctx, p, b.gates, b.x, r.y.view(), b.dy, r.dgates.view(), r.dx.view(), dx_mode, repetitions);
+    returned_ = returned_ && returned;
     r.gradients = gradients_of<U>(p);
     return r;
   }
@@ -223,8 +220,8 @@ class expert_trial {
   /// absolute terms.
   outcome<double> magnitudes(params<T>& p, const batch<T>& b, bool by_mask) {
     generator unused(1);
-    params<double> wide = expert_.template init<double, cpu>(sizes_.inputs, sizes_.outputs,
-                                                             sizes_.experts, unused, "");
+    params<double> wide =
+        in_double_.init(sizes_.inputs, sizes_.outputs, sizes_.experts, unused, "");
     const auto from = parameters_of<T>(p);
     const auto to = parameters_of<double>(wide);
     for (std::size_t i = 0; i < from.size(); ++i) {
@@ -243,14 +240,14 @@ class expert_trial {
     };
     const batch<double> sizes{absolute(b.x), absolute(b.gates), b.mask, absolute(b.dy)};
     fill_gradients<double>(wide, 0.0);
-    if constexpr (rank_space_expert<Expert>) {
+    if (facts_.has_masked_form) {
       if (by_mask) return masked<double>(wide, sizes);
     }
     return grouped<double>(wide, sizes);
   }
   double roundings(index tokens) const {
     return claims_.amplification * static_cast<double>(sizes_.inputs + sizes_.outputs + tokens +
-                                                       sizes_.experts * expert_.width() + 8);
+                                                       sizes_.experts * facts_.width + 8);
   }
   /// Two outcomes that differ by the order of their sums.
   void expect_close(law& l, const outcome<T>& found, const outcome<T>& expected,
@@ -281,11 +278,10 @@ class expert_trial {
   void fresh() {
     if (!claims_.fresh_is_zero) return;
     law l(out_, "a fresh bank contributes exactly zero");
-    params<T> p =
-        expert_.template init<T, cpu>(sizes_.inputs, sizes_.outputs, sizes_.experts, random_, "");
+    params<T> p = expert_.init(sizes_.inputs, sizes_.outputs, sizes_.experts, random_, "");
     const batch<T> b = make_batch<T>(sizes_.tokens);
     l.expect(largest(grouped<T>(p, b).y.view()) == 0.0, [] { return std::string("grouped"); });
-    if constexpr (rank_space_expert<Expert>) {
+    if (facts_.has_masked_form) {
       const auto r = masked<T>(p, b, 1, grad_mode::overwrite, T{0}, T{0.125});
       for (index i = 0; i < r.y.size(); ++i) {
         l.expect(r.y.data()[i] == T{0.125}, [] { return std::string("masked"); });
@@ -294,7 +290,7 @@ class expert_trial {
   }
 
   void forms_agree() {
-    if constexpr (rank_space_expert<Expert>) {
+    if (facts_.has_masked_form) {
       law l(out_, "the masked form equals the grouped form within rounding");
       params<T> p = make_params<T>();
       const batch<T> b = make_batch<T>(sizes_.tokens);
@@ -335,7 +331,7 @@ class expert_trial {
     fill_gradients<T>(p, T{0});
     grouped<T>(p, b);
     look("grouped");
-    if constexpr (rank_space_expert<Expert>) {
+    if (facts_.has_masked_form) {
       fill_gradients<T>(p, T{0});
       masked<T>(p, b);
       look("masked");
@@ -343,13 +339,13 @@ class expert_trial {
   }
 
   void some_experts_train() {
-    if constexpr (trains_by_expert<Expert, T>) {
+    if (facts_.trains_by_expert) {
       law l(out_, "trained experts get their part of the whole gradient, the others no storage");
       params<T> p = make_params<T>();
       const batch<T> b = make_batch<T>(sizes_.tokens);
       compare_parts(
           l, p, [&] { return grouped<T>(p, b); }, {}, "grouped");
-      if constexpr (rank_space_expert<Expert>) {
+      if (facts_.has_masked_form) {
         // All ranks are one product there, and a product of fewer rows may sum in another order.
         for (parameter<T, cpu>* q : parameters_of<T>(p)) q->train();
         const outcome<double> sizes = magnitudes(p, b, true);
@@ -414,7 +410,7 @@ class expert_trial {
       }
     };
     compare([&] { return grouped<T>(p, b); }, "grouped");
-    if constexpr (rank_space_expert<Expert>) compare([&] { return masked<T>(p, b); }, "masked");
+    if (facts_.has_masked_form) compare([&] { return masked<T>(p, b); }, "masked");
   }
 
   void rule_of_signs() {
@@ -449,7 +445,7 @@ class expert_trial {
     fill_gradients<T>(p, T{0});
     doubled(slots_once, grouped<T>(p, b, 1, false, 2), "grouped");
 
-    if constexpr (rank_space_expert<Expert>) {
+    if (facts_.has_masked_form) {
       law modes(out_, "backward overwrites, adds to or leaves out dx as it is told");
       fill_gradients<T>(p, T{0.375});
       const outcome<T> r = masked<T>(p, still, 1, grad_mode::accumulate, T{0.375});
@@ -494,7 +490,7 @@ class expert_trial {
       }
     };
     compare([&](int threads) { return grouped<T>(p, b, threads); }, "grouped");
-    if constexpr (rank_space_expert<Expert>) {
+    if (facts_.has_masked_form) {
       compare([&](int threads) { return masked<T>(p, b, threads); }, "masked");
     }
   }
@@ -506,7 +502,7 @@ class expert_trial {
     const auto before = gradients_of<T>(p);
     const batch<T> b = make_batch<T>(0);
     l.expect_none(first_difference(grouped<T>(p, b).gradients, before), "grouped");
-    if constexpr (rank_space_expert<Expert>) {
+    if (facts_.has_masked_form) {
       l.expect_none(first_difference(masked<T>(p, b).gradients, before), "masked");
     }
   }
@@ -516,7 +512,7 @@ class expert_trial {
     const double x = std::max(1.0, largest(b.x.view())),
                  w = std::max(1.0, largest_weight<double>(p));
     const double g = std::max(1.0, largest(b.gates.view()));
-    const double inner = static_cast<double>(sizes_.inputs * std::max<index>(1, expert_.width()));
+    const double inner = static_cast<double>(sizes_.inputs * std::max<index>(1, facts_.width));
     return {.roundings = roundings(sizes_.tokens), .magnitude = terms * g * inner * x * w * w};
   }
 
@@ -531,10 +527,12 @@ class expert_trial {
     ops::gather(ctx, list.s, b.x.view(), x.view());
     const matrix<double, cpu> upstream = cotangent(slots, sizes_.outputs, 4);
     fill_gradients<double>(p, 0.0);
-    const auto kept = expert_.forward_grouped(ctx, p, list.s, list.gates, x, y.view());
-    expert_.backward_grouped(ctx, p, kept, list.s, list.gates, x, upstream,
+    const auto run = [&](int repetitions) {
+      in_double_.run_grouped(ctx, p, list.s, list.gates, x, y.view(), upstream,
                              vector_view<double, cpu>(dgates.data(), slots), dx.view(),
-                             grad_mode::overwrite);
+                             repetitions);
+    };
+    run(1);
     std::vector<gradient_probe> probes{
         {"x", x.view(), dx.view()},
         {"gates", matrix_view<double, cpu>(list.gates.data, slots, 1), dgates.view()}};
@@ -543,7 +541,7 @@ class expert_trial {
         "grouped", probes, upstream, accuracy(p, b, static_cast<double>(y.size())),
         [&] {
           const workspace<cpu>::scope scope(ctx.memory);
-          expert_.forward_grouped(ctx, p, list.s, list.gates, x, y.view());
+          run(0);
           return y.view();
         },
         [] { return 0; }));
@@ -557,9 +555,12 @@ class expert_trial {
     matrix<double, cpu> y(sizes_.tokens, sizes_.outputs), dx(sizes_.tokens, sizes_.inputs);
     matrix<double, cpu> dgates(sizes_.tokens, sizes_.experts);
     fill_gradients<double>(p, 0.0);
-    const auto kept = expert_.forward_masked(ctx, p, b.gates, b.x, y.view());
-    expert_.backward_masked(ctx, p, kept, b.gates, b.x, upstream, dgates.view(), dx.view(),
-                            grad_mode::overwrite);
+    const auto run = [&](int repetitions) {
+      std::fill_n(y.data(), y.size(), 0.0);
+      in_double_.run_masked(ctx, p, b.gates, b.x, y.view(), upstream, dgates.view(), dx.view(),
+                            grad_mode::overwrite, repetitions);
+    };
+    run(1);
     std::vector<gradient_probe> probes{{"x", b.x.view(), dx.view()},
                                        {"gates", b.gates.view(), dgates.view()}};
     add_probes(p, probes);
@@ -567,14 +568,15 @@ class expert_trial {
         "masked", probes, upstream, accuracy(p, b, static_cast<double>(y.size() * sizes_.experts)),
         [&] {
           const workspace<cpu>::scope scope(ctx.memory);
-          std::fill_n(y.data(), y.size(), 0.0);
-          expert_.forward_masked(ctx, p, b.gates, b.x, y.view());
+          run(0);
           return y.view();
         },
         [] { return 0; }));
   }
 
-  Expert expert_;
+  const expert_subject<T>& expert_;
+  const expert_subject<double>& in_double_;
+  expert_facts facts_;
   expert_claims claims_;
   expert_sizes sizes_;
   generator random_;
@@ -596,7 +598,14 @@ class expert_trial {
 template <floating T, class Expert>
 report expert_laws(const Expert& expert, const expert_claims& claims = {},
                    const expert_sizes& sizes = {}, std::uint64_t seed = 1) {
-  return detail::expert_trial<T, Expert>(expert, claims, sizes, seed).run();
+  static_assert(talpa::detail::explain_expert<Expert>());
+  expert.validate();
+  const detail::expert_model<T, Expert> subject(expert);
+  const detail::expert_model<double, Expert> in_double(expert);
+  const detail::expert_facts facts{.has_masked_form = rank_space_expert<Expert>,
+                                   .trains_by_expert = detail::trains_by_expert<Expert, T>,
+                                   .width = expert.width()};
+  return detail::expert_trial<T>(subject, in_double, facts, claims, sizes, seed).run();
 }
 
 }  // namespace talpa::testing

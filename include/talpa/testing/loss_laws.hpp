@@ -8,10 +8,12 @@
 #include <talpa/testing/bounds.hpp>
 #include <talpa/testing/gradient_check.hpp>
 #include <talpa/testing/inputs.hpp>
+#include <talpa/testing/loss_subject.hpp>
 #include <talpa/testing/report.hpp>
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -37,13 +39,13 @@ struct loss_claims {
 
 namespace detail {
 
-template <floating T, class Loss>
+template <floating T>
 class loss_trial {
-  static_assert(talpa::detail::explain_loss<Loss>());
-
  public:
-  loss_trial(const Loss& loss, index experts, const loss_claims& claims, std::uint64_t seed)
-      : loss_(loss), experts_(experts), claims_(claims), random_(seed) {}
+  /// The same loss twice: gradients are compared in double.
+  loss_trial(const loss_subject<T>& loss, const loss_subject<double>& in_double, index experts,
+             const loss_claims& claims, std::uint64_t seed)
+      : loss_(loss), in_double_(in_double), experts_(experts), claims_(claims), random_(seed) {}
 
   report run() {
     balance();
@@ -150,19 +152,18 @@ class loss_trial {
       gradients.push_back({r.dlogits[l].view(), r.dgates[l].view(), r.dcontrol[l].view()});
     }
     const std::span<const routed_view<U, cpu>> in(views);
-    const auto kept = loss_.forward(ctx, in);
-    const auto memory = ctx.memory.used(), scratch = ctx.scratch.used();
-    matrix<U, cpu> upstream(1, 1);
-    upstream(0, 0) = dvalue;
-    for (int i = 0; i < repetitions; ++i) {
-      loss_.backward(ctx, in, kept, upstream, std::span<const routed_gradient<U, cpu>>(gradients),
-                     mode);
-    }
-    returned_ = returned_ && ctx.memory.used() == memory && ctx.scratch.used() == scratch;
-    const matrix_view<const U, cpu> value = kept.value;
-    r.value = value.rows == 1 && value.cols == 1 ? static_cast<double>(value(0, 0))
-                                                 : std::numeric_limits<double>::quiet_NaN();
+    const auto evaluated = subject<U>().evaluate(ctx, in, gradients, dvalue, mode, repetitions);
+    returned_ = returned_ && evaluated.returned;
+    r.value = evaluated.value;
     return r;
+  }
+  template <class U>
+  const loss_subject<U>& subject() const {
+    if constexpr (std::same_as<U, T>) {
+      return loss_;
+    } else {
+      return in_double_;
+    }
   }
   double bound(index tokens, double value) const {
     return claims_.amplification * gamma<T>(static_cast<double>(tokens + experts_) + 32.0) *
@@ -396,7 +397,8 @@ class loss_trial {
     }
   }
 
-  Loss loss_;
+  const loss_subject<T>& loss_;
+  const loss_subject<double>& in_double_;
   index experts_;
   loss_claims claims_;
   generator random_;
@@ -416,7 +418,10 @@ class loss_trial {
 template <floating T, class Loss>
 report loss_laws(const Loss& loss, index experts, const loss_claims& claims = {},
                  std::uint64_t seed = 1) {
-  return detail::loss_trial<T, Loss>(loss, experts, claims, seed).run();
+  static_assert(talpa::detail::explain_loss<Loss>());
+  const detail::loss_model<T, Loss> subject(loss);
+  const detail::loss_model<double, Loss> in_double(loss);
+  return detail::loss_trial<T>(subject, in_double, experts, claims, seed).run();
 }
 
 }  // namespace talpa::testing

@@ -7,12 +7,39 @@
 #include <talpa/testing/inputs.hpp>
 
 #include <algorithm>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 // What the laws do to all parameters of a policy, through its `params.visit`.
 
 namespace talpa::testing::detail {
+
+/// The params of some policy, whatever their type.
+template <floating T>
+class parameter_bag {
+ public:
+  template <class Params>
+  explicit parameter_bag(Params p) {
+    auto owner = std::make_shared<Params>(std::move(p));
+    owner->visit([&](parameter<T, cpu>& q) { all_.push_back(&q); });
+    owner_ = std::move(owner);
+  }
+  template <class F>
+  void visit(F f) {
+    for (parameter<T, cpu>* q : all_) f(*q);
+  }
+  /// The params that it was made of.
+  template <class Params>
+  Params& as() {
+    return *static_cast<Params*>(owner_.get());
+  }
+
+ private:
+  std::shared_ptr<void> owner_;
+  std::vector<parameter<T, cpu>*> all_;
+};
 
 /// Pointers to the parameters in visiting order.
 template <floating T, class Params>
@@ -47,6 +74,8 @@ std::vector<matrix<T, cpu>> gradients_of(Params& p) {
   for (parameter<T, cpu>* q : parameters_of<T>(p)) all.emplace_back(q->grad());
   return all;
 }
+
+using testing::first_difference;
 
 /// Empty, or the first gradient that differs.
 template <floating T>

@@ -10,9 +10,11 @@
 #include <talpa/testing/inputs.hpp>
 #include <talpa/testing/parameters.hpp>
 #include <talpa/testing/report.hpp>
+#include <talpa/testing/scorer_subject.hpp>
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -44,18 +46,17 @@ struct scorer_sizes {
 
 namespace detail {
 
-template <floating T, class Scorer>
+template <floating T>
 class scorer_trial {
-  static_assert(talpa::detail::explain_scorer<Scorer>());
-
  public:
-  scorer_trial(const Scorer& scorer, const scorer_claims& claims, const scorer_sizes& sizes,
-               std::uint64_t seed)
-      : scorer_(scorer), claims_(claims), sizes_(sizes), random_(seed) {}
+  /// The same scorer twice: gradients are compared in double.
+  scorer_trial(const scorer_subject<T>& scorer, const scorer_subject<double>& in_double,
+               const scorer_claims& claims, const scorer_sizes& sizes, std::uint64_t seed)
+      : scorer_(scorer), in_double_(in_double), claims_(claims), sizes_(sizes), random_(seed) {}
 
   report run() {
     initialisation_laws<T>(out_, [&](generator& random, const std::string& prefix) {
-      return scorer_.template init<T, cpu>(sizes_.inputs, sizes_.experts, random, prefix);
+      return scorer_.init(sizes_.inputs, sizes_.experts, random, prefix);
     });
     overwrites();
     own_row();
@@ -69,11 +70,19 @@ class scorer_trial {
 
  private:
   template <class U>
-  using params = typename Scorer::template params<U, cpu>;
+  using params = parameter_bag<U>;
+  template <class U>
+  const scorer_subject<U>& subject() const {
+    if constexpr (std::same_as<U, T>) {
+      return scorer_;
+    } else {
+      return in_double_;
+    }
+  }
 
   template <class U>
   params<U> make() {
-    params<U> p = scorer_.template init<U, cpu>(sizes_.inputs, sizes_.experts, random_, "");
+    params<U> p = subject<U>().init(sizes_.inputs, sizes_.experts, random_, "");
     shake<U>(p, random_, 0.25);
     return p;
   }
@@ -140,13 +149,9 @@ class scorer_trial {
     batch.conditioning = {around.rows.view(), around.present.view(), s.dconditioning.view()};
     poison<U>(s.logits.view());
     std::fill_n(s.dx.data(), s.dx.size(), dx_before);
-    const auto kept = scorer_.forward(ctx, p, x, s.logits.view(), mode::training, batch);
-    if (dlogits.cols() == 0) return s;
-    const auto memory = ctx.memory.used(), scratch = ctx.scratch.used();
-    for (int i = 0; i < repetitions; ++i) {
-      scorer_.backward(ctx, p, kept, x, dlogits, s.dx.view(), dx_mode);
-    }
-    returned_ = returned_ && ctx.memory.used() == memory && ctx.scratch.used() == scratch;
+    const bool returned = subject<U>().run(ctx, p, batch, x, s.logits.view(), dlogits, s.dx.view(),
+                                           dx_mode, dlogits.cols() == 0 ? 0 : repetitions);
+    returned_ = returned_ && returned;
     return s;
   }
 
@@ -322,7 +327,8 @@ class scorer_trial {
         [] { return 0; }));
   }
 
-  Scorer scorer_;
+  const scorer_subject<T>& scorer_;
+  const scorer_subject<double>& in_double_;
   scorer_claims claims_;
   scorer_sizes sizes_;
   generator random_;
@@ -343,7 +349,10 @@ class scorer_trial {
 template <floating T, class Scorer>
 report scorer_laws(const Scorer& scorer, const scorer_claims& claims = {},
                    const scorer_sizes& sizes = {}, std::uint64_t seed = 1) {
-  return detail::scorer_trial<T, Scorer>(scorer, claims, sizes, seed).run();
+  static_assert(talpa::detail::explain_scorer<Scorer>());
+  const detail::scorer_model<T, Scorer> subject(scorer);
+  const detail::scorer_model<double, Scorer> in_double(scorer);
+  return detail::scorer_trial<T>(subject, in_double, claims, sizes, seed).run();
 }
 
 }  // namespace talpa::testing

@@ -2,15 +2,14 @@
 #pragma once
 
 #include <talpa/core/error.hpp>
-#include <talpa/core/lanes.hpp>
 #include <talpa/cpu/select.hpp>
 #include <talpa/routing/routing.hpp>
 #include <talpa/selectors/explain.hpp>
 #include <talpa/testing/bounds.hpp>
 #include <talpa/testing/gradient_check.hpp>
 #include <talpa/testing/inputs.hpp>
-#include <talpa/testing/lanes.hpp>
 #include <talpa/testing/report.hpp>
+#include <talpa/testing/selector_subject.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -44,22 +43,24 @@ struct selector_claims {
 
 namespace detail {
 
-template <floating T, class Selector>
+template <floating T>
 class selector_trial {
-  static_assert(talpa::detail::explain_selector<Selector>());
-
  public:
-  selector_trial(const Selector& selector, index experts, const selector_claims& claims,
+  /// The same selector twice: gradients are compared in double, and so is the precision.
+  selector_trial(const selector_subject<T>& selector, const selector_subject<double>& in_double,
+                 const selector_facts& facts, index experts, const selector_claims& claims,
                  index tokens, std::uint64_t seed)
       : selector_(selector),
+        in_double_(in_double),
+        facts_(facts),
         experts_(experts),
         claims_(claims),
         random_(seed),
         logits_(separated_logits<T>(tokens, experts, random_)),
         mask_(random_mask(tokens, experts, 0.5, random_)),
         dgates_(uneven<T>(tokens, experts, random_)),
-        control_(controlled_selector<Selector> ? tokens : 0, 1),
-        bias_(biased_selector<Selector> ? 1 : 0, experts) {
+        control_(facts.controlled ? tokens : 0, 1),
+        bias_(facts.biased ? 1 : 0, experts) {
     const random_stream control = random_.next(), bias = random_.next();
     for (index n = 0; n < control_.rows(); ++n) {
       const double share = uniform<double>(control, static_cast<std::uint64_t>(n));
@@ -81,7 +82,7 @@ class selector_trial {
     mass();
     shift();
     permutation_of_experts();
-    if (!coupled_selector<Selector>) own_row();
+    if (!facts_.coupled) own_row();
     groups();
     threads();
     own_mask();
@@ -123,7 +124,9 @@ class selector_trial {
   template <class U>
   struct sides {
     sides(const selector_trial& trial, index rows, index first = 0)
-        : control(trial.control_.rows() == 0 ? 0 : rows, 1),
+        : controlled(trial.facts_.controlled),
+          biased(trial.facts_.biased),
+          control(controlled ? rows : 0, 1),
           bias(trial.bias_.rows(), trial.experts_) {
       for (index n = 0; n < control.rows(); ++n) {
         control(n, 0) = static_cast<U>(trial.control_((first + n) % trial.control_.rows(), 0));
@@ -133,10 +136,11 @@ class selector_trial {
     }
     select_inputs<U, cpu> view() const {
       select_inputs<U, cpu> more;
-      if (controlled_selector<Selector>) more.control = control.view();
-      if (biased_selector<Selector>) more.bias = bias.view();
+      if (controlled) more.control = control.view();
+      if (biased) more.bias = bias.view();
       return more;
     }
+    bool controlled, biased;
     matrix<U, cpu> control;  // [rows, 1]
     matrix<U, cpu> bias;     // [1, E]
   };
@@ -148,7 +152,7 @@ class selector_trial {
     poison<T>(r.gates.view());
     std::fill_n(r.mask.data(), r.mask.size(), ~0u);
     const sides<T> beside(*this, logits.rows());
-    ops::select(ctx, selector_, logits, padding, r.gates.view(), r.mask.view(), beside.view());
+    selector_.select(ctx, logits, padding, r.gates.view(), r.mask.view(), beside.view());
     return r;
   }
   logit_matrix replay(const logit_matrix& logits, const mask_matrix& mask, int threads = 1,
@@ -158,7 +162,7 @@ class selector_trial {
     mask_matrix copy = mask;
     poison<T>(gates.view());
     const sides<T> beside(*this, logits.rows());
-    ops::replay(ctx, selector_, logits, padding, copy.view(), gates.view(), beside.view());
+    selector_.replay(ctx, logits, padding, copy.view(), gates.view(), beside.view());
     return gates;
   }
   gradient backward(const logit_matrix& logits, const routing<T, cpu>& r,
@@ -168,8 +172,8 @@ class selector_trial {
     gradient g{logit_matrix(logits.rows(), logits.cols()), logit_matrix(beside.control.rows(), 1)};
     poison<T>(g.dlogits.view());
     poison<T>(g.dcontrol.view());
-    ops::select_backward(ctx, selector_, logits, r.gates.view(), r.mask.view(), dgates,
-                         g.dlogits.view(), beside.view(), g.dcontrol.view());
+    selector_.select_backward(ctx, logits, r.gates.view(), r.mask.view(), dgates, g.dlogits.view(),
+                              beside.view(), g.dcontrol.view());
     return g;
   }
   index selected(const routing<T, cpu>& r, index n) const {
@@ -210,7 +214,7 @@ class selector_trial {
   void support() {
     law l(out_, "every token gets min_selected to max_selected experts");
     for (index n = 0; n < logits_.rows(); ++n) {
-      const index count = selected(chosen_, n), most = selector_.max_selected(experts_);
+      const index count = selected(chosen_, n), most = facts_.max_selected;
       l.expect(count >= claims_.min_selected && count <= most && most <= experts_, [&] {
         return talpa::detail::concat("token ", text(n), " has ", text(count), ", expected ",
                                      text(claims_.min_selected), "..", text(most));
@@ -219,7 +223,7 @@ class selector_trial {
   }
 
   void mass() {
-    if (!Selector::unit_mass) return;
+    if (!facts_.unit_mass) return;
     law l(out_, "the gates of a token sum to one, as unit_mass says");
     // E additions and a division on the way to each gate.
     const double bound = claims_.amplification * gamma<T>(static_cast<double>(experts_) + 2.0) +
@@ -323,20 +327,20 @@ class selector_trial {
     }
   }
 
-  template <class G>
-  void group(law& l, const char* name, const logit_matrix& logits) {
+  void group(law& l, lane_group g, const logit_matrix& logits) {
+    const char* const name = name_of(g);
     const routing<T, cpu> reference = select(logits);
     const sides<T> beside(*this, logits.rows());
-    if constexpr (!coupled_selector<Selector>) {
-      l.expect_none(difference(select_on<G>(selector_, logits, beside.view()), reference),
+    if (!facts_.coupled) {
+      l.expect_none(difference(selector_.select_on(g, logits, beside.view()), reference),
                     talpa::detail::concat("select on ", name));
     }
-    l.expect_none(first_difference(replay_on<G>(selector_, logits, mask_, beside.view()),
+    l.expect_none(first_difference(selector_.replay_on(g, logits, mask_, beside.view()),
                                    replay(logits, mask_)),
                   talpa::detail::concat("replay on ", name));
     const gradient expected = backward(logits, reference, dgates_);
     l.expect_none(
-        difference(select_backward_on<G>(selector_, logits, reference, dgates_, beside.view()),
+        difference(selector_.select_backward_on(g, logits, reference, dgates_, beside.view()),
                    expected),
         talpa::detail::concat("select_backward on ", name));
     l.expect_none(difference(backward(logits, reference, dgates_), expected),
@@ -355,12 +359,7 @@ class selector_trial {
       if (n % 9 == 5) hard(n, n % experts_) = std::numeric_limits<T>::quiet_NaN();
     }
     for (const logit_matrix* logits : {&logits_, &hard}) {
-      group<serial>(l, "serial", *logits);
-      // The width that the CPU's loop over rows takes; a width of one register is as good as any.
-      group<token_pack<talpa::detail::packed_tokens<T>>>(l, "token_pack", *logits);
-      group<sim<4>>(l, "sim<4>", *logits);
-      group<sim<8>>(l, "sim<8>", *logits);
-      group<sim<32>>(l, "sim<32>", *logits);
+      for (const lane_group g : lane_groups) group(l, g, *logits);
     }
   }
 
@@ -401,7 +400,7 @@ class selector_trial {
       }
     }
     const routing<T, cpu> r = select(logits, 1, real.view());
-    routing<T, cpu> expected = coupled_selector<Selector> ? without(real) : chosen_;
+    routing<T, cpu> expected = facts_.coupled ? without(real) : chosen_;
     const gradient found = backward(logits, r, dgates_);
     const logit_matrix gates = replay(logits, expected.mask, 1, real.view());
     gradient expected_gradient = backward(logits_, expected, dgates_);
@@ -469,7 +468,7 @@ class selector_trial {
 
   /// Gradient of one row in double: of selecting, and of the gates of the row's random mask.
   void gradients() {
-    const bool constant = Selector::unit_mass && selector_.max_selected(experts_) == 1;
+    const bool constant = facts_.unit_mass && facts_.max_selected == 1;
     const gradient_accuracy accuracy{
         .roundings = claims_.amplification * (2.0 * static_cast<double>(experts_) + 8.0),
         .magnitude = static_cast<double>(experts_) * std::max(1.0, claims_.gate_floor),
@@ -491,9 +490,9 @@ class selector_trial {
       const auto check = [&](const char* name, mask_matrix* recorded) {
         const auto forward = [&] {
           if (recorded == nullptr) {
-            ops::select(ctx, selector_, u, {}, r.gates.view(), r.mask.view(), beside.view());
+            in_double_.select(ctx, u, {}, r.gates.view(), r.mask.view(), beside.view());
           } else {
-            ops::replay(ctx, selector_, u, {}, recorded->view(), r.gates.view(), beside.view());
+            in_double_.replay(ctx, u, {}, recorded->view(), r.gates.view(), beside.view());
           }
           return r.gates.view();
         };
@@ -505,9 +504,9 @@ class selector_trial {
           return bits;
         };
         forward();
-        ops::select_backward(ctx, selector_, u, r.gates.view(),
-                             recorded == nullptr ? r.mask.view() : recorded->view(), upstream,
-                             du.view(), beside.view(), dcontrol.view());
+        in_double_.select_backward(ctx, u, r.gates.view(),
+                                   recorded == nullptr ? r.mask.view() : recorded->view(), upstream,
+                                   du.view(), beside.view(), dcontrol.view());
         nonzero = nonzero || largest(du.view()) > 0.0;
         ++eligible;
         if (!far_from_kinks(u, forward, pattern) ||
@@ -520,7 +519,7 @@ class selector_trial {
           probes.push_back({"control", beside.control.view(), dcontrol.view()});
         out_.add(gradient_check(name, probes, upstream, accuracy, forward, pattern));
       };
-      if constexpr (!coupled_selector<Selector>) check("select", nullptr);
+      if (!facts_.coupled) check("select", nullptr);
       mask_matrix recorded(mask_.view().row_range(n, 1));
       std::uint32_t any = 0;
       for (index w = 0; w < recorded.cols(); ++w) any |= recorded(0, w);
@@ -600,17 +599,16 @@ class selector_trial {
       }
     }
     const routing<T, cpu> r = select(logits);
-    const index first = selector_.max_selected(experts_);
+    const index first = facts_.max_selected;
     for (index n = 0; n < logits.rows(); ++n) {
       for (index e = 0; e < experts_; ++e) {
         const bool on = bit(r.mask.view(), n, e);
         const T g = r.gates(n, e);
-        const bool fine =
-            n % 2 == 1 ? coupled_selector<Selector> || (same_number(g, chosen_.gates(n, e)) &&
-                                                        on == bit(chosen_.mask.view(), n, e))
+        const bool fine = n % 2 == 1 ? facts_.coupled || (same_number(g, chosen_.gates(n, e)) &&
+                                                          on == bit(chosen_.mask.view(), n, e))
 
-            : e < first ? on && std::isnan(g)
-                        : !on && g == T{0};
+                          : e < first ? on && std::isnan(g)
+                                      : !on && g == T{0};
         l.expect(fine, [&] {
           return talpa::detail::concat("token ", text(n), ", expert ", text(e), ": gate ",
                                        digits(static_cast<double>(g)), on ? ", on" : ", off");
@@ -639,11 +637,11 @@ class selector_trial {
           bool refused = false;
           try {
             if (again) {
-              ops::replay(ctx, selector_, logits, real.view(), r.mask.view(), r.gates.view(),
-                          beside.view());
+              selector_.replay(ctx, logits, real.view(), r.mask.view(), r.gates.view(),
+                               beside.view());
             } else {
-              ops::select(ctx, selector_, logits, real.view(), r.gates.view(), r.mask.view(),
-                          beside.view());
+              selector_.select(ctx, logits, real.view(), r.gates.view(), r.mask.view(),
+                               beside.view());
             }
           } catch (const value_error&) {
             refused = true;
@@ -676,10 +674,9 @@ class selector_trial {
     context<cpu> ctx(1);
     const sides<T> beside(*this, n);
     logit_matrix dcontrol(beside.control.rows(), 1);
-    ops::select(ctx, selector_, wide.view().col_range(2, experts_), {}, gates_in, mask_in,
-                beside.view());
-    ops::select_backward(ctx, selector_, wide.view().col_range(2, experts_), gates_in, mask_in,
-                         dgates_, gradient_in, beside.view(), dcontrol.view());
+    selector_.select(ctx, wide.view().col_range(2, experts_), {}, gates_in, mask_in, beside.view());
+    selector_.select_backward(ctx, wide.view().col_range(2, experts_), gates_in, mask_in, dgates_,
+                              gradient_in, beside.view(), dcontrol.view());
     l.expect_none(first_difference<T>(gates_in, chosen_.gates.view()), "gates");
     l.expect_none(first_difference<std::uint32_t>(mask_in, chosen_.mask.view()), "mask");
     l.expect_none(
@@ -707,9 +704,9 @@ class selector_trial {
     matrix<double, cpu> expected(logits.rows(), experts_);
     const sides<double> beside(*this, logits.rows());
     matrix<double, cpu> dcontrol(beside.control.rows(), 1);
-    ops::select(ctx, selector_, logits, {}, r.gates.view(), r.mask.view(), beside.view());
-    ops::select_backward(ctx, selector_, logits, r.gates.view(), r.mask.view(), dgates,
-                         expected.view(), beside.view(), dcontrol.view());
+    in_double_.select(ctx, logits, {}, r.gates.view(), r.mask.view(), beside.view());
+    in_double_.select_backward(ctx, logits, r.gates.view(), r.mask.view(), dgates, expected.view(),
+                               beside.view(), dcontrol.view());
     const gradient found = backward(logits_, chosen_, dgates_);
     index compared = 0;
     for (index n = 0; n < logits.rows(); ++n) {
@@ -741,7 +738,9 @@ class selector_trial {
     });
   }
 
-  Selector selector_;
+  const selector_subject<T>& selector_;
+  const selector_subject<double>& in_double_;
+  selector_facts facts_;
   index experts_;
   selector_claims claims_;
   generator random_;
@@ -769,7 +768,16 @@ class selector_trial {
 template <floating T, class Selector>
 report selector_laws(const Selector& selector, index experts, const selector_claims& claims = {},
                      index tokens = 37, std::uint64_t seed = 1) {
-  return detail::selector_trial<T, Selector>(selector, experts, claims, tokens, seed).run();
+  static_assert(talpa::detail::explain_selector<Selector>());
+  selector.validate(experts);
+  const detail::selector_model<T, Selector> subject(selector);
+  const detail::selector_model<double, Selector> in_double(selector);
+  const detail::selector_facts facts{.unit_mass = Selector::unit_mass,
+                                     .coupled = coupled_selector<Selector>,
+                                     .controlled = controlled_selector<Selector>,
+                                     .biased = biased_selector<Selector>,
+                                     .max_selected = selector.max_selected(experts)};
+  return detail::selector_trial<T>(subject, in_double, facts, experts, claims, tokens, seed).run();
 }
 
 }  // namespace talpa::testing

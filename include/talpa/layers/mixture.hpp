@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/experts/explain.hpp>
+#include <talpa/layers/input_dropout.hpp>
+#include <talpa/layers/strategy.hpp>
+#include <talpa/ops/fill.hpp>
+#include <talpa/ops/gather.hpp>
+#include <talpa/ops/segments.hpp>
+#include <talpa/routing/routing.hpp>
+
+#include <type_traits>
+
+namespace talpa {
+
+/// Experts behind given gates: y (+)= sum_e g_e f_e(dropout(x)). The part that routed layers share;
+/// who makes the gates is their business.
+///
+/// Backward: dg_e = <dy, f_e>, dx (+)= sum_e g_e (df_e/dx)^T dy, and the parameters of the experts
+/// get theirs where they train. The mask is a constant.
+/// Shapes: x [N, D], y [N, O], gates [N, E], mask [N, ceil(E / 32)]; saved: what the expert keeps
+/// of [N, .] for dense_masked, of [S, .] and the slots for grouped with S set bits of the mask.
+/// Edges: N = 0; experts without tokens; a token without experts gets nothing.
+/// Cost: strategy.hpp.
+/// Determinism: same bits for any number of threads; strategies differ by rounding.
+/// Throws: value_error.
+template <class Expert>
+struct mixture {
+  static_assert(detail::explain_expert<Expert>());
+
+  Expert expert{};
+  index experts = 1;       ///< E, >= 1
+  index max_selected = 1;  ///< most experts of a token, 1..E
+  strategy execution = strategy::automatic;
+
+  template <class T, class B>
+  using params = typename Expert::template params<T, B>;
+
+  template <class T, class B>
+  struct saved {
+    strategy used = strategy::dense_masked;
+    typename Expert::template saved<T, B> expert;
+    segments<B> slots;               // grouped only
+    vector_view<T, B> gate_of_slot;  // [S], grouped only
+    input_dropout dropout;
+  };
+
+  /// The strategy a forward on D -> O takes.
+  strategy choose(index inputs, index outputs) const {
+    if constexpr (!rank_space_expert<Expert>) return strategy::grouped;
+    if (execution != strategy::automatic) return execution;
+    return choose_strategy({.inputs = inputs,
+                            .outputs = outputs,
+                            .experts = experts,
+                            .width = expert.width(),
+                            .max_selected = max_selected});
+  }
+
+  /// What the numbers must be; `function` is the layer that asks.
+  void validate(const char* function) const {
+    check_at_least(function, "experts", experts, 1, "at least one expert");
+    expert.validate();
+    if constexpr (!rank_space_expert<Expert>) {
+      if (execution == strategy::dense_masked) {
+        detail::throw_value(function, "execution", "dense_masked",
+                            detail::concat("grouped or automatic = what experts of kind ",
+                                           Expert::name, " can do"));
+      }
+    }
+  }
+
+  /// Bytes that one forward of N tokens on D -> O saves in ctx.memory, an upper bound.
+  template <class T, class B>
+  std::size_t saved_bytes(index tokens, index inputs, index outputs) const {
+    const auto bytes = [](index count, std::size_t size) {
+      return workspace<B>::rounded(static_cast<std::size_t>(count) * size);
+    };
+    if (choose(inputs, outputs) == strategy::dense_masked) {
+      return bytes(tokens * experts * expert.width(), sizeof(T));
+    }
+    const index capacity = tokens * max_selected;
+    return segments_bytes<B>(tokens, experts, capacity) + bytes(capacity, sizeof(T)) +
+           bytes(capacity * expert.width(), sizeof(T));
+  }
+
+  /// Writes or adds to y as y_mode says; keeps what backward reads in ctx.memory.
+  template <floating T, backend B>
+  saved<T, B> forward(context<B>& ctx, const params<T, B>& p,
+                      const std::type_identity_t<routing_view<const T, B>>& routing,
+                      std::type_identity_t<matrix_view<const T, B>> x,
+                      std::type_identity_t<matrix_view<T, B>> y, grad_mode y_mode,
+                      const input_dropout& dropout = {}) const {
+    saved<T, B> kept;
+    kept.used = choose(x.cols, y.cols);
+    kept.dropout = dropout;
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const matrix_view<const T, B> dropped = dropout.apply(ctx, x);  // [N, D]
+    if constexpr (rank_space_expert<Expert>) {
+      if (kept.used == strategy::dense_masked) {
+        if (y_mode == grad_mode::overwrite) ops::fill(ctx, T{0}, y);
+        kept.expert = expert.forward_masked(ctx, p, routing.gates, dropped, y);
+        return kept;
+      }
+    }
+    sort_slots(ctx, routing, kept);
+    const index slots = kept.slots.capacity();
+    const auto x_slots = ctx.scratch.template take<T>(slots, x.cols);  // [S, D]
+    const auto y_slots = ctx.scratch.template take<T>(slots, y.cols);  // [S, O]
+    ops::gather(ctx, kept.slots, dropped, x_slots);
+    kept.expert = expert.forward_grouped(ctx, p, kept.slots, kept.gate_of_slot, x_slots, y_slots);
+    ops::combine(ctx, kept.slots, y_slots, y, y_mode);
+    return kept;
+  }
+
+  /// Overwrites dgates [N, E]; adds to the gradients of what trains; writes or adds to dx as
+  /// dx_mode says.
+  template <floating T, backend B>
+  void backward(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
+                const std::type_identity_t<routing_view<const T, B>>& routing,
+                std::type_identity_t<matrix_view<const T, B>> x,
+                std::type_identity_t<matrix_view<const T, B>> dy,
+                std::type_identity_t<matrix_view<T, B>> dgates,
+                std::type_identity_t<matrix_view<T, B>> dx, grad_mode dx_mode) const {
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const matrix_view<const T, B> dropped = kept.dropout.apply(ctx, x);  // [N, D]
+    kept.dropout.through(ctx, dx, dx_mode, [&](matrix_view<T, B> share, grad_mode share_mode) {
+      if constexpr (rank_space_expert<Expert>) {
+        if (kept.used == strategy::dense_masked) {
+          expert.backward_masked(ctx, p, kept.expert, routing.gates, dropped, dy, dgates, share,
+                                 share_mode);
+          return;
+        }
+      }
+      const index slots = kept.slots.capacity();
+      const auto x_slots = ctx.scratch.template take<T>(slots, x.cols);    // [S, D]
+      const auto dy_slots = ctx.scratch.template take<T>(slots, dy.cols);  // [S, O]
+      const auto dgate_of_slot = ctx.scratch.template take<T>(slots);
+      ops::gather(ctx, kept.slots, dropped, x_slots);
+      ops::gather(ctx, kept.slots, dy, dy_slots);
+      // dx of the slots takes the place of x, which has served the parameters by then.
+      expert.backward_grouped(ctx, p, kept.expert, kept.slots, kept.gate_of_slot, x_slots, dy_slots,
+                              dgate_of_slot, x_slots, share_mode);
+      ops::build_segments_backward(ctx, routing.mask, kept.slots, dgate_of_slot, dgates,
+                                   grad_mode::overwrite);
+      if (share_mode == grad_mode::ignore) return;
+      ops::combine(ctx, kept.slots, x_slots, share, share_mode);
+    });
+  }
+
+ private:
+  template <class T, class B>
+  void sort_slots(context<B>& ctx, const routing_view<const T, B>& routing,
+                  saved<T, B>& kept) const {
+    const index tokens = routing.tokens(), capacity = tokens * max_selected;
+    const index used = ops::count_slots(ctx, routing.mask, experts);
+    // Room for the most that may come, so that later steps need no new memory.
+    kept.slots = make_segments(ctx.memory, tokens, experts, capacity);
+    kept.gate_of_slot = ctx.memory.template take<T>(capacity);
+    kept.slots.token_of_slot.size = kept.slots.slot_of_token.size = kept.gate_of_slot.size = used;
+    ops::build_segments(ctx, routing.mask, routing.gates, kept.slots, kept.gate_of_slot);
+  }
+};
+
+}  // namespace talpa
