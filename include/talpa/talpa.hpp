@@ -72,7 +72,9 @@
 #include <talpa/layers/linear.hpp>
 #include <talpa/layers/lora_linear.hpp>
 #include <talpa/layers/mixture.hpp>
+#include <talpa/layers/moe_ffn.hpp>
 #include <talpa/layers/mole_linear.hpp>
+#include <talpa/layers/perft_block.hpp>
 #include <talpa/layers/router.hpp>
 #include <talpa/layers/strategy.hpp>
 #include <talpa/losses/concept.hpp>
@@ -127,6 +129,9 @@
 #include <talpa/optim/schedule.hpp>
 #include <talpa/optim/sgd.hpp>
 #include <talpa/optim/sparsity_controller.hpp>
+#include <talpa/placements/always.hpp>
+#include <talpa/placements/embedded.hpp>
+#include <talpa/placements/routed.hpp>
 #include <talpa/presets/ada_mole.hpp>
 #include <talpa/presets/dyn_mole.hpp>
 #include <talpa/presets/gw_moe.hpp>
@@ -135,6 +140,7 @@
 #include <talpa/presets/mola.hpp>
 #include <talpa/presets/mor.hpp>
 #include <talpa/presets/re_moe.hpp>
+#include <talpa/routing/always_on.hpp>
 #include <talpa/routing/entropy.hpp>
 #include <talpa/routing/first_k.hpp>
 #include <talpa/routing/gate_weight.hpp>

@@ -86,24 +86,27 @@ tensor to_tensor(const std::string& field, const json& v) {
   return t;
 }
 
+/// The node at a path of keys joined by dots. Keys have dots themselves ("experts.w1"): each way to
+/// cut the path is tried, the shortest key first.
 const json* find(const json& root, const std::string& field) {
-  const json* at = &root;
-  std::size_t from = 0;
-  while (from <= field.size()) {
+  if (root.is_array()) {
+    const std::size_t dot = std::min(field.find('.'), field.size());
+    const std::string key = field.substr(0, dot);
+    const bool digits = !key.empty() && key.find_first_not_of("0123456789") == std::string::npos;
+    if (!digits || std::stoul(key) >= root.size()) return nullptr;
+    const json& next = root[std::stoul(key)];
+    return dot == field.size() ? &next : find(next, field.substr(dot + 1));
+  }
+  for (std::size_t from = 0; root.is_object() && from <= field.size();) {
     const std::size_t dot = std::min(field.find('.', from), field.size());
-    const std::string key = field.substr(from, dot - from);
-    if (at->is_object() && at->contains(key)) {
-      at = &(*at)[key];
-    } else if (at->is_array() && !key.empty() &&
-               key.find_first_not_of("0123456789") == std::string::npos &&
-               std::stoul(key) < at->size()) {
-      at = &(*at)[std::stoul(key)];
-    } else {
-      return nullptr;
+    const auto entry = root.find(field.substr(0, dot));
+    if (entry != root.end()) {
+      const json* const found = dot == field.size() ? &*entry : find(*entry, field.substr(dot + 1));
+      if (found != nullptr) return found;
     }
     from = dot + 1;
   }
-  return at;
+  return nullptr;
 }
 
 const json& get(const json& root, const std::string& field) {

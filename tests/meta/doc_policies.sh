@@ -4,7 +4,7 @@
 # role, every page of docs/ but those of docs/benchmarks/ from docs/index.md.
 cd "$1" || exit 2
 {
-  for role in scorer selector expert loss; do
+  for role in scorer selector expert placement loss; do
     case $role in loss) folder=losses ;; *) folder=${role}s ;; esac
     for header in include/talpa/"$folder"/*.hpp; do
       case $header in */concept.hpp | */explain.hpp | *'*'*) continue ;; esac

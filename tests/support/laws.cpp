@@ -11,5 +11,7 @@ template class expert_trial<float>;
 template class expert_trial<double>;
 template class loss_trial<float>;
 template class loss_trial<double>;
+template class layer_trial<float>;
+template class layer_trial<double>;
 
 }  // namespace talpa::testing::detail

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/testing/expert_laws.hpp>
+#include <talpa/testing/layer_laws.hpp>
 #include <talpa/testing/loss_laws.hpp>
 #include <talpa/testing/report.hpp>
 #include <talpa/testing/scorer_laws.hpp>
@@ -20,6 +21,8 @@ extern template class expert_trial<float>;
 extern template class expert_trial<double>;
 extern template class loss_trial<float>;
 extern template class loss_trial<double>;
+extern template class layer_trial<float>;
+extern template class layer_trial<double>;
 
 }  // namespace talpa::testing::detail
 

@@ -85,6 +85,7 @@ void twice(const golden_case& c, checker& check) {
   if (c.has("outputs.extra") && c.flag("extra_is_missing")) {
     check.leave("outputs.extra", "no extra here");
   }
+  if (c.has("outputs.part.one")) check.equal("outputs.part.one", c.number("hparams.factor"), {});
   if (c.has("outputs.set")) {
     const bool fine = c.at("outputs.set", {2}).data[0] == 1.0;
     check.account("outputs.set", fine ? "" : "another set");
@@ -129,6 +130,13 @@ TEST_SUITE("golden/runner") {
     CHECK(t.passed == 2);
     CHECK(t.failed == 0);
     CHECK(t.skipped == 0);
+  }
+
+  TEST_CASE("a key may have a dot itself") {
+    const tally t = of(file_of(case_of("a", right + R"(, "part.one": 2)")));
+    CHECK(t.passed == 1);
+    CHECK(of(file_of(case_of("a", right + R"(, "part": {"one": 2})"))).passed == 1);
+    CHECK(of(file_of(case_of("a", right + R"(, "part.one": 3)"))).failed == 1);
   }
 
   TEST_CASE("the first mismatch is named with case, field, position, found and expected") {

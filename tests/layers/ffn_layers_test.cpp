@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/laws.hpp"
+
+#include <talpa/cpu/activation.hpp>
+#include <talpa/cpu/add.hpp>
+#include <talpa/cpu/bias.hpp>
+#include <talpa/cpu/copy.hpp>
+#include <talpa/cpu/dropout.hpp>
+#include <talpa/cpu/fill.hpp>
+#include <talpa/cpu/gated_activation.hpp>
+#include <talpa/cpu/gather.hpp>
+#include <talpa/cpu/grouped_gemm.hpp>
+#include <talpa/cpu/rank_gate.hpp>
+#include <talpa/cpu/reduce.hpp>
+#include <talpa/cpu/scale.hpp>
+#include <talpa/cpu/segments.hpp>
+#include <talpa/cpu/select.hpp>
+#include <talpa/experts/lora.hpp>
+#include <talpa/experts/parallel_adapter.hpp>
+#include <talpa/layers/moe_ffn.hpp>
+#include <talpa/layers/perft_block.hpp>
+#include <talpa/placements/always.hpp>
+#include <talpa/placements/embedded.hpp>
+#include <talpa/placements/routed.hpp>
+#include <talpa/scorers/linear_scorer.hpp>
+#include <talpa/selectors/dense.hpp>
+#include <talpa/selectors/top_k.hpp>
+#include <talpa/testing/layer_laws.hpp>
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <string>
+#include <utility>
+
+namespace talpa {
+
+namespace {
+
+using raw_router = router<linear_scorer, top_k<gate::raw>>;
+using renormalised_router = router<linear_scorer, top_k<gate::renormalised>>;
+using moe = moe_ffn<raw_router>;
+
+constexpr index features = 5;
+
+moe small_moe() {
+  return {.router = {.selector = {.k = 2}}, .expert = {.hidden = 3}, .experts = 4};
+}
+
+/// The laws of a block over small_moe().
+template <class T, class Placement, class Adapter>
+void block_laws(const Placement& placement, const Adapter& adapter, index adapters) {
+  for (const strategy execution : {strategy::dense_masked, strategy::grouped}) {
+    const perft_block<moe, Placement, Adapter> layer{.base = small_moe(),
+                                                     .placement = placement,
+                                                     .adapter = adapter,
+                                                     .adapters = adapters,
+                                                     .execution = execution};
+    CAPTURE(strategy_name(execution));
+    support::obeys(testing::layer_laws<T>(layer, [&]<class U>(generator& random) {
+      auto base = layer.base.template init<U, cpu>(features, random, "base.");
+      return layer.template init<U, cpu>(std::move(base), random);
+    }));
+  }
+}
+
+/// A block with parameters that all do something, and its output on some tokens.
+template <class Block>
+struct evaluated {
+  Block block;
+  typename Block::template params<double, cpu> p;
+  matrix<double, cpu> x{9, features}, y{9, features};
+
+  explicit evaluated(const Block& b) : block(b) {
+    generator random(3);
+    p = block.template init<double, cpu>(
+        block.base.template init<double, cpu>(features, random, "base."), random);
+    generator noise(4);
+    p.adapter.visit([&](parameter<double, cpu>& q) { fill_normal(q.value(), 0.5, noise); });
+    fill_normal(x.view(), 1.0, noise);
+    run();
+  }
+  void run() {
+    context<cpu> ctx(1);
+    block.forward(ctx, p, x, y.view(), mode::inference);
+  }
+};
+template <class Placement, class Adapter = lora>
+using block_of = perft_block<moe, Placement, Adapter>;
+
+}  // namespace
+
+TEST_SUITE("layers/moe_ffn") {
+  TEST_CASE_TEMPLATE("laws of moe_ffn", T, float, double) {
+    const auto check = [](const auto& layer) {
+      support::obeys(testing::layer_laws<T>(layer, [&]<class U>(generator& random) {
+        return layer.template init<U, cpu>(features, random);
+      }));
+    };
+    check(small_moe());
+    check(moe_ffn<renormalised_router>{.router = {.selector = {.k = 1}},
+                                       .expert = {.hidden = 2},
+                                       .experts = 3,
+                                       .shared = {.hidden = 4},
+                                       .shared_experts = 2,
+                                       .scale = -1.5,
+                                       .residual = 0.25});
+    check(moe_ffn<router<linear_scorer, dense>, parallel_adapter<>>{
+        .router = {.scorer = {.bias = true}}, .expert = {.rank = 2}, .experts = 33});
+  }
+
+  TEST_CASE("one SwiGLU expert on one feature, by hand") {
+    // f(x) = 5 silu(2 x) 3 x, gate 1, scale 2, a shared expert 7 silu(x) x, residual 10 x.
+    const moe layer{.router = {.selector = {.k = 1}},
+                    .expert = {.hidden = 1},
+                    .experts = 1,
+                    .shared = {.hidden = 1},
+                    .shared_experts = 1,
+                    .scale = 2.0,
+                    .residual = 10.0};
+    generator random(1);
+    auto p = layer.init<double, cpu>(1, random);
+    const auto set = [](parameter<double, cpu>& q, double v) { q.value()(0, 0) = v; };
+    set(p.expert.gate, 2.0);
+    set(p.expert.up, 3.0);
+    set(p.expert.down, 5.0);
+    set(p.shared.gate, 1.0);
+    set(p.shared.up, 1.0);
+    set(p.shared.down, 7.0);
+    matrix<double, cpu> x(1, 1), y(1, 1);
+    x(0, 0) = 1.0;
+    context<cpu> ctx;
+    layer.forward(ctx, p, x, y.view(), mode::inference);
+    const auto slow_silu = [](double v) { return v / (1.0 + std::exp(-v)); };
+    const double expected = 2.0 * 5.0 * slow_silu(2.0) * 3.0 + 7.0 * slow_silu(1.0) + 10.0;
+    CHECK(std::abs(y(0, 0) - expected) <= testing::gamma<double>(16.0) * expected);
+  }
+
+  TEST_CASE("padding gets shared experts and residual alone") {
+    moe layer = small_moe();
+    layer.shared = {.hidden = 2};
+    layer.shared_experts = 1;
+    layer.residual = 0.5;
+    generator random(1);
+    auto p = layer.init<double, cpu>(features, random);
+    matrix<double, cpu> x(3, features), y(3, features), alone(3, features);
+    fill_normal(x.view(), 1.0, random);
+    vector<std::uint8_t, cpu> real(3);
+    real[0] = real[2] = 1;
+    context<cpu> ctx;
+    layer.forward(ctx, p, x, y.view(), mode::inference, {.padding_mask = real.view()});
+    fill_uniform(p.expert.down.value(), 0.0, random);  // experts that give nothing
+    layer.forward(ctx, p, x, alone.view(), mode::inference);
+    for (index d = 0; d < features; ++d) {
+      CHECK(y(1, d) == alone(1, d));
+      CHECK(y(0, d) != alone(0, d));
+    }
+  }
+
+  TEST_CASE("numbers out of range are refused") {
+    generator random(1);
+    moe layer = small_moe();
+    layer.experts = 0;
+    CHECK_THROWS_WITH_AS((layer.init<float, cpu>(4, random)),
+                         "talpa::moe_ffn: 'experts' is 0, expected >= 1 = at least one expert",
+                         value_error);
+    layer = small_moe();
+    layer.shared_experts = -1;
+    CHECK_THROWS_WITH_AS(
+        (layer.init<float, cpu>(4, random)),
+        "talpa::moe_ffn: 'shared_experts' is -1, expected >= 0 = experts that are always on",
+        value_error);
+    layer = small_moe();
+    layer.scale = INFINITY;
+    CHECK_THROWS_WITH_AS((layer.init<float, cpu>(4, random)),
+                         "talpa::moe_ffn: 'scale' is inf, expected a finite number", value_error);
+    layer = small_moe();
+    auto p = layer.init<float, cpu>(4, random);
+    matrix<float, cpu> x(2, 3), y(2, 4);
+    context<cpu> ctx;
+    CHECK_THROWS_WITH_AS(layer.forward(ctx, p, x, y.view(), mode::inference),
+                         "talpa::moe_ffn: 'x' has shape [2, 3], expected [2, 4] = tokens, width of "
+                         "the layer",
+                         shape_error);
+  }
+}
+
+TEST_SUITE("layers/perft_block") {
+  TEST_CASE_TEMPLATE("laws of perft_block, routed", T, float, double) {
+    block_laws<T>(placement::routed<renormalised_router>{{.selector = {.k = 2}}},
+                  lora{.rank = 2, .alpha = 3.0, .dropout = 0.25}, 3);
+  }
+  TEST_CASE_TEMPLATE("laws of perft_block, embedded", T, float, double) {
+    block_laws<T>(placement::embedded{}, parallel_adapter<>{.rank = 2}, 4);
+  }
+  TEST_CASE_TEMPLATE("laws of perft_block, dense and single", T, float, double) {
+    block_laws<T>(placement::dense{}, lora{.rank = 1}, 3);
+    block_laws<T>(placement::single{}, parallel_adapter<tanh>{.rank = 3}, 1);
+  }
+
+  TEST_CASE("routing to the one adapter with gate 1 equals single, and single equals dense") {
+    const block_of<placement::single> single{.base = small_moe(), .adapter = {.rank = 2}};
+    const block_of<placement::dense> dense{.base = small_moe(), .adapter = {.rank = 2}};
+    const block_of<placement::routed<renormalised_router>> routed{
+        .base = small_moe(), .placement = {{.selector = {.k = 1}}}, .adapter = {.rank = 2}};
+    evaluated a(single);
+    evaluated b(dense);
+    evaluated c(routed);
+    for (index i = 0; i < a.p.adapter.a.size(); ++i) {
+      c.p.adapter.a.value().data[i] = a.p.adapter.a.value().data[i];
+      c.p.adapter.b.value().data[i] = a.p.adapter.b.value().data[i];
+    }
+    c.x = a.x;
+    c.run();
+    CHECK(testing::first_difference(b.y, a.y) == "");
+    CHECK(testing::first_difference(c.y, a.y) == "");
+  }
+
+  TEST_CASE("dense is the sum of single adapters and not their mean") {
+    const block_of<placement::dense> two{
+        .base = small_moe(), .adapter = {.rank = 1, .alpha = 1.0}, .adapters = 2};
+    const block_of<placement::single> one{.base = small_moe(),
+                                          .adapter = {.rank = 1, .alpha = 1.0}};
+    evaluated both(two);
+    evaluated first(one), second(one);
+    first.x = second.x = both.x;
+    for (index d = 0; d < features; ++d) {
+      first.p.adapter.a.value()(0, d) = both.p.adapter.a.value()(0, d);
+      first.p.adapter.b.value()(0, d) = both.p.adapter.b.value()(0, d);
+      second.p.adapter.a.value()(0, d) = both.p.adapter.a.value()(1, d);
+      second.p.adapter.b.value()(0, d) = both.p.adapter.b.value()(1, d);
+    }
+    first.run();
+    second.run();
+    // The base alone: an adapter whose B is zero.
+    evaluated base(one);
+    base.x = both.x;
+    for (index d = 0; d < features; ++d) base.p.adapter.b.value()(0, d) = 0.0;
+    base.run();
+    for (index i = 0; i < both.y.size(); ++i) {
+      const double sum = first.y.data()[i] + second.y.data()[i] - base.y.data()[i];
+      const double size = std::abs(first.y.data()[i]) + std::abs(second.y.data()[i]) +
+                          std::abs(base.y.data()[i]) + 64.0;
+      CHECK(std::abs(both.y.data()[i] - sum) <= testing::gamma<double>(64.0) * size);
+    }
+  }
+
+  TEST_CASE("what does not fit together is refused") {
+    CHECK_THROWS_WITH_AS(
+        (block_of<placement::embedded>{.base = small_moe(), .adapters = 3}.validate()),
+        "talpa::placement::embedded: 'adapters' is 3, expected 4..4 = experts of the base",
+        value_error);
+    CHECK_THROWS_WITH_AS(
+        (block_of<placement::single>{.base = small_moe(), .adapters = 2}.validate()),
+        "talpa::placement::single: 'adapters' is 2, expected 1..1 = the one adapter of this "
+        "placement",
+        value_error);
+    CHECK_THROWS_WITH_AS(
+        (block_of<placement::dense>{.base = small_moe(), .adapters = 0}.validate()),
+        "talpa::perft_block: 'adapters' is 0, expected >= 1 = at least one adapter", value_error);
+    using routed = placement::routed<renormalised_router>;
+    CHECK_THROWS_WITH_AS(
+        (block_of<routed>{.base = small_moe(), .placement = {{.selector = {.k = 3}}}, .adapters = 2}
+             .validate()),
+        "talpa::top_k: 'k' is 3, expected 1..2 = experts", value_error);
+    block_of<placement::dense, swiglu> masked{
+        .base = small_moe(), .adapter = {.hidden = 2}, .execution = strategy::dense_masked};
+    CHECK_THROWS_WITH_AS(masked.validate(),
+                         "talpa::perft_block: 'execution' is dense_masked, expected grouped or "
+                         "automatic = what experts of kind glu_ffn can do",
+                         value_error);
+  }
+}
+
+}  // namespace talpa
