@@ -74,6 +74,7 @@
 #include <talpa/layers/mixture.hpp>
 #include <talpa/layers/moe_ffn.hpp>
 #include <talpa/layers/mole_linear.hpp>
+#include <talpa/layers/parrot_block.hpp>
 #include <talpa/layers/perft_block.hpp>
 #include <talpa/layers/router.hpp>
 #include <talpa/layers/strategy.hpp>
@@ -139,6 +140,8 @@
 #include <talpa/presets/lora_moe.hpp>
 #include <talpa/presets/mola.hpp>
 #include <talpa/presets/mor.hpp>
+#include <talpa/presets/parrot.hpp>
+#include <talpa/presets/perft.hpp>
 #include <talpa/presets/re_moe.hpp>
 #include <talpa/routing/always_on.hpp>
 #include <talpa/routing/entropy.hpp>

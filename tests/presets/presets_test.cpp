@@ -8,6 +8,8 @@
 #include <talpa/presets/lora_moe.hpp>
 #include <talpa/presets/mola.hpp>
 #include <talpa/presets/mor.hpp>
+#include <talpa/presets/parrot.hpp>
+#include <talpa/presets/perft.hpp>
 #include <talpa/presets/re_moe.hpp>
 #include <talpa/talpa.hpp>
 #include <talpa/testing/parameters.hpp>
@@ -99,6 +101,49 @@ TEST_SUITE("presets") {
     CHECK(presets::ld_mole.router.selector.control.initial_bias == -2.5);
     // Large inputs: the hidden units begin at -2.5, in front of a relu.
     trains(presets::ld_mole, presets::ld_mole_losses, 8.0);
+  }
+
+  TEST_CASE("the blocks of PERFT and Parrot accept their numbers") {
+    presets::perft_r.validate();
+    presets::perft_e.validate();
+    presets::perft_d.validate();
+    presets::perft_s.validate();
+    presets::parrot.validate();
+    presets::parrot_paper.validate();
+    CHECK(presets::perft_r.adapter.scale() == 2.0);
+    CHECK(presets::perft_e.adapters == presets::perft_e.base.experts);
+  }
+
+  TEST_CASE("a PERFT preset of small widths trains with its losses") {
+    auto layer = presets::perft_r;
+    layer.base.expert.hidden = 3;
+    layer.adapter.rank = 2;
+    generator random(3);
+    auto base = layer.base.init<float, cpu>(inputs, random, "base.");
+    base.freeze();
+    auto params = layer.init<float, cpu>(std::move(base), random);
+    fill_normal(params.adapter.b.value(), 0.3, random);
+    matrix<float, cpu> x(tokens, inputs), y(tokens, inputs), dx(tokens, inputs);
+    fill_normal(x.view(), 1.0, random);
+    context<cpu> ctx(1);
+    batch_info<float, cpu> batch;
+    batch.random = &random;
+    const auto kept = layer.forward(ctx, params, x, y.view(), mode::training, batch);
+    const auto found = presets::perft_losses.forward(ctx, kept.placement.routed);
+    matrix<float, cpu> one(1, 1), dlogits(tokens, 8), dgates(tokens, 8);
+    one(0, 0) = 1.0F;
+    const routed_gradient<float, cpu> gradient{dlogits.view(), dgates.view()};
+    presets::perft_losses.backward(ctx, kept.placement.routed, found, one, gradient,
+                                   grad_mode::overwrite);
+    layer.backward(ctx, params, kept, x, y, dx.view(), grad_mode::overwrite, &gradient);
+    index trained = 0;
+    params.visit([&](const parameter<float, cpu>& p) {
+      CAPTURE(p.name());
+      trained += p.trained_size();
+      if (p.trainable()) CHECK(testing::largest(p.grad()) > 0.0);
+    });
+    // A, B and the router of the adapters, nothing of the base.
+    CHECK(trained == 8 * 2 * 2 * inputs + 8 * inputs);
   }
 }
 
