@@ -7,6 +7,7 @@
 #include <talpa/autograd/affine.hpp>
 #include <talpa/autograd/function.hpp>
 #include <talpa/autograd/initialise.hpp>
+#include <talpa/autograd/low_rank.hpp>
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/autograd/tape.hpp>
 #include <talpa/core/backend.hpp>
@@ -51,6 +52,7 @@
 #include <talpa/cpu/overlay_rows.hpp>
 #include <talpa/cpu/parallel.hpp>
 #include <talpa/cpu/rank_gate.hpp>
+#include <talpa/cpu/rank_share.hpp>
 #include <talpa/cpu/reduce.hpp>
 #include <talpa/cpu/routable_rows.hpp>
 #include <talpa/cpu/routing_sums.hpp>
@@ -67,6 +69,7 @@
 #include <talpa/experts/lora.hpp>
 #include <talpa/experts/mlp.hpp>
 #include <talpa/experts/parallel_adapter.hpp>
+#include <talpa/experts/shared_lora.hpp>
 #include <talpa/experts/swiglu.hpp>
 #include <talpa/layers/input_dropout.hpp>
 #include <talpa/layers/linear.hpp>
@@ -113,6 +116,7 @@
 #include <talpa/ops/noise.hpp>
 #include <talpa/ops/overlay_rows.hpp>
 #include <talpa/ops/rank_gate.hpp>
+#include <talpa/ops/rank_share.hpp>
 #include <talpa/ops/reduce.hpp>
 #include <talpa/ops/routing_sums.hpp>
 #include <talpa/ops/scale.hpp>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <talpa/autograd/initialise.hpp>
+#include <talpa/autograd/low_rank.hpp>
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/experts/explain.hpp>
 #include <talpa/ops/gemm.hpp>
@@ -9,23 +9,10 @@
 #include <talpa/ops/rank_gate.hpp>
 #include <talpa/ops/segments.hpp>
 
-#include <cmath>
 #include <span>
 #include <string>
 
 namespace talpa {
-
-/// What alpha is divided by.
-enum class lora_scaling {
-  by_rank,       ///< s = alpha / r (LoRA, arXiv 2106.09685)
-  by_root_rank,  ///< s = alpha / sqrt(r), for larger ranks (rsLoRA, arXiv 2312.03732)
-};
-
-/// How the factor A begins; B begins at zero, so that a fresh adapter changes nothing.
-enum class lora_init {
-  kaiming,   ///< uniform in +-1 / sqrt(D): Kaiming with a = sqrt 5, as PEFT and MoLA
-  gaussian,  ///< normal with standard deviation 1 / r, as PEFT's "gaussian"
-};
 
 /// Expert that is a low-rank update: f_e(x) = s B_e A_e dropout(x), s = alpha / r or alpha /
 /// sqrt(r).
@@ -68,15 +55,8 @@ struct lora {
     matrix_view<T, B> u;  // [N, E R] masked, [S, R] over slots: A x, which dgates and dB need
   };
 
-  void validate() const {
-    check_at_least(name, "rank", rank, 1, "width of the adapter");
-    check_value(std::isfinite(alpha), name, "alpha", alpha, "a finite number");
-    check_value(dropout >= 0.0 && dropout < 1.0, name, "dropout", dropout, "0 <= dropout < 1");
-  }
-  double scale() const {
-    const double r = static_cast<double>(rank);
-    return scaling == lora_scaling::by_rank ? alpha / r : alpha / std::sqrt(r);
-  }
+  void validate() const { detail::check_low_rank(name, rank, alpha, dropout); }
+  double scale() const { return detail::low_rank_scale(scaling, alpha, rank); }
   double input_dropout() const { return dropout; }
   /// Adapter columns of one expert: what the cost model of a layer counts.
   index width() const { return rank; }
@@ -85,14 +65,9 @@ struct lora {
   template <class T, class B>
   params<T, B> init(index inputs, index outputs, index experts, generator& random,
                     const std::string& prefix) const {
-    matrix<T, B> a(experts * rank, inputs);  // [E R, D]
-    if (init_a == lora_init::kaiming) {
-      fill_uniform(a.view(), 1.0 / std::sqrt(static_cast<double>(inputs)), random);
-    } else {
-      fill_normal(a.view(), 1.0 / static_cast<double>(rank), random);
-    }
     params<T, B> p;
-    p.a = parameter<T, B>(prefix + "A", std::move(a));
+    p.a = parameter<T, B>(
+        prefix + "A", detail::make_low_rank_a<T, B>(init_a, experts * rank, inputs, rank, random));
     p.b = parameter<T, B>(prefix + "B", matrix<T, B>(experts * rank, outputs));
     return p;
   }
