@@ -76,10 +76,12 @@
 #include <talpa/layers/lora_linear.hpp>
 #include <talpa/layers/mixture.hpp>
 #include <talpa/layers/moe_ffn.hpp>
+#include <talpa/layers/mole_ffn.hpp>
 #include <talpa/layers/mole_linear.hpp>
 #include <talpa/layers/parrot_block.hpp>
 #include <talpa/layers/perft_block.hpp>
 #include <talpa/layers/router.hpp>
+#include <talpa/layers/slots.hpp>
 #include <talpa/layers/strategy.hpp>
 #include <talpa/losses/concept.hpp>
 #include <talpa/losses/entropy.hpp>

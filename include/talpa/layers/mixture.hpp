@@ -3,6 +3,7 @@
 
 #include <talpa/experts/explain.hpp>
 #include <talpa/layers/input_dropout.hpp>
+#include <talpa/layers/slots.hpp>
 #include <talpa/layers/strategy.hpp>
 #include <talpa/ops/fill.hpp>
 #include <talpa/ops/gather.hpp>
@@ -40,8 +41,7 @@ struct mixture {
   struct saved {
     strategy used = strategy::dense_masked;
     typename Expert::template saved<T, B> expert;
-    segments<B> slots;               // grouped only
-    vector_view<T, B> gate_of_slot;  // [S], grouped only
+    sorted_slots<T, B> sorted;  // grouped only
     input_dropout dropout;
   };
 
@@ -102,13 +102,14 @@ struct mixture {
         return kept;
       }
     }
-    sort_slots(ctx, routing, kept);
-    const index slots = kept.slots.capacity();
+    kept.sorted = sort_slots(ctx, routing, max_selected);
+    const index slots = kept.sorted.slots.capacity();
     const auto x_slots = ctx.scratch.template take<T>(slots, x.cols);  // [S, D]
     const auto y_slots = ctx.scratch.template take<T>(slots, y.cols);  // [S, O]
-    ops::gather(ctx, kept.slots, dropped, x_slots);
-    kept.expert = expert.forward_grouped(ctx, p, kept.slots, kept.gate_of_slot, x_slots, y_slots);
-    ops::combine(ctx, kept.slots, y_slots, y, y_mode);
+    ops::gather(ctx, kept.sorted.slots, dropped, x_slots);
+    kept.expert =
+        expert.forward_grouped(ctx, p, kept.sorted.slots, kept.sorted.gates, x_slots, y_slots);
+    ops::combine(ctx, kept.sorted.slots, y_slots, y, y_mode);
     return kept;
   }
 
@@ -131,33 +132,20 @@ struct mixture {
           return;
         }
       }
-      const index slots = kept.slots.capacity();
+      const index slots = kept.sorted.slots.capacity();
       const auto x_slots = ctx.scratch.template take<T>(slots, x.cols);    // [S, D]
       const auto dy_slots = ctx.scratch.template take<T>(slots, dy.cols);  // [S, O]
       const auto dgate_of_slot = ctx.scratch.template take<T>(slots);
-      ops::gather(ctx, kept.slots, dropped, x_slots);
-      ops::gather(ctx, kept.slots, dy, dy_slots);
+      ops::gather(ctx, kept.sorted.slots, dropped, x_slots);
+      ops::gather(ctx, kept.sorted.slots, dy, dy_slots);
       // dx of the slots takes the place of x, which has served the parameters by then.
-      expert.backward_grouped(ctx, p, kept.expert, kept.slots, kept.gate_of_slot, x_slots, dy_slots,
-                              dgate_of_slot, x_slots, share_mode);
-      ops::build_segments_backward(ctx, routing.mask, kept.slots, dgate_of_slot, dgates,
+      expert.backward_grouped(ctx, p, kept.expert, kept.sorted.slots, kept.sorted.gates, x_slots,
+                              dy_slots, dgate_of_slot, x_slots, share_mode);
+      ops::build_segments_backward(ctx, routing.mask, kept.sorted.slots, dgate_of_slot, dgates,
                                    grad_mode::overwrite);
       if (share_mode == grad_mode::ignore) return;
-      ops::combine(ctx, kept.slots, x_slots, share, share_mode);
+      ops::combine(ctx, kept.sorted.slots, x_slots, share, share_mode);
     });
-  }
-
- private:
-  template <class T, class B>
-  void sort_slots(context<B>& ctx, const routing_view<const T, B>& routing,
-                  saved<T, B>& kept) const {
-    const index tokens = routing.tokens(), capacity = tokens * max_selected;
-    const index used = ops::count_slots(ctx, routing.mask, experts);
-    // Room for the most that may come, so that later steps need no new memory.
-    kept.slots = make_segments(ctx.memory, tokens, experts, capacity);
-    kept.gate_of_slot = ctx.memory.template take<T>(capacity);
-    kept.slots.token_of_slot.size = kept.slots.slot_of_token.size = kept.gate_of_slot.size = used;
-    ops::build_segments(ctx, routing.mask, routing.gates, kept.slots, kept.gate_of_slot);
   }
 };
 

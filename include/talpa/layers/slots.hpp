@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/workspace.hpp>
+#include <talpa/ops/segments.hpp>
+#include <talpa/routing/routing.hpp>
+
+namespace talpa {
+
+/// The slots of a routing sorted by expert, with the gate of each.
+template <class T, class B>
+struct sorted_slots {
+  segments<B> slots;
+  vector_view<T, B> gates;  // [S]
+};
+
+/// Sorts the slots of a routing into ctx.memory. The places for `max_selected` slots a token are
+/// taken whatever the routing, so that later steps need no new memory.
+template <class T, class B>
+sorted_slots<T, B> sort_slots(context<B>& ctx, const routing_view<const T, B>& routing,
+                              index max_selected) {
+  const index tokens = routing.tokens(), experts = routing.experts();
+  const index capacity = tokens * max_selected;
+  const index used = ops::count_slots(ctx, routing.mask, experts);
+  sorted_slots<T, B> s{make_segments(ctx.memory, tokens, experts, capacity),
+                       ctx.memory.template take<T>(capacity)};
+  s.slots.token_of_slot.size = s.slots.slot_of_token.size = s.gates.size = used;
+  ops::build_segments(ctx, routing.mask, routing.gates, s.slots, s.gates);
+  return s;
+}
+
+}  // namespace talpa
