@@ -114,7 +114,8 @@ struct gjs_group {
 /// Throws: value_error unless 0 <= certainty <= balance <= 1 and epsilon >= 0; shape_error,
 /// value_error as the other losses.
 /// Source: Liao et al. 2025, HMoRA (ICLR 2025) and its code, gamma_balance and gamma_certain there;
-/// the epsilon is the code's.
+/// the epsilon is the code's. The code takes p of the token's scorer alone; with the logits of
+/// task_mixture p is the mixture.
 struct gjs {
   static constexpr const char* name = "gjs";
 

@@ -73,15 +73,15 @@ struct soft_mass {
 /// whose mean is P_e.
 namespace affinity {
 
-/// a = softmax(logits): Switch, Mixtral, MoLA and most others; Megatron. Sums to 1.
+/// a = softmax(logits): Switch, Mixtral, MoLA, HMoRA and most others; Megatron. Sums to 1.
 struct softmax {
   static constexpr bool probability = true, importance = false;
   no_row_term term() const { return {}; }
   double sum(double) const { return 1.0; }
 };
 
-/// a = the gates that are on: ReMoE (with per_target the L1 of arXiv 2412.14711), LD-MoLE, HMoRA.
-/// The gradient goes to the gates. Sums to the mass of a token's gates.
+/// a = the gates that are on: ReMoE (with per_target the L1 of arXiv 2412.14711), LD-MoLE. The
+/// gradient goes to the gates. Sums to the mass of a token's gates.
 struct gates {
   static constexpr bool probability = false, importance = true;
   no_row_term term() const { return {}; }

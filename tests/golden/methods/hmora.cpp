@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "golden/case.hpp"
+#include "golden/methods/from_loss.hpp"
 #include "golden/runner.hpp"
 
 #include <talpa/cpu/select.hpp>
+#include <talpa/losses/gjs.hpp>
+#include <talpa/losses/load_balance.hpp>
 #include <talpa/routing/routing.hpp>
 #include <talpa/selectors/dense.hpp>
 #include <talpa/selectors/top_k.hpp>
 
 #include <cmath>
+#include <cstdint>
 
 namespace talpa::golden {
 
@@ -49,10 +53,26 @@ void run(const golden_case& c, checker& check, const Selector& selector) {
   }
   check.equal("outputs.weights", r.gates, c.forward());
   check.equal("grads.logits", du, c.gradient());
-  for (const char* field :
-       {"outputs.gjs", "outputs.balance", "grads.logits_from_gjs", "grads.logits_from_balance"}) {
-    if (c.has(field)) check.leave(field, "the weights alone are compared");
+
+  // Both losses look at the probabilities before the task's weights enter, the balance also at the
+  // experts that are on with them.
+  const tensor attention = c.at("inputs.attention_mask", {shape.dim(0), sequence});
+  vector<std::uint8_t, cpu> real(u.rows());
+  for (index n = 0; n < u.rows(); ++n) {
+    real[n] = attention.data[static_cast<std::size_t>(n)] != 0.0;
   }
+  const routed_view<double, cpu> routed{u.view(), r.view(), real.view()};
+  const loss_result divergence = evaluate(gjs{.balance = c.number("hparams.gamma_balance"),
+                                              .certainty = c.number("hparams.gamma_certain")},
+                                          routed);
+  check.equal("outputs.gjs", divergence.value, c.forward());
+  check.equal("grads.logits_from_gjs", divergence.dlogits, c.gradient());
+  const loss_result even = evaluate(
+      load_balance<balance::per_target, balance::per_layer>{
+          .fraction = {.k = c.integer("hparams.balance_k")}},
+      routed);
+  check.equal("outputs.balance", even.value, c.forward());
+  check.equal("grads.logits_from_balance", even.dlogits, c.gradient());
 }
 
 void hmora(const golden_case& c, checker& check) {
