@@ -64,6 +64,7 @@
 #include <talpa/cpu/sinkhorn.hpp>
 #include <talpa/cpu/softmax.hpp>
 #include <talpa/cpu/unit_rows.hpp>
+#include <talpa/experts/adapted_glu.hpp>
 #include <talpa/experts/concept.hpp>
 #include <talpa/experts/explain.hpp>
 #include <talpa/experts/lora.hpp>
