@@ -1,17 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Routing alone, from logits to gates, mask and statistics, on one thread. Each iteration times the
-// selector between two runs of raw top-k of the same sizes and two of a plain loop that does what
-// the selector does, token by token with std::exp and sorting. `ns/token` is the median of the
-// selector; `vs_top_k` and `vs_loop` are medians of its time over the mean of its two neighbours.
-#include "selectors/plain_routing.hpp"
-#include "workloads.hpp"
-
-#include <talpa/talpa.hpp>
-
-#include <benchmark/benchmark.h>
-
-#include <string>
+// Selectors without a parameter of their own; route.hpp says what is measured.
+#include "selectors/route.hpp"
 
 namespace {
 
@@ -19,84 +9,78 @@ using namespace talpa;
 using bench::plain_row;
 using talpa::index;
 
-constexpr index tokens = 4096;
-
-template <class Selector, class Plain>
-void run(benchmark::State& state, const Selector& selector, index experts, index k, Plain plain) {
-  context<cpu> ctx(1);
-  generator random(1);
-  const auto logits = bench::normal_matrix(tokens, experts, 1.0, random);  // [N, E]
-  const auto control = bench::normal_matrix(tokens, 1, 1.0, random);       // [N, 1]
-  const matrix<float, cpu> bias(1, experts);                               // [1, E]
-  routing<float, cpu> chosen(tokens, experts);
-  const auto statistics = make_statistics<float>(ctx.memory, experts);
-  const auto route = [&](const auto& policy) {
-    const select_inputs<float, cpu> more{control.view(), bias.view(), 0};
-    ops::select(ctx, policy, logits, {}, chosen.gates.view(), chosen.mask.view(), more);
-    measure(ctx, routed_view<float, cpu>{logits.view(), chosen.view()}, statistics,
-            grad_mode::overwrite);
-  };
-  const auto selector_pass = [&] { route(selector); };
-  const auto top_k_pass = [&] { route(top_k<gate::raw>{.k = k}); };
-  bench::plain_router loop(experts);
-  const auto loop_pass = [&] {
-    loop.begin();
-    for (index n = 0; n < tokens; ++n) {
-      loop.route({logits.view().row(n), control(n, 0), experts, k}, plain);
-    }
-    benchmark::DoNotOptimize(loop.totals());
-  };
-  selector_pass();
-  top_k_pass();
-  loop_pass();
-  std::vector<double> times, to_top_k, to_loop;
-  for (auto _ : state) {
-    const double loop_before = bench::seconds(loop_pass), top_before = bench::seconds(top_k_pass);
-    const double time = bench::seconds(selector_pass);
-    const double top_after = bench::seconds(top_k_pass), loop_after = bench::seconds(loop_pass);
-    times.push_back(time);
-    to_top_k.push_back(2.0 * time / (top_before + top_after));
-    to_loop.push_back(2.0 * time / (loop_before + loop_after));
-    state.SetIterationTime(time);
+/// Gates are the positive logits.
+struct plain_rectified {
+  void operator()(const plain_row& row) const {
+    for (index e = 0; e < row.experts; ++e) row.gates[e] = std::max(row.logits[e], 0.0f);
   }
-  const double n = static_cast<double>(tokens), e = static_cast<double>(experts);
-  state.counters["ns/token"] = 1e9 * bench::median(times) / n;
-  state.counters["vs_top_k"] = bench::median(to_top_k);
-  state.counters["vs_loop"] = bench::median(to_loop);
-  state.counters["tokens/s"] = benchmark::Counter(n, benchmark::Counter::kIsIterationInvariantRate);
-  // Logits are read twice, gates written and read, the mask likewise.
-  state.counters["bytes/s"] = benchmark::Counter(n * (16.0 * e + 8.0 * (e + 31.0) / 32.0),
-                                                 benchmark::Counter::kIsIterationInvariantRate);
-}
+};
 
-/// One benchmark for each E; `make(experts, k)` gives the selector. `k` of 0: the selector has
-/// none, and top-2 stands beside it.
-template <class Make, class Plain>
-void add(const std::string& name, const std::vector<index>& ks, Make make, Plain plain) {
-  for (const index experts : {8, 16, 64, 128}) {
-    for (const index k : ks) {
-      const std::string full = "selectors/" + name + "/N:" + std::to_string(tokens) +
-                               "/E:" + std::to_string(experts) +
-                               (k > 0 ? "/K:" + std::to_string(k) : std::string()) + "/f32/cpu";
-      benchmark::RegisterBenchmark(full.c_str(), [=](benchmark::State& state) {
-        run(state, make(experts, k), experts, k > 0 ? k : 2, plain);
-      })->UseManualTime();
+/// Experts whose score + bias is largest, weighed by their scores; of the best groups where there
+/// are several.
+struct plain_biased_top_k {
+  index n_groups = 1, topk_groups = 1;
+  bench::plain_order order{}, group_order{};
+  std::vector<float> score{}, choice{}, rank{};
+
+  void operator()(const plain_row& row) {
+    score.resize(static_cast<std::size_t>(row.experts));
+    choice.resize(score.size());
+    for (index e = 0; e < row.experts; ++e) {
+      const auto i = static_cast<std::size_t>(e);
+      score[i] = 1.0f / (1.0f + std::exp(-row.logits[e]));
+      choice[i] = score[i] + row.bias[e];
+    }
+    if (topk_groups < n_groups) keep_groups(row.experts / n_groups);
+    const std::vector<int>& sorted = order.first(choice.data(), row.experts, row.k);
+    for (index i = 0; i < row.k; ++i) {
+      const auto e = static_cast<std::size_t>(sorted[static_cast<std::size_t>(i)]);
+      row.gates[e] = score[e];
+    }
+    bench::plain_renormalise(row);
+  }
+
+ private:
+  void keep_groups(index size) {
+    constexpr float masked = -std::numeric_limits<float>::infinity();
+    rank.resize(static_cast<std::size_t>(n_groups));
+    for (index q = 0; q < n_groups; ++q) {
+      float best = masked, second = masked;
+      for (index e = q * size; e < (q + 1) * size; ++e) {
+        const float c = choice[static_cast<std::size_t>(e)];
+        second = std::max(second, std::min(best, c));
+        best = std::max(best, c);
+      }
+      rank[static_cast<std::size_t>(q)] = size > 1 ? best + second : best;
+    }
+    const std::vector<int>& groups = group_order.first(rank.data(), n_groups, topk_groups);
+    for (index i = topk_groups; i < n_groups; ++i) {
+      const auto first = choice.begin() + groups[static_cast<std::size_t>(i)] * size;
+      std::fill(first, first + size, masked);
     }
   }
-}
-
-const std::vector<index> all_k = {1, 2, 8};
-const std::vector<index> no_k = {0};
+};
 
 void add_all() {
-  add(
+  using bench::add_route, bench::all_k, bench::no_k;
+  add_route(
       "top_k_raw", all_k, [](index, index k) { return top_k<gate::raw>{.k = k}; },
       bench::plain_top_k{});
-  add(
+  add_route(
       "top_k_renormalised", all_k, [](index, index k) { return top_k<gate::renormalised>{.k = k}; },
       bench::plain_top_k{true});
-  add(
+  add_route(
       "dense", no_k, [](index, index) { return dense{}; }, bench::plain_dense{});
+  add_route(
+      "rectified", no_k, [](index, index) { return rectified{}; }, plain_rectified{});
+  add_route(
+      "biased_top_k", all_k, [](index, index k) { return biased_top_k<>{.k = k}; },
+      plain_biased_top_k{});
+  // Half of E groups of two at least, as the selector needs k experts in those that stay.
+  add_route(
+      "biased_top_k_groups", {.experts = {16, 64, 128}},
+      [](index, index k) { return biased_top_k<>{.k = k, .n_groups = 8, .topk_groups = 4}; },
+      plain_biased_top_k{8, 4});
 }
 
 const int registered = (add_all(), 0);

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "selectors/plain_routing.hpp"
+#include "workloads.hpp"
+
+#include <talpa/talpa.hpp>
+
+#include <benchmark/benchmark.h>
+
+#include <cmath>
+#include <functional>
+#include <string>
+#include <vector>
+
+// Routing alone, from logits to gates, mask and statistics, on one thread. Each iteration times the
+// selector between two runs of raw top-k of the same sizes and two of a plain loop that does what
+// the selector does, token by token with std::exp and sorting. `ns/token` is the median of the
+// selector; `vs_top_k` and `vs_loop` are medians of its time over the mean of its two neighbours.
+// All in time of the processor, so that other processes disturb little.
+
+namespace talpa::bench {
+
+/// What is routed, and where it goes.
+struct routing_bench {
+  routing_bench(index tokens, index experts, index k)
+      : ctx(1),
+        random(1),
+        logits(normal_matrix(tokens, experts, 1.0, random)),
+        control(normal_matrix(tokens, 1, 1.0, random)),
+        bias(normal_matrix(1, experts, 0.1, random)),
+        chosen(tokens, experts),
+        statistics(make_statistics<float>(ctx.memory, experts)),
+        batch{logits.view(), control.view(), bias.view(), tokens < 512 ? tokens : 512, k} {}
+
+  template <class Selector>
+  void route(const Selector& selector) {
+    const select_inputs<float, cpu> more{control.view(), bias.view(), batch.sequence_length};
+    ops::select(ctx, selector, logits, {}, chosen.gates.view(), chosen.mask.view(), more);
+    measure(ctx, routed_view<float, cpu>{logits.view(), chosen.view()}, statistics,
+            grad_mode::overwrite);
+  }
+  /// Whether a plain loop came to the same sums of gates. One in a hundred may differ: sums are
+  /// formed in another order, which decides some ties, and an auction ends near the best.
+  bool agrees(const plain_router& loop) const {
+    double difference = 0.0, all = 0.0;
+    for (index e = 0; e < logits.cols(); ++e) {
+      const double ours = static_cast<double>(statistics.totals.importance(0, e));
+      difference +=
+          std::abs(ours - static_cast<double>(loop.importance()[static_cast<std::size_t>(e)]));
+      all += ours;
+    }
+    return difference <= 0.01 * all;
+  }
+
+  context<cpu> ctx;
+  generator random;
+  matrix<float, cpu> logits;   // [N, E]
+  matrix<float, cpu> control;  // [N, 1]
+  matrix<float, cpu> bias;     // [1, E]
+  routing<float, cpu> chosen;
+  routing_statistics<float, cpu> statistics;
+  plain_batch batch;
+};
+
+inline void compare(benchmark::State& state, index tokens, index experts,
+                    const std::function<void()>& selector_pass,
+                    const std::function<void()>& top_k_pass,
+                    const std::function<void()>& loop_pass) {
+  std::vector<double> times, to_top_k, to_loop;
+  for (auto _ : state) {
+    const double loop_before = busy_seconds(loop_pass), top_before = busy_seconds(top_k_pass);
+    const double time = busy_seconds(selector_pass);
+    const double top_after = busy_seconds(top_k_pass), loop_after = busy_seconds(loop_pass);
+    times.push_back(time);
+    to_top_k.push_back(2.0 * time / (top_before + top_after));
+    to_loop.push_back(2.0 * time / (loop_before + loop_after));
+    state.SetIterationTime(time);
+  }
+  const double n = static_cast<double>(tokens), e = static_cast<double>(experts);
+  state.counters["ns/token"] = 1e9 * median(times) / n;
+  state.counters["vs_top_k"] = median(to_top_k);
+  state.counters["vs_loop"] = median(to_loop);
+  state.counters["tokens/s"] = benchmark::Counter(n, benchmark::Counter::kIsIterationInvariantRate);
+  // Logits are read twice, gates written and read, the mask likewise.
+  state.counters["bytes/s"] = benchmark::Counter(n * (16.0 * e + 8.0 * (e + 31.0) / 32.0),
+                                                 benchmark::Counter::kIsIterationInvariantRate);
+}
+
+template <class Selector, class Plain>
+void run_route(benchmark::State& state, const Selector& selector, index tokens, index experts,
+               index k, Plain plain) {
+  routing_bench bench(tokens, experts, k);
+  plain_router loop(experts);
+  const auto selector_pass = [&] { bench.route(selector); };
+  const auto top_k_pass = [&] { bench.route(top_k<gate::raw>{.k = k}); };
+  const auto loop_pass = [&] {
+    loop.run(bench.batch, plain);
+    benchmark::DoNotOptimize(loop.totals());
+  };
+  top_k_pass();
+  loop_pass();
+  selector_pass();
+  if (!bench.agrees(loop)) {
+    state.SkipWithError("the plain loop routes differently");
+    return;
+  }
+  compare(state, tokens, experts, selector_pass, top_k_pass, loop_pass);
+}
+
+struct route_sizes {
+  index tokens = 4096;
+  std::vector<index> experts = {8, 16, 64, 128};
+  std::vector<index> ks = {1, 2, 8};  ///< 0: the selector has none, and top-2 stands beside it
+};
+const route_sizes all_k{};
+const route_sizes no_k{.ks = {0}};
+
+/// One benchmark for each E and k; `make(experts, k)` gives the selector.
+template <class Make, class Plain>
+void add_route(const std::string& name, const route_sizes& sizes, Make make, Plain plain) {
+  for (const index experts : sizes.experts) {
+    for (const index k : sizes.ks) {
+      const std::string full = "selectors/" + name + "/N:" + std::to_string(sizes.tokens) +
+                               "/E:" + std::to_string(experts) +
+                               (k > 0 ? "/K:" + std::to_string(k) : std::string()) + "/f32/cpu";
+      benchmark::RegisterBenchmark(full.c_str(), [make, plain, experts, k,
+                                                  tokens = sizes.tokens](benchmark::State& state) {
+        run_route(state, make(experts, k), tokens, experts, k > 0 ? k : 2, plain);
+      })->UseManualTime();
+    }
+  }
+}
+
+}  // namespace talpa::bench
