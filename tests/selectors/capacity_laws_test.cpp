@@ -34,15 +34,13 @@ void laws(index one) {
 TEST_SUITE("selectors/capacity") {
   TEST_CASE("laws of capacity_top_k with raw gates, by position") {
     laws<capacity_top_k<gate::raw>, float>(1);
-    laws<capacity_top_k<gate::raw>, double>(1);
   }
   TEST_CASE("laws of capacity_top_k with renormalised gates, by probability") {
     laws<capacity_top_k<gate::renormalised, overflow::by_probability>, float>(2);
     laws<capacity_top_k<gate::renormalised, overflow::by_probability>, double>(2);
   }
   TEST_CASE("laws of capacity_top_k with softmax over the selected, by position") {
-    laws<capacity_top_k<gate::softmax_selected>, float>(2);
-    laws<capacity_top_k<gate::softmax_selected>, double>(2);
+    laws<capacity_top_k<gate::softmax_selected>, float>(2);  // in double top_k's business
   }
 }
 

@@ -46,11 +46,12 @@ namespace detail {
 template <floating T>
 class selector_trial {
  public:
-  /// The same selector twice: gradients are compared in double, and so is the precision.
-  selector_trial(const selector_subject<T>& selector, const selector_subject<double>& in_double,
-                 const selector_facts& facts, index experts, const selector_claims& claims,
-                 index tokens, std::uint64_t seed)
+  /// The same selector thrice: gradients are compared in double, and so is the precision.
+  selector_trial(const selector_ops<T>& selector, const selector_lanes<T>& lanes,
+                 const selector_ops<double>& in_double, const selector_facts& facts, index experts,
+                 const selector_claims& claims, index tokens, std::uint64_t seed)
       : selector_(selector),
+        lanes_(lanes),
         in_double_(in_double),
         facts_(facts),
         experts_(experts),
@@ -332,15 +333,15 @@ class selector_trial {
     const routing<T, cpu> reference = select(logits);
     const sides<T> beside(*this, logits.rows());
     if (!facts_.coupled) {
-      l.expect_none(difference(selector_.select_on(g, logits, beside.view()), reference),
+      l.expect_none(difference(lanes_.select_on(g, logits, beside.view()), reference),
                     talpa::detail::concat("select on ", name));
     }
-    l.expect_none(first_difference(selector_.replay_on(g, logits, mask_, beside.view()),
-                                   replay(logits, mask_)),
-                  talpa::detail::concat("replay on ", name));
+    l.expect_none(
+        first_difference(lanes_.replay_on(g, logits, mask_, beside.view()), replay(logits, mask_)),
+        talpa::detail::concat("replay on ", name));
     const gradient expected = backward(logits, reference, dgates_);
     l.expect_none(
-        difference(selector_.select_backward_on(g, logits, reference, dgates_, beside.view()),
+        difference(lanes_.select_backward_on(g, logits, reference, dgates_, beside.view()),
                    expected),
         talpa::detail::concat("select_backward on ", name));
     l.expect_none(difference(backward(logits, reference, dgates_), expected),
@@ -738,8 +739,9 @@ class selector_trial {
     });
   }
 
-  const selector_subject<T>& selector_;
-  const selector_subject<double>& in_double_;
+  const selector_ops<T>& selector_;
+  const selector_lanes<T>& lanes_;
+  const selector_ops<double>& in_double_;
   selector_facts facts_;
   index experts_;
   selector_claims claims_;
@@ -770,14 +772,16 @@ report selector_laws(const Selector& selector, index experts, const selector_cla
                      index tokens = 37, std::uint64_t seed = 1) {
   static_assert(talpa::detail::explain_selector<Selector>());
   selector.validate(experts);
-  const detail::selector_model<T, Selector> subject(selector);
-  const detail::selector_model<double, Selector> in_double(selector);
+  const detail::selector_ops_model<T, Selector> subject(selector);
+  const detail::selector_lanes_model<T, Selector> lanes(selector);
+  const detail::selector_ops_model<double, Selector> in_double(selector);
   const detail::selector_facts facts{.unit_mass = Selector::unit_mass,
                                      .coupled = coupled_selector<Selector>,
                                      .controlled = controlled_selector<Selector>,
                                      .biased = biased_selector<Selector>,
                                      .max_selected = selector.max_selected(experts)};
-  return detail::selector_trial<T>(subject, in_double, facts, experts, claims, tokens, seed).run();
+  return detail::selector_trial<T>(subject, lanes, in_double, facts, experts, claims, tokens, seed)
+      .run();
 }
 
 }  // namespace talpa::testing

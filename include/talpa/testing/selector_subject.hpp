@@ -34,14 +34,14 @@ struct selector_facts {
   index max_selected = 0;   ///< for the experts of the trial
 };
 
+/// The functions of ops/select.hpp.
 template <floating T>
-class selector_subject {
+class selector_ops {
  public:
   using padding = vector_view<const std::uint8_t, cpu>;
   using inputs = select_inputs<T, cpu>;
 
-  virtual ~selector_subject() = default;
-  /// The functions of ops/select.hpp.
+  virtual ~selector_ops() = default;
   virtual void select(context<cpu>& ctx, input<T, cpu> logits, padding real, output<T, cpu> gates,
                       matrix_view<std::uint32_t, cpu> mask, const inputs& more) const = 0;
   virtual void replay(context<cpu>& ctx, input<T, cpu> logits, padding real,
@@ -51,7 +51,15 @@ class selector_subject {
                                matrix_view<const std::uint32_t, cpu> mask, input<T, cpu> dgates,
                                output<T, cpu> dlogits, const inputs& more,
                                output<T, cpu> dcontrol) const = 0;
-  /// The functions of testing/lanes.hpp. A selector that couples rows has no select_on.
+};
+
+/// The functions of testing/lanes.hpp. A selector that couples rows has no select_on.
+template <floating T>
+class selector_lanes {
+ public:
+  using inputs = select_inputs<T, cpu>;
+
+  virtual ~selector_lanes() = default;
   virtual routing<T, cpu> select_on(lane_group g, const matrix<T, cpu>& logits,
                                     const inputs& more) const = 0;
   virtual matrix<T, cpu> replay_on(lane_group g, const matrix<T, cpu>& logits,
@@ -64,12 +72,12 @@ class selector_subject {
 };
 
 template <floating T, class Selector>
-class selector_model final : public selector_subject<T> {
+class selector_ops_model final : public selector_ops<T> {
  public:
-  using typename selector_subject<T>::padding;
-  using typename selector_subject<T>::inputs;
+  using typename selector_ops<T>::padding;
+  using typename selector_ops<T>::inputs;
 
-  explicit selector_model(const Selector& selector) : selector_(selector) {}
+  explicit selector_ops_model(const Selector& selector) : selector_(selector) {}
 
   void select(context<cpu>& ctx, input<T, cpu> logits, padding real, output<T, cpu> gates,
               matrix_view<std::uint32_t, cpu> mask, const inputs& more) const override {
@@ -86,6 +94,18 @@ class selector_model final : public selector_subject<T> {
                        output<T, cpu> dcontrol) const override {
     ops::select_backward(ctx, selector_, logits, gates, mask, dgates, dlogits, more, dcontrol);
   }
+
+ private:
+  Selector selector_;
+};
+
+template <floating T, class Selector>
+class selector_lanes_model final : public selector_lanes<T> {
+ public:
+  using typename selector_lanes<T>::inputs;
+
+  explicit selector_lanes_model(const Selector& selector) : selector_(selector) {}
+
   routing<T, cpu> select_on(lane_group g, const matrix<T, cpu>& logits,
                             const inputs& more) const override {
     if constexpr (coupled_selector<Selector>) {
