@@ -143,6 +143,7 @@
 #include <talpa/presets/ada_mole.hpp>
 #include <talpa/presets/dyn_mole.hpp>
 #include <talpa/presets/gw_moe.hpp>
+#include <talpa/presets/hydra_lora.hpp>
 #include <talpa/presets/ld_mole.hpp>
 #include <talpa/presets/lora_moe.hpp>
 #include <talpa/presets/mola.hpp>

@@ -4,6 +4,7 @@
 #include <talpa/presets/ada_mole.hpp>
 #include <talpa/presets/dyn_mole.hpp>
 #include <talpa/presets/gw_moe.hpp>
+#include <talpa/presets/hydra_lora.hpp>
 #include <talpa/presets/ld_mole.hpp>
 #include <talpa/presets/lora_moe.hpp>
 #include <talpa/presets/mola.hpp>
@@ -72,6 +73,10 @@ TEST_SUITE("presets") {
     CHECK(presets::lora_moe.expert.rank == 4);
     CHECK(presets::lora_moe.expert.alpha == 32.0);
     trains(presets::lora_moe, presets::lora_moe_losses);
+  }
+  TEST_CASE("hydra_lora") {
+    CHECK(presets::hydra_lora.expert.scale() == 8.0);
+    trains(presets::hydra_lora, presets::mola_losses);
   }
   TEST_CASE("dyn_mole") {
     CHECK(presets::dyn_mole.experts == 6);
