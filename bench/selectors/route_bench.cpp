@@ -76,7 +76,7 @@ void add_all() {
   add_route(
       "biased_top_k", all_k, [](index, index k) { return biased_top_k<>{.k = k}; },
       plain_biased_top_k{});
-  // Half of E groups of two at least, as the selector needs k experts in those that stay.
+  // With 8 experts the 4 groups that stay have fewer than 8.
   add_route(
       "biased_top_k_groups", {.experts = {16, 64, 128}},
       [](index, index k) { return biased_top_k<>{.k = k, .n_groups = 8, .topk_groups = 4}; },
