@@ -4,6 +4,7 @@
 // Everything a CPU user needs: vocabulary, ops, policies, layers, tape, optimisers and the cpu
 // backend. Test helpers are in talpa/testing/.
 
+#include <talpa/analysis/router_lens.hpp>
 #include <talpa/autograd/affine.hpp>
 #include <talpa/autograd/function.hpp>
 #include <talpa/autograd/initialise.hpp>
@@ -72,9 +73,11 @@
 #include <talpa/experts/parallel_adapter.hpp>
 #include <talpa/experts/shared_lora.hpp>
 #include <talpa/experts/swiglu.hpp>
+#include <talpa/layers/adapter_banks.hpp>
 #include <talpa/layers/input_dropout.hpp>
 #include <talpa/layers/linear.hpp>
 #include <talpa/layers/lora_linear.hpp>
+#include <talpa/layers/merge.hpp>
 #include <talpa/layers/mixture.hpp>
 #include <talpa/layers/moe_ffn.hpp>
 #include <talpa/layers/mole_ffn.hpp>
