@@ -51,6 +51,7 @@
 #include <talpa/cpu/mul.hpp>
 #include <talpa/cpu/noise.hpp>
 #include <talpa/cpu/overlay_rows.hpp>
+#include <talpa/cpu/pair_gates.hpp>
 #include <talpa/cpu/parallel.hpp>
 #include <talpa/cpu/rank_gate.hpp>
 #include <talpa/cpu/rank_share.hpp>
@@ -121,6 +122,7 @@
 #include <talpa/ops/mul.hpp>
 #include <talpa/ops/noise.hpp>
 #include <talpa/ops/overlay_rows.hpp>
+#include <talpa/ops/pair_gates.hpp>
 #include <talpa/ops/rank_gate.hpp>
 #include <talpa/ops/rank_share.hpp>
 #include <talpa/ops/reduce.hpp>
@@ -141,6 +143,7 @@
 #include <talpa/optim/sgd.hpp>
 #include <talpa/optim/sparsity_controller.hpp>
 #include <talpa/placements/always.hpp>
+#include <talpa/placements/base_weighted.hpp>
 #include <talpa/placements/embedded.hpp>
 #include <talpa/placements/routed.hpp>
 #include <talpa/presets/ada_mole.hpp>

@@ -10,6 +10,7 @@
 #include <talpa/cpu/gated_activation.hpp>
 #include <talpa/cpu/gather.hpp>
 #include <talpa/cpu/grouped_gemm.hpp>
+#include <talpa/cpu/pair_gates.hpp>
 #include <talpa/cpu/rank_gate.hpp>
 #include <talpa/cpu/reduce.hpp>
 #include <talpa/cpu/scale.hpp>
@@ -23,6 +24,7 @@
 #include <talpa/layers/parrot_block.hpp>
 #include <talpa/layers/perft_block.hpp>
 #include <talpa/placements/always.hpp>
+#include <talpa/placements/base_weighted.hpp>
 #include <talpa/placements/embedded.hpp>
 #include <talpa/placements/routed.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
@@ -306,6 +308,10 @@ TEST_SUITE("layers/perft_block") {
     block_laws<T>(placement::routed<renormalised_router>{{.selector = {.k = 2}}},
                   lora{.rank = 2, .alpha = 3.0, .dropout = 0.25}, 3);
   }
+  TEST_CASE("laws of perft_block, weighed by the base") {
+    block_laws<double>(placement::base_weighted<raw_router>{{.selector = {.k = 2}}},
+                       lora{.rank = 2, .alpha = 3.0}, 3);
+  }
   TEST_CASE_TEMPLATE("laws of perft_block, embedded", T, float, double) {
     block_laws<T>(placement::embedded{}, parallel_adapter<>{.rank = 2}, 4);
   }
@@ -379,6 +385,14 @@ TEST_SUITE("layers/perft_block") {
         (block_of<routed>{.base = small_moe(), .placement = {{.selector = {.k = 3}}}, .adapters = 2}
              .validate()),
         "talpa::top_k: 'k' is 3, expected 1..2 = experts", value_error);
+    using weighted = placement::base_weighted<raw_router>;
+    CHECK_THROWS_WITH_AS(
+        (block_of<weighted>{
+            .base = small_moe(), .placement = {{.selector = {.k = 3}}}, .adapters = 3}
+             .validate()),
+        "talpa::placement::base_weighted: 'k' is 3, expected 1..2 = experts of "
+        "the base a token",
+        value_error);
     block_of<placement::dense, swiglu> masked{
         .base = small_moe(), .adapter = {.hidden = 2}, .execution = strategy::dense_masked};
     CHECK_THROWS_WITH_AS(masked.validate(),

@@ -2,9 +2,11 @@
 #include "golden/methods/moe.hpp"
 #include "golden/runner.hpp"
 
+#include <talpa/cpu/pair_gates.hpp>
 #include <talpa/experts/parallel_adapter.hpp>
 #include <talpa/layers/perft_block.hpp>
 #include <talpa/placements/always.hpp>
+#include <talpa/placements/base_weighted.hpp>
 #include <talpa/placements/embedded.hpp>
 #include <talpa/placements/routed.hpp>
 
@@ -152,6 +154,15 @@ void perft_r(const golden_case& c, checker& check) {
     with_adapter(c, check, selector, placement::routed<own_router>{{.selector = own}}, "peft");
   });
 }
+void perft_r_olmoe_asis(const golden_case& c, checker& check) {
+  with_selector(c, [&](auto selector) {
+    auto own = selector;
+    own.k = c.integer("hyper.Kp");
+    using own_router = router<linear_scorer, decltype(own)>;
+    with_adapter(c, check, selector, placement::base_weighted<own_router>{{.selector = own}},
+                 "peft");
+  });
+}
 void perft_e(const golden_case& c, checker& check) {
   with_selector(c, [&](auto selector) {
     with_adapter(c, check, selector, placement::embedded{}, "experts.peft");
@@ -169,6 +180,7 @@ void perft_sd(const golden_case& c, checker& check) {
 
 const registration entries[] = {{"perft/perft_r", perft_r},
                                 {"perft/perft_r_olmoe", perft_r},
+                                {"perft/perft_r_olmoe_asis", perft_r_olmoe_asis},
                                 {"perft/perft_e", perft_e},
                                 {"perft/perft_sd", perft_sd}};
 
