@@ -159,6 +159,7 @@
 #include <talpa/presets/re_moe.hpp>
 #include <talpa/routing/always_on.hpp>
 #include <talpa/routing/entropy.hpp>
+#include <talpa/routing/expert_set.hpp>
 #include <talpa/routing/first_k.hpp>
 #include <talpa/routing/gate_weight.hpp>
 #include <talpa/routing/group_loss.hpp>
@@ -190,6 +191,7 @@
 #include <talpa/selectors/dynamic_entropy.hpp>
 #include <talpa/selectors/expert_choice.hpp>
 #include <talpa/selectors/explain.hpp>
+#include <talpa/selectors/intervene.hpp>
 #include <talpa/selectors/learned_threshold.hpp>
 #include <talpa/selectors/rectified.hpp>
 #include <talpa/selectors/sinkhorn.hpp>

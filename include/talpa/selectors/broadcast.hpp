@@ -67,16 +67,6 @@ struct every_expert {
   }
 };
 
-/// The scorer of a selector's control, void without one.
-template <class S>
-struct control_scorer_type {
-  using type = void;
-};
-template <controlled_selector S>
-struct control_scorer_type<S> {
-  using type = typename S::control_scorer;
-};
-
 }  // namespace detail
 
 /// Selector that sends tokens of which the router is unsure to all experts while training, and

@@ -60,4 +60,18 @@ concept selector_policy = selector_has_name<S> && selector_has_validate<S> &&
     selector_has_max_selected<S> && selector_has_unit_mass<S> && selector_has_select<S> &&
     selector_has_replay<S> && selector_has_backward<S>;
 
+namespace detail {
+
+/// The scorer of a selector's control, void without one.
+template <class S>
+struct control_scorer_type {
+  using type = void;
+};
+template <controlled_selector S>
+struct control_scorer_type<S> {
+  using type = typename S::control_scorer;
+};
+
+}  // namespace detail
+
 }  // namespace talpa
