@@ -4,6 +4,7 @@
 // Everything a CPU user needs: vocabulary, ops, policies, layers, tape, optimisers and the cpu
 // backend. Test helpers are in talpa/testing/.
 
+#include <talpa/analysis/completion_labels.hpp>
 #include <talpa/analysis/router_lens.hpp>
 #include <talpa/autograd/affine.hpp>
 #include <talpa/autograd/function.hpp>

@@ -102,8 +102,9 @@ struct intervened_logits {
 /// those of blocked experts are 0 and the others share the rest; those of stimulated experts are
 /// set to the largest one of the row, and the row is divided by its sum.
 /// Backward (masks constant): dv from Inner; du_e = 0 for blocked and stimulated experts; the
-/// maximum is the logit of the best expert m (lowest index among ties), which gets du_m = dv_m + sum
-/// of dv over the stimulated experts (dv_m counts once if m is one of them). A control gets Inner's.
+/// maximum is the logit of the best expert m (lowest index among ties), which gets du_m = dv_m +
+/// sum of dv over the stimulated experts (dv_m counts once if m is one of them). A control gets
+/// Inner's.
 /// Shapes: logits [N, E] -> gates [N, E], mask [N, ceil(E / 32)]; E <= 1024.
 /// Edges: a stimulated expert ties with the best one, and ties go to the lower index; one whose
 /// logit is -inf stays off. Where all that is left of a row is blocked or -inf, the row is one of
