@@ -40,7 +40,7 @@ struct slow_choice {
   std::vector<bool> on;
   double nearest = std::numeric_limits<double>::infinity();
 
-  slow_choice(const std::vector<double>& choice, index k, index groups, index kept) {
+  slow_choice(const std::vector<double>& choice, index k, index groups, index kept, index pair) {
     const index experts = static_cast<index>(choice.size()), size = experts / groups;
     std::vector<std::pair<double, index>> ranked;  // (-rank, group)
     for (index q = 0; q < groups; ++q) {
@@ -50,7 +50,7 @@ struct slow_choice {
       }
       std::sort(best.begin(), best.end());
       if (best.empty()) continue;
-      ranked.emplace_back(best.size() > 1 ? best[0] + best[1] : best[0], q);
+      ranked.emplace_back(pair == 2 && best.size() > 1 ? best[0] + best[1] : best[0], q);
     }
     cut(ranked, kept);
     std::vector<std::pair<double, index>> open;
@@ -97,7 +97,8 @@ void compare(const biased_top_k<Score, Weight>& selector, index experts) {
       s.push_back(sigmoid ? 1.0 / (1.0 + std::exp(-v)) : std::exp(v - top) / all);
       choice.push_back(std::isinf(v) ? v : s.back() + static_cast<double>(bias(0, e)));
     }
-    const slow_choice slow(choice, selector.k, selector.n_groups, selector.topk_groups);
+    const slow_choice slow(choice, selector.k, selector.n_groups, selector.topk_groups,
+                           selector.group_best);
     // A score: a difference, a function, E additions, a quotient; the choice adds twice to it.
     const double chain =
         2.0 * static_cast<double>(experts) + 2.0 * support::spread_of_row(logits) + 16.0;
@@ -162,6 +163,9 @@ TEST_SUITE("selectors/biased_top_k") {
     };
     // The best expert is 0, the best pair (2, 3).
     CHECK(run(row_matrix<double>({3.0, -3.0, 1.0, 1.0, 0.0, 0.0}), two) == indices{2, 3});
+    // By the best one alone, as in DeepSeek-V2, group 0 stays.
+    CHECK(run(row_matrix<double>({3.0, -3.0, 1.0, 1.0, 0.0, 0.0}),
+              {.k = 2, .n_groups = 3, .topk_groups = 1, .group_best = 1}) == indices{0, 1});
     const auto equal = row_matrix<double>({1.0, 1.0, 1.0, 1.0, 1.0, 1.0});
     CHECK(run(equal, two) == indices{0, 1});
     CHECK(run(equal, {.k = 3, .n_groups = 3, .topk_groups = 2}) == indices{0, 1, 2});
@@ -185,6 +189,10 @@ TEST_SUITE("selectors/biased_top_k") {
       compare<T>(
           biased_top_k<score::softmax, gate::raw>{
               .k = k, .n_groups = groups, .topk_groups = kept, .scale = 0.5},
+          experts);
+      compare<T>(
+          biased_top_k<score::softmax, gate::raw>{
+              .k = k, .n_groups = groups, .topk_groups = kept, .group_best = 1},
           experts);
       compare<T>(biased_top_k<score::softmax>{.k = k}, experts);
     }
@@ -220,6 +228,8 @@ TEST_SUITE("selectors/biased_top_k") {
           "talpa::biased_top_k: 'topk_groups' is 3, expected 1..2 = n_groups");
     CHECK(refusal(deepseek{.k = 1, .scale = 0.0}, 8) ==
           "talpa::biased_top_k: 'scale' is 0, expected a finite number > 0");
+    CHECK(refusal(deepseek{.k = 1, .group_best = 3}, 8) ==
+          "talpa::biased_top_k: 'group_best' is 3, expected 1..2 = experts that rank a group");
     CHECK(refusal(deepseek{.n_groups = 4, .topk_groups = 4}, 8) == "");
   }
 }

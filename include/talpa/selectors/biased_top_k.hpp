@@ -27,10 +27,11 @@ struct softmax {};
 /// load without a loss; the gates know nothing of the bias.
 ///
 /// Forward: s as Score says; c_e = s_e + b_e, b the bias [1, E]. Experts come in n_groups groups of
-/// neighbours, ranked by the sum of their two largest c (by the largest one where a group offers
-/// one expert); the first topk_groups groups stay. S = the first k of their experts in the order (c
-/// descending, index ascending) among those whose logit is not -inf. On S, g_e = scale s_e / sum_{j
-/// in S} s_j for Weight = gate::renormalised, g_e = scale s_e for gate::raw; 0 outside S.
+/// neighbours, ranked by the sum of their group_best = 2 largest c (by the largest one where that is
+/// 1, or where a group offers one expert); the first topk_groups groups stay. S = the first k of
+/// their experts in the order (c descending, index ascending) among those whose logit is not -inf.
+/// On S, g_e = scale s_e / sum_{j in S} s_j for Weight = gate::renormalised, g_e = scale s_e for
+/// gate::raw; 0 outside S.
 /// Backward (S constant, the bias has no gradient): with m = sum_{j in S} g_j dg_j / scale,
 /// sigmoid: renormalised du_e = g_e (1 - s_e) (dg_e - m), raw du_e = g_e (1 - s_e) dg_e, on S;
 /// softmax: renormalised du_e = g_e (dg_e - m) on S, raw du_e = scale s_e (1[e in S] dg_e - m) for
@@ -43,7 +44,8 @@ struct softmax {};
 /// Determinism: same bits for every lane group and backend.
 /// Throws: value_error from validate.
 /// Source: DeepSeek-AI 2024, DeepSeek-V3 (arXiv 2412.19437): biased_top_k<score::sigmoid>{.k = 8,
-/// .n_groups = 8, .topk_groups = 4, .scale = 2.5}; its softmax mode is <score::softmax, gate::raw>.
+/// .n_groups = 8, .topk_groups = 4, .scale = 2.5}; DeepSeek-V2's
+/// gate (arXiv 2405.04434) is <score::softmax, gate::raw> with group_best = 1 and a bias of 0.
 /// SMoRA (arXiv 2501.15103) does the same with ranks for experts. The bias follows the load by
 /// update_bias or balance_quantiles (optim/expert_bias.hpp).
 template <class Score = score::sigmoid, class Weight = gate::renormalised>
@@ -59,6 +61,7 @@ struct biased_top_k {
   index n_groups = 1;     ///< groups of experts, a divisor of E
   index topk_groups = 1;  ///< groups that a token may use, 1..n_groups
   double scale = 1.0;     ///< what the gates are multiplied by, finite and > 0
+  index group_best = 2;   ///< experts whose sum ranks a group, 1 (DeepSeek-V2) or 2
 
   void validate(index experts) const {
     check_range(name, "n_groups", n_groups, 1, experts, "experts");
@@ -66,6 +69,7 @@ struct biased_top_k {
                 "a divisor of experts");
     check_range(name, "topk_groups", topk_groups, 1, n_groups, "n_groups");
     check_range(name, "k", k, 1, experts / n_groups * topk_groups, "experts in topk_groups groups");
+    check_range(name, "group_best", group_best, 1, 2, "experts that rank a group");
     check_value(std::isfinite(scale) && scale > 0.0, name, "scale", scale, "a finite number > 0");
   }
   TALPA_HD index max_selected(index) const { return k; }
@@ -168,12 +172,15 @@ struct biased_top_k {
         return member & offered;
       };
       const auto best = g.template arg_max<T>(value, open);
-      const auto second = g.template arg_max<T>(value, [&](auto e) {
-        const auto taken = e.expert() == best.expert;
-        return open(e) & !taken;
-      });
-      const auto pair = second.expert > none;
-      const auto sum = talpa::select(pair, best.value + second.value, best.value);
+      auto sum = best.value;
+      if (group_best == 2) {
+        const auto second = g.template arg_max<T>(value, [&](auto e) {
+          const auto taken = e.expert() == best.expert;
+          return open(e) & !taken;
+        });
+        const auto pair = second.expert > none;
+        sum = talpa::select(pair, best.value + second.value, best.value);
+      }
       g.for_each([&](auto e) { rank[e] = talpa::select(open(e), sum, rank[e]); });
     }
     auto kept = g.template elements<T>();  // the choice in groups that stay
