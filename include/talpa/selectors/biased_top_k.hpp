@@ -27,7 +27,7 @@ struct softmax {};
 /// load without a loss; the gates know nothing of the bias.
 ///
 /// Forward: s as Score says; c_e = s_e + b_e, b the bias [1, E]. Experts come in n_groups groups of
-/// neighbours, ranked by the sum of their group_best = 2 largest c (by the largest one where that is
+/// neighbours, ranked by the sum of their group_best = 2 largest c (by the largest one where it is
 /// 1, or where a group offers one expert); the first topk_groups groups stay. S = the first k of
 /// their experts in the order (c descending, index ascending) among those whose logit is not -inf.
 /// On S, g_e = scale s_e / sum_{j in S} s_j for Weight = gate::renormalised, g_e = scale s_e for
