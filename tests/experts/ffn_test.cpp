@@ -26,7 +26,7 @@ constexpr testing::expert_claims network{.fresh_is_zero = false, .amplification 
 constexpr testing::expert_claims adapter{.fresh_is_zero = true, .amplification = 8.0};
 
 constexpr testing::expert_sizes one{.tokens = 5, .inputs = 1, .outputs = 1, .experts = 1};
-constexpr testing::expert_sizes many{.tokens = 23, .inputs = 3, .outputs = 9, .experts = 33};
+constexpr testing::expert_sizes many{.tokens = 9, .inputs = 2, .outputs = 3, .experts = 33};
 
 }  // namespace
 

@@ -64,10 +64,11 @@ void block_laws(const Placement& placement, const Adapter& adapter, index adapte
                                                      .adapters = adapters,
                                                      .execution = execution};
     CAPTURE(strategy_name(execution));
-    support::obeys(testing::layer_laws<T>(layer, [&]<class U>(generator& random) {
+    const auto init = [&]<class U>(generator& random) {
       auto base = layer.base.template init<U, cpu>(features, random, "base.");
       return layer.template init<U, cpu>(std::move(base), random);
-    }));
+    };
+    support::obeys(testing::layer_laws<T>(layer, init, {}, {.many_tokens = 600}));
   }
 }
 
@@ -99,21 +100,25 @@ using block_of = perft_block<moe, Placement, Adapter>;
 
 TEST_SUITE("layers/moe_ffn") {
   TEST_CASE_TEMPLATE("laws of moe_ffn", T, float, double) {
-    const auto check = [](const auto& layer) {
-      support::obeys(testing::layer_laws<T>(layer, [&]<class U>(generator& random) {
+    const auto check = [](const auto& layer, index many_tokens) {
+      const auto init = [&]<class U>(generator& random) {
         return layer.template init<U, cpu>(features, random);
-      }));
+      };
+      support::obeys(testing::layer_laws<T>(layer, init, {}, {.many_tokens = many_tokens}));
     };
-    check(small_moe());
+    check(small_moe(), 1100);
     check(moe_ffn<renormalised_router>{.router = {.selector = {.k = 1}},
                                        .expert = {.hidden = 2},
                                        .experts = 3,
                                        .shared = {.hidden = 4},
                                        .shared_experts = 2,
                                        .scale = -1.5,
-                                       .residual = 0.25});
-    check(moe_ffn<router<linear_scorer, dense>, parallel_adapter<>>{
-        .router = {.scorer = {.bias = true}}, .expert = {.rank = 2}, .experts = 33});
+                                       .residual = 0.25},
+          600);
+    check(
+        moe_ffn<router<linear_scorer, dense>, parallel_adapter<>>{
+            .router = {.scorer = {.bias = true}}, .expert = {.rank = 2}, .experts = 33},
+        100);
   }
 
   TEST_CASE("one SwiGLU expert on one feature, by hand") {
@@ -194,18 +199,21 @@ TEST_SUITE("layers/moe_ffn") {
 
 TEST_SUITE("layers/mole_ffn") {
   TEST_CASE_TEMPLATE("laws of mole_ffn", T, float, double) {
-    const auto check = [](const auto& layer) {
-      support::obeys(testing::layer_laws<T>(layer, [&]<class U>(generator& random) {
+    const auto check = [](const auto& layer, index many_tokens) {
+      const auto init = [&]<class U>(generator& random) {
         auto base = swiglu{.hidden = 4}.init<U, cpu>(features, features, 1, random, "base.");
         return layer.template init<U, cpu>(std::move(base), random);
-      }));
+      };
+      support::obeys(testing::layer_laws<T>(layer, init, {}, {.many_tokens = many_tokens}));
     };
     check(mole_ffn<renormalised_router>{.router = {.selector = {.k = 2}},
                                         .expert = {.rank = 2, .alpha = 3.0, .dropout = 0.25},
-                                        .experts = 3});
-    check(mole_ffn<raw_router>{
-        .router = {.selector = {.k = 1}}, .expert = {.rank = 1}, .experts = 1});
-    check(mole_ffn<router<linear_scorer, dense>>{.expert = {.rank = 1}, .experts = 33});
+                                        .experts = 3},
+          1100);
+    check(
+        mole_ffn<raw_router>{.router = {.selector = {.k = 1}}, .expert = {.rank = 1}, .experts = 1},
+        600);
+    check(mole_ffn<router<linear_scorer, dense>>{.expert = {.rank = 1}, .experts = 33}, 100);
   }
 
   TEST_CASE("mole_ffn is a mixture of networks whose matrices have their update added") {
