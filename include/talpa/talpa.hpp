@@ -148,7 +148,9 @@
 #include <talpa/placements/embedded.hpp>
 #include <talpa/placements/routed.hpp>
 #include <talpa/presets/ada_mole.hpp>
+#include <talpa/presets/ceft.hpp>
 #include <talpa/presets/dyn_mole.hpp>
+#include <talpa/presets/esft.hpp>
 #include <talpa/presets/gw_moe.hpp>
 #include <talpa/presets/hydra_lora.hpp>
 #include <talpa/presets/ld_mole.hpp>

@@ -2,7 +2,9 @@
 #include "support/eigen_product.hpp"
 
 #include <talpa/presets/ada_mole.hpp>
+#include <talpa/presets/ceft.hpp>
 #include <talpa/presets/dyn_mole.hpp>
+#include <talpa/presets/esft.hpp>
 #include <talpa/presets/gw_moe.hpp>
 #include <talpa/presets/hydra_lora.hpp>
 #include <talpa/presets/ld_mole.hpp>
@@ -113,6 +115,8 @@ TEST_SUITE("presets") {
     presets::perft_e.validate();
     presets::perft_d.validate();
     presets::perft_s.validate();
+    presets::ceft.validate();
+    presets::esft.validate();
     presets::parrot.validate();
     presets::parrot_paper.validate();
     CHECK(presets::perft_r.adapter.scale() == 2.0);
