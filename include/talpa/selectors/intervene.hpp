@@ -184,8 +184,8 @@ struct intervene {
         [&](auto e) { return talpa::select(raised(e), g.load(stored, e, T{0}), zero); });
     g.for_each([&](auto e) {
       const auto best = e.expert() == change.best.expert;
-      const auto own =
-          talpa::select(raised(e) | g.load_bit(change.blocked, e), zero, g.load(stored, e, T{0}));
+      const auto up = raised(e), shut = g.load_bit(change.blocked, e);
+      const auto own = talpa::select(up | shut, zero, g.load(stored, e, T{0}));
       g.store(row.dlogits, e, own + talpa::select(best, from_raised, zero));
     });
   }
