@@ -76,6 +76,7 @@
 #include <talpa/experts/shared_lora.hpp>
 #include <talpa/experts/swiglu.hpp>
 #include <talpa/layers/adapter_banks.hpp>
+#include <talpa/layers/allocation.hpp>
 #include <talpa/layers/input_dropout.hpp>
 #include <talpa/layers/linear.hpp>
 #include <talpa/layers/lora_linear.hpp>
@@ -155,6 +156,7 @@
 #include <talpa/presets/hydra_lora.hpp>
 #include <talpa/presets/ld_mole.hpp>
 #include <talpa/presets/lora_moe.hpp>
+#include <talpa/presets/mix_lora.hpp>
 #include <talpa/presets/mola.hpp>
 #include <talpa/presets/mor.hpp>
 #include <talpa/presets/parrot.hpp>

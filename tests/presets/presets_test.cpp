@@ -9,6 +9,7 @@
 #include <talpa/presets/hydra_lora.hpp>
 #include <talpa/presets/ld_mole.hpp>
 #include <talpa/presets/lora_moe.hpp>
+#include <talpa/presets/mix_lora.hpp>
 #include <talpa/presets/mola.hpp>
 #include <talpa/presets/mor.hpp>
 #include <talpa/presets/parrot.hpp>
@@ -79,6 +80,35 @@ TEST_SUITE("presets") {
   TEST_CASE("hydra_lora") {
     CHECK(presets::hydra_lora.expert.scale() == 8.0);
     trains(presets::hydra_lora, presets::mola_losses);
+  }
+  TEST_CASE("mix_lora") {
+    CHECK(presets::mix_lora.expert.scale() == 2.0);
+    CHECK(presets::mix_lora.router.selector.k == 2);
+    // One step: everything that trains gets a gradient.
+    generator random(3);
+    auto base = swiglu{.hidden = 4}.init<float, cpu>(inputs, inputs, 1, random, "base.");
+    base.freeze();
+    auto params = presets::mix_lora.init<float, cpu>(std::move(base), random);
+    for (auto* bank : {&params.gate, &params.up, &params.down}) {
+      fill_normal(bank->b.value(), 0.3, random);
+    }
+    matrix<float, cpu> x(tokens, inputs), y(tokens, inputs), dx(tokens, inputs);
+    fill_normal(x.view(), 1.0, random);
+    context<cpu> ctx(1);
+    batch_info<float, cpu> batch;
+    batch.random = &random;
+    const auto kept = presets::mix_lora.forward(ctx, params, x, y.view(), mode::training, batch);
+    const auto found = presets::mix_lora_losses.forward(ctx, kept.routed);
+    CHECK(found.value(0, 0) > 1e-3F);
+    matrix<float, cpu> one(1, 1), dlogits(tokens, 8), dgates(tokens, 8);
+    one(0, 0) = 1.0F;
+    const routed_gradient<float, cpu> gradient{dlogits.view(), dgates.view()};
+    presets::mix_lora_losses.backward(ctx, kept.routed, found, one, gradient, grad_mode::overwrite);
+    presets::mix_lora.backward(ctx, params, kept, x, y, dx.view(), grad_mode::overwrite, &gradient);
+    params.visit([](const parameter<float, cpu>& p) {
+      CAPTURE(p.name());
+      if (p.trainable()) CHECK(testing::largest(p.grad()) > 0.0);
+    });
   }
   TEST_CASE("dyn_mole") {
     CHECK(presets::dyn_mole.experts == 6);
