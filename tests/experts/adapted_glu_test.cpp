@@ -17,6 +17,8 @@
 
 #include <doctest/doctest.h>
 
+#include <concepts>
+
 namespace talpa {
 
 namespace {
@@ -41,6 +43,7 @@ TEST_SUITE("experts/adapted_glu") {
     check({.network = {.hidden = 4}, .adapter = {.rank = 2, .alpha = 3.0}}, {});
     check({.network = {.hidden = 1}, .adapter = {.rank = 1}},
           {.tokens = 5, .inputs = 1, .outputs = 1, .experts = 1});
+    if (std::same_as<T, double>) return;  // gradients are in double either way
     check({.network = {.hidden = 2}, .adapter = {.rank = 1, .alpha = -0.5}},
           {.tokens = 9, .inputs = 2, .outputs = 3, .experts = 33});
   }

@@ -16,6 +16,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <concepts>
 
 namespace talpa {
 
@@ -35,7 +36,8 @@ TEST_SUITE("experts/parallel_adapter") {
     support::obeys(testing::expert_laws<T>(parallel_adapter<>{.rank = 3}, adapter));
     support::obeys(
         testing::expert_laws<T>(parallel_adapter<>{.rank = 1, .scale = -0.5}, adapter, one));
-    support::obeys(testing::expert_laws<T>(
+    if (std::same_as<T, double>) return;  // gradients are in double either way
+    support::obeys(testing::expert_laws<float>(
         parallel_adapter<tanh>{.rank = 2, .scale = 4.0, .init_factors = adapter_init::perft},
         network, many));
   }
@@ -54,7 +56,8 @@ TEST_SUITE("experts/glu_ffn") {
   TEST_CASE_TEMPLATE("laws of glu_ffn", T, float, double) {
     support::obeys(testing::expert_laws<T>(swiglu{.hidden = 4}, network));
     support::obeys(testing::expert_laws<T>(swiglu{.hidden = 1}, network, one));
-    support::obeys(testing::expert_laws<T>(glu_ffn<gelu_tanh>{.hidden = 2}, network, many));
+    if (std::same_as<T, double>) return;  // gradients are in double either way
+    support::obeys(testing::expert_laws<float>(glu_ffn<gelu_tanh>{.hidden = 2}, network, many));
   }
   TEST_CASE("ranges") {
     CHECK_THROWS_WITH_AS(swiglu{}.validate(),

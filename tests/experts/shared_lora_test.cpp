@@ -14,6 +14,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <concepts>
 
 namespace talpa {
 
@@ -77,18 +78,20 @@ TEST_SUITE("experts/shared_lora") {
     support::obeys(testing::expert_laws<T>(
         shared_a_lora{.rank = 1, .alpha = -2.0, .scaling = lora_scaling::by_root_rank}, {},
         {.tokens = 5, .inputs = 1, .outputs = 1, .experts = 1}));
+    if (std::same_as<T, double>) return;  // gradients are in double either way
     support::obeys(
-        testing::expert_laws<T>(shared_a_lora{.rank = 2, .init_a = lora_init::gaussian}, {},
-                                {.tokens = 9, .inputs = 2, .outputs = 3, .experts = 33}));
+        testing::expert_laws<float>(shared_a_lora{.rank = 2, .init_a = lora_init::gaussian}, {},
+                                    {.tokens = 9, .inputs = 2, .outputs = 3, .experts = 33}));
   }
   TEST_CASE_TEMPLATE("laws of shared_b_lora", T, float, double) {
     support::obeys(testing::expert_laws<T>(shared_b_lora{.rank = 3, .alpha = 4.0}));
     support::obeys(testing::expert_laws<T>(
         shared_b_lora{.rank = 1, .alpha = -2.0, .scaling = lora_scaling::by_root_rank}, {},
         {.tokens = 5, .inputs = 1, .outputs = 1, .experts = 1}));
+    if (std::same_as<T, double>) return;  // gradients are in double either way
     support::obeys(
-        testing::expert_laws<T>(shared_b_lora{.rank = 2, .init_a = lora_init::gaussian}, {},
-                                {.tokens = 9, .inputs = 2, .outputs = 3, .experts = 33}));
+        testing::expert_laws<float>(shared_b_lora{.rank = 2, .init_a = lora_init::gaussian}, {},
+                                    {.tokens = 9, .inputs = 2, .outputs = 3, .experts = 33}));
   }
 
   TEST_CASE("a shared factor is a bank of copies of it") {

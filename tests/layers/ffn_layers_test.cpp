@@ -36,6 +36,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -115,6 +116,7 @@ TEST_SUITE("layers/moe_ffn") {
                                        .scale = -1.5,
                                        .residual = 0.25},
           600);
+    if (std::same_as<T, double>) return;  // gradients are in double either way
     check(
         moe_ffn<router<linear_scorer, dense>, parallel_adapter<>>{
             .router = {.scorer = {.bias = true}}, .expert = {.rank = 2}, .experts = 33},
@@ -213,6 +215,7 @@ TEST_SUITE("layers/mole_ffn") {
     check(
         mole_ffn<raw_router>{.router = {.selector = {.k = 1}}, .expert = {.rank = 1}, .experts = 1},
         600);
+    if (std::same_as<T, double>) return;  // gradients are in double either way
     check(mole_ffn<router<linear_scorer, dense>>{.expert = {.rank = 1}, .experts = 33}, 100);
   }
 
