@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Why: where adapters sit round a frozen mixture of experts makes a difference: PERFT's four places
-// compared, with the same rank.
+// Why: where adapters sit round a frozen mixture matters: PERFT's four places, one rank.
 //
-// How: a small mixture of SwiGLU experts learns to name handwritten digits and is then frozen, head
-// included. Adapters alone have to make it answer another question, the digit's successor mod 10.
-// Beside the base stand one adapter (S), four that are always on (D) or two of four behind their
-// own router (R); inside it, one in each expert behind the base's router (E).
+// How: a small mixture of SwiGLU experts learns to name handwritten digits and is frozen, head
+// included. Adapters alone make it answer another question, the digit's successor mod 10: beside
+// the base one (S), four that are always on (D) or two of four behind a router of their own (R);
+// inside it one in each expert, behind the base's router (E).
 //
 // To try: another question, another rank, parallel_adapter<>, placement::base_weighted.
 
@@ -38,8 +37,8 @@ batch take(const data::digits& d, const std::vector<index>& rows, std::size_t fi
   batch b;
   for (index n = 0; n < batch_rows; ++n) {
     const index row = rows[(first + static_cast<std::size_t>(n)) % rows.size()];
-    const auto pixel = [&](index i) { return static_cast<float>(d.image(row)[i]) / 16.0F; };
-    for (index i = 0; i < width; ++i) b.x(n, i) = pixel(i) - 0.3F;
+    const std::uint8_t* const image = d.image(row);
+    for (index i = 0; i < width; ++i) b.x(n, i) = image[i] / float{data::max_intensity} - 0.3F;
     b.labels[n] = (d.labels[static_cast<std::size_t>(row)] + shift) % 10;
   }
   return b;
@@ -92,7 +91,8 @@ int main(int count, char** arguments) {
   auto head = talpa::linear{}.init<float, cpu>(width, classes, random, "head.");
   std::printf("base names %.1f %% of digits\n",
               100.0 * train(base, trained, head, d, split, 0, 300));
-  trained.freeze(), head.freeze();
+  trained.freeze();
+  head.freeze();
   bool fine = true;
   const auto compare = [&](const char* name, const auto& place, talpa::index adapters) {
     const talpa::perft_block<base_layer, std::decay_t<decltype(place)>, talpa::lora> block{

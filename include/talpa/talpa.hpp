@@ -7,6 +7,7 @@
 #include <talpa/analysis/completion_labels.hpp>
 #include <talpa/analysis/router_lens.hpp>
 #include <talpa/autograd/affine.hpp>
+#include <talpa/autograd/bank.hpp>
 #include <talpa/autograd/function.hpp>
 #include <talpa/autograd/initialise.hpp>
 #include <talpa/autograd/low_rank.hpp>
@@ -70,13 +71,14 @@
 #include <talpa/experts/adapted_glu.hpp>
 #include <talpa/experts/concept.hpp>
 #include <talpa/experts/explain.hpp>
+#include <talpa/experts/glu_ffn.hpp>
 #include <talpa/experts/lora.hpp>
 #include <talpa/experts/mlp.hpp>
 #include <talpa/experts/parallel_adapter.hpp>
 #include <talpa/experts/shared_lora.hpp>
-#include <talpa/experts/swiglu.hpp>
 #include <talpa/layers/adapter_banks.hpp>
 #include <talpa/layers/allocation.hpp>
+#include <talpa/layers/infer.hpp>
 #include <talpa/layers/input_dropout.hpp>
 #include <talpa/layers/linear.hpp>
 #include <talpa/layers/lora_linear.hpp>
@@ -144,8 +146,7 @@
 #include <talpa/optim/schedule.hpp>
 #include <talpa/optim/sgd.hpp>
 #include <talpa/optim/sparsity_controller.hpp>
-#include <talpa/placements/always.hpp>
-#include <talpa/placements/base_weighted.hpp>
+#include <talpa/placements/dense.hpp>
 #include <talpa/placements/embedded.hpp>
 #include <talpa/placements/routed.hpp>
 #include <talpa/presets/ada_mole.hpp>

@@ -130,7 +130,7 @@ TEST_SUITE("docs/policies/expert") {
       for (talpa::index e = 0; e < 2; ++e) {
         for (talpa::index o = 0; o < 2; ++o) p.expert.b.value()(e, o) = b[e][o];
       }
-      layer.infer(ctx, p, x, y);
+      talpa::infer(ctx, layer, p, x, y);
       CHECK(y(0, 0) == 10.0 + 0.5 * 2.0 + 0.5 * 4.0);
       CHECK(y(0, 1) == 20.0 + 0.5 * 0.0 + 0.5 * -6.0);
     }

@@ -70,7 +70,7 @@ TEST_SUITE("docs/pitfalls") {
   TEST_CASE("infer keeps nothing") {
     setting s;
     talpa::context<cpu> ctx(1);
-    s.layer.infer(ctx, s.params, s.x, s.y);
+    talpa::infer(ctx, s.layer, s.params, s.x, s.y);
     CHECK(ctx.memory.used() == 0);
   }
 

@@ -43,8 +43,8 @@ struct learned_weights {
   // c_nj = v_j.
   template <class T, class B>
   saved<T, B> forward(talpa::context<B>& ctx, const params<T, B>& p,
-                      const talpa::base_routing<T, B>&, talpa::index adapters, talpa::input<T, B> x,
-                      talpa::mode, const talpa::batch_info<T, B>&) const {
+                      const talpa::routing_view<const T, B>&, talpa::index adapters,
+                      talpa::input<T, B> x, talpa::mode, const talpa::batch_info<T, B>&) const {
     const auto on = talpa::always_on<T>(ctx, ctx.memory, x.rows, adapters);
     talpa::ops::fill(ctx, T{0}, on.gates);
     talpa::ops::add_bias(ctx, on.gates, p.v.value(), on.gates);

@@ -11,8 +11,8 @@
 #include <talpa/cpu/scale.hpp>
 #include <talpa/cpu/segments.hpp>
 #include <talpa/experts/adapted_glu.hpp>
+#include <talpa/experts/glu_ffn.hpp>
 #include <talpa/experts/lora.hpp>
-#include <talpa/experts/swiglu.hpp>
 #include <talpa/testing/expert_laws.hpp>
 
 #include <doctest/doctest.h>

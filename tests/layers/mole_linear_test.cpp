@@ -5,6 +5,7 @@
 
 #include <talpa/cpu/group_loss.hpp>
 #include <talpa/cpu/routing_sums.hpp>
+#include <talpa/layers/infer.hpp>
 #include <talpa/layers/lora_linear.hpp>
 #include <talpa/losses/load_balance.hpp>
 #include <talpa/routing/record.hpp>
@@ -645,7 +646,7 @@ TEST_SUITE("layers/mole_linear") {
       matrix<float, cpu> y(s.tokens, s.outputs), expected(s.tokens, s.outputs);
       ctx.memory.take<float>(10);
       const auto before = ctx.memory.used();
-      layer.infer(ctx, p, x, y.view());
+      infer(ctx, layer, p, x, y.view());
       CHECK(ctx.memory.used() == before);
       CHECK(ctx.scratch.used() == 0);
       layer.forward(ctx, p, x, expected.view(), mode::inference);
@@ -802,7 +803,7 @@ TEST_SUITE("layers/mole_linear") {
         "talpa::mole_linear: 'batch.random' is null, expected a generator = source "
         "of the dropout mask in training",
         value_error);
-    CHECK_NOTHROW(layer.infer(ctx, p, x, y.view()));
+    CHECK_NOTHROW(infer(ctx, layer, p, x, y.view()));
     layer.experts = 0;
     CHECK_THROWS_WITH_AS(forward(),
                          "talpa::mole_linear: 'experts' is 0, expected >= 1 = at least one expert",
@@ -820,11 +821,11 @@ TEST_SUITE("layers/mole_linear") {
     matrix<float, cpu> x(s.tokens, s.inputs), y(s.tokens, s.outputs);
     x(4, 0) = std::numeric_limits<float>::quiet_NaN();
     context<cpu> ctx(1);
-    CHECK_NOTHROW(layer.infer(ctx, p, x, y.view()));
+    CHECK_NOTHROW(infer(ctx, layer, p, x, y.view()));
     CHECK(std::isnan(y(4, 0)));
     CHECK_FALSE(std::isnan(y(3, 0)));
     ctx.checked = true;
-    CHECK_THROWS_WITH_AS(layer.infer(ctx, p, x, y.view()),
+    CHECK_THROWS_WITH_AS(infer(ctx, layer, p, x, y.view()),
                          "talpa::top_k: 'logits' is nan at [4, 0], expected finite values, or -inf "
                          "= expert masked for this token",
                          value_error);

@@ -59,7 +59,7 @@ result TALPA_UNIT() {
   talpa::matrix<float, cpu> x(tokens, width), y(tokens, width);
   fill(x.view(), 4);
   result r;
-  layer.infer(ctx, params, x, y);
+  talpa::infer(ctx, layer, params, x, y);
   r.y = values(y.view());
   layer.router.selector.k = 2;
   const auto kept = layer.forward(ctx, params, x, y, talpa::mode::inference);

@@ -21,7 +21,7 @@ int main() {
   talpa::linear{}.forward(ctx, base, x, expected, talpa::mode::inference);
 
   const auto params = layer.init(std::move(base), random);
-  layer.infer(ctx, params, x, y);
+  talpa::infer(ctx, layer, params, x, y);
 
   const bool same = std::equal(y.data(), y.data() + y.size(), expected.data());
   std::printf("talpa %d.%d.%d: the fresh layer %s its base\n", talpa::version_major,

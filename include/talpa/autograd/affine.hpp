@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/autograd/bank.hpp>
 #include <talpa/autograd/initialise.hpp>
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/ops/bias.hpp>
@@ -61,15 +62,9 @@ void affine_forward(context<B>& ctx, const affine_params<T, B>& p, input<T, B> x
 template <class B, floating T>
 void affine_backward(context<B>& ctx, affine_params<T, B>& p, input<T, B> x, input<T, B> dy,
                      output<T, B> dx, grad_mode dx_mode) {
-  for (const row_run& run : p.weight.trained()) {
-    ops::gemm(ctx, dy.col_range(run.first, run.rows), transpose::yes, x, transpose::no, T{1},
-              p.weight.grad().row_range(run.grad_first, run.rows));
-  }
+  add_gradient(ctx, p.weight, dy, x);
   if (p.bias.trainable()) ops::column_sum(ctx, dy, T{1}, p.bias.grad());
-  if (dx_mode != grad_mode::ignore) {
-    ops::gemm(ctx, dy, transpose::no, p.weight.value(), transpose::no,
-              dx_mode == grad_mode::accumulate ? T{1} : T{0}, dx);
-  }
+  input_gradient(ctx, p.weight, dy, dx, dx_mode);
 }
 
 }  // namespace talpa

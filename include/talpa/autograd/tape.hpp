@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/autograd/bank.hpp>
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/core/check.hpp>
 #include <talpa/core/mode.hpp>
@@ -560,17 +561,11 @@ class tape {
         y, {x},
         [xv, wp = &weight, bias](context<B>& ctx, matrix_view<const T, B> dy,
                                  std::span<const target_type> targets) {
-          for (const row_run& run : wp->trained()) {
-            ops::gemm(ctx, dy.col_range(run.first, run.rows), transpose::yes, xv, transpose::no,
-                      T{1}, wp->grad().row_range(run.grad_first, run.rows));
-          }
+          add_gradient(ctx, *wp, dy, xv);
           if (bias != nullptr && bias->trainable()) {
             ops::column_sum(ctx, dy, T{1}, bias->grad());
           }
-          if (targets[0].mode != grad_mode::ignore) {
-            ops::gemm(ctx, dy, transpose::no, wp->value(), transpose::no,
-                      targets[0].mode == grad_mode::accumulate ? T{1} : T{0}, targets[0].grad);
-          }
+          input_gradient(ctx, *wp, dy, targets[0].grad, targets[0].mode);
         },
         weight.trainable() || (bias != nullptr && bias->trainable()));
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/autograd/bank.hpp>
 #include <talpa/autograd/low_rank.hpp>
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/experts/explain.hpp>
@@ -73,6 +74,11 @@ struct adapted_glu {
   double input_dropout() const { return adapter.input_dropout(); }
   /// Numbers that a slot saves.
   index width() const { return network.width() + 3 * adapter.width(); }
+  /// O of a bank.
+  template <class T, class B>
+  index output_width(const params<T, B>& p) const {
+    return p.network.down.cols();
+  }
 
   /// Networks and updates of E experts, parameters named `prefix`network.*, `prefix`gate.*,
   /// `prefix`up.*, `prefix`down.*.
@@ -152,11 +158,6 @@ struct adapted_glu {
     const auto dz_up = ctx.scratch.template take<T>(x.rows, ranks);
     const auto more_dgates = ctx.scratch.template take<T>(x.rows, index{1});
     const T s = static_cast<T>(adapter.scale());
-    const auto adds = [&](parameter<T, B>& q, input<T, B> left, input<T, B> right) {
-      if (q.trainable()) {
-        ops::grouped_gemm_gradient(ctx, slots.offsets, left, right, q.trained(), q.grad());
-      }
-    };
 
     ops::gated_activation(ctx, network.act, kept.a, kept.b, h);
     ops::grouped_gemm(ctx, slots.offsets, dy, p.network.down.value(), transpose::yes, da);
@@ -165,30 +166,30 @@ struct adapted_glu {
     ops::grouped_gemm(ctx, slots.offsets, dy, p.down.b.value(), transpose::yes, dz);
     if (p.down.b.trainable()) {
       ops::rank_gate(ctx, s, as_column(gates), kept.u_down, z);
-      adds(p.down.b, z, dy);
+      add_slot_gradient(ctx, slots, p.down.b, z, dy);
     }
     ops::rank_gate_backward(ctx, s, as_column(gates), kept.u_down, dz, dz, more_dgates);
     ops::axpy(ctx, T{1}, more_dgates, as_column(dgates));
-    adds(p.down.a, dz, h);
+    add_slot_gradient(ctx, slots, p.down.a, dz, h);
     ops::grouped_gemm(ctx, slots.offsets, dz, p.down.a.value(), transpose::no, da,
                       grad_mode::accumulate);
     if (p.network.down.trainable()) {
       ops::rank_gate(ctx, T{1}, as_column(gates), h, h);
-      adds(p.network.down, h, dy);
+      add_slot_gradient(ctx, slots, p.network.down, h, dy);
     }
 
     const matrix_view<T, B> db = h;  // h has served
     ops::gated_activation_backward(ctx, network.act, kept.a, kept.b, da, da, db);
     const auto leave = [&](auto& base, auto& bank, matrix_view<T, B> u, matrix_view<T, B> d,
                            matrix_view<T, B> du) {
-      adds(base, d, x);
+      add_slot_gradient(ctx, slots, base, d, x);
       if (bank.b.trainable()) {
         ops::scale(ctx, s, u, z);
-        adds(bank.b, z, d);
+        add_slot_gradient(ctx, slots, bank.b, z, d);
       }
       ops::grouped_gemm(ctx, slots.offsets, d, bank.b.value(), transpose::yes, du);
       ops::scale(ctx, s, du, du);
-      adds(bank.a, du, x);
+      add_slot_gradient(ctx, slots, bank.a, du, x);
     };
     leave(p.network.gate, p.gate, kept.u_gate, da, dz_gate);
     leave(p.network.up, p.up, kept.u_up, db, dz_up);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/autograd/bank.hpp>
 #include <talpa/autograd/low_rank.hpp>
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/experts/explain.hpp>
@@ -60,6 +61,11 @@ struct lora {
   double input_dropout() const { return dropout; }
   /// Adapter columns of one expert: what the cost model of a layer counts.
   index width() const { return rank; }
+  /// O of a bank.
+  template <class T, class B>
+  index output_width(const params<T, B>& p) const {
+    return p.b.cols();
+  }
 
   /// Bank of E experts, parameters named `prefix`A and `prefix`B.
   template <class T, class B>
@@ -102,20 +108,11 @@ struct lora {
     const auto z = ctx.scratch.template take<T>(x.rows, p.a.rows());   // [N, E R]
     const auto du = ctx.scratch.template take<T>(x.rows, p.a.rows());  // [N, E R]
     if (p.b.trainable()) ops::rank_gate(ctx, s, gates, kept.u, z);
-    for (const row_run& run : p.b.trained()) {
-      ops::gemm(ctx, z.col_range(run.first, run.rows), transpose::yes, dy, transpose::no, T{1},
-                p.b.grad().row_range(run.grad_first, run.rows));
-    }
+    add_gradient(ctx, p.b, z, dy);
     ops::gemm(ctx, dy, transpose::no, p.b.value(), transpose::yes, T{0}, du);
     ops::rank_gate_backward(ctx, s, gates, kept.u, du, du, dgates);
-    for (const row_run& run : p.a.trained()) {
-      ops::gemm(ctx, du.col_range(run.first, run.rows), transpose::yes, x, transpose::no, T{1},
-                p.a.grad().row_range(run.grad_first, run.rows));
-    }
-    if (dx_mode != grad_mode::ignore) {
-      ops::gemm(ctx, du, transpose::no, p.a.value(), transpose::no,
-                dx_mode == grad_mode::accumulate ? T{1} : T{0}, dx);
-    }
+    add_gradient(ctx, p.a, du, x);
+    input_gradient(ctx, p.a, du, dx, dx_mode);
   }
 
   /// y_s = g_s f_e(x_s) for every slot s of expert e; x and y are in expert order, x after dropout.
@@ -144,13 +141,11 @@ struct lora {
     const auto gate_column = as_column(gates);                   // [S, 1]
     if (p.b.trainable()) {
       ops::rank_gate(ctx, s, gate_column, kept.u, z);
-      ops::grouped_gemm_gradient(ctx, slots.offsets, z, dy, p.b.trained(), p.b.grad());
+      add_slot_gradient(ctx, slots, p.b, z, dy);
     }
     ops::grouped_gemm(ctx, slots.offsets, dy, p.b.value(), transpose::yes, du);
     ops::rank_gate_backward(ctx, s, gate_column, kept.u, du, du, as_column(dgates));
-    if (p.a.trainable()) {
-      ops::grouped_gemm_gradient(ctx, slots.offsets, du, x, p.a.trained(), p.a.grad());
-    }
+    add_slot_gradient(ctx, slots, p.a, du, x);
     if (dx_mode != grad_mode::ignore) {
       ops::grouped_gemm(ctx, slots.offsets, du, p.a.value(), transpose::no, dx);
     }

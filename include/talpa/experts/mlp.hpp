@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/autograd/bank.hpp>
 #include <talpa/autograd/initialise.hpp>
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/experts/explain.hpp>
@@ -64,6 +65,11 @@ struct mlp {
   double input_dropout() const { return 0.0; }
   /// Numbers that a slot saves.
   index width() const { return hidden; }
+  /// O of a bank.
+  template <class T, class B>
+  index output_width(const params<T, B>& p) const {
+    return p.down.cols();
+  }
 
   /// Bank of E experts, everything uniform in +-1 / sqrt(inputs of the layer) (Kaiming with a =
   /// sqrt 5). Parameters are named `prefix`up, `prefix`down, `prefix`up_bias and `prefix`down_bias.
@@ -136,19 +142,13 @@ struct mlp {
     }
     if (p.down.trainable()) {
       ops::rank_gate(ctx, T{1}, as_column(gates), h, h);
-      ops::grouped_gemm_gradient(ctx, slots.offsets, h, dy, p.down.trained(), p.down.grad());
+      add_slot_gradient(ctx, slots, p.down, h, dy);
     }
-    if (p.down_bias.trainable()) {
-      ops::grouped_gemm_gradient(ctx, slots.offsets, as_column(gates), dy, p.down_bias.trained(),
-                                 p.down_bias.grad());
-    }
+    add_slot_gradient(ctx, slots, p.down_bias, as_column(gates), dy);
     ops::activation_backward(ctx, act, kept.a, da, da, grad_mode::overwrite);
-    if (p.up.trainable()) {
-      ops::grouped_gemm_gradient(ctx, slots.offsets, da, x, p.up.trained(), p.up.grad());
-    }
+    add_slot_gradient(ctx, slots, p.up, da, x);
     if (p.up_bias.trainable()) {
-      ops::grouped_gemm_gradient(ctx, slots.offsets, ones<T>(ctx, x.rows), da, p.up_bias.trained(),
-                                 p.up_bias.grad());
+      add_slot_gradient(ctx, slots, p.up_bias, ones<T>(ctx, x.rows), da);
     }
     if (dx_mode != grad_mode::ignore) {
       ops::grouped_gemm(ctx, slots.offsets, da, p.up.value(), transpose::no, dx);

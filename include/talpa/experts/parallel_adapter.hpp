@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/autograd/bank.hpp>
 #include <talpa/autograd/initialise.hpp>
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/experts/explain.hpp>
@@ -73,6 +74,11 @@ struct parallel_adapter {
   }
   double input_dropout() const { return 0.0; }
   index width() const { return rank; }
+  /// O of a bank.
+  template <class T, class B>
+  index output_width(const params<T, B>& p) const {
+    return p.up.cols();
+  }
 
   /// Bank of E experts, parameters named `prefix`down and `prefix`up.
   template <class T, class B>
@@ -126,18 +132,9 @@ struct parallel_adapter {
     ops::rank_gate_backward(ctx, s, gates, h, du, du, dgates);
     ops::activation_backward(ctx, act, kept.u, du, du, grad_mode::overwrite);
     if (p.up.trainable()) ops::rank_gate(ctx, s, gates, h, h);
-    for (const row_run& run : p.up.trained()) {
-      ops::gemm(ctx, h.col_range(run.first, run.rows), transpose::yes, dy, transpose::no, T{1},
-                p.up.grad().row_range(run.grad_first, run.rows));
-    }
-    for (const row_run& run : p.down.trained()) {
-      ops::gemm(ctx, du.col_range(run.first, run.rows), transpose::yes, x, transpose::no, T{1},
-                p.down.grad().row_range(run.grad_first, run.rows));
-    }
-    if (dx_mode != grad_mode::ignore) {
-      ops::gemm(ctx, du, transpose::no, p.down.value(), transpose::no,
-                dx_mode == grad_mode::accumulate ? T{1} : T{0}, dx);
-    }
+    add_gradient(ctx, p.up, h, dy);
+    add_gradient(ctx, p.down, du, x);
+    input_gradient(ctx, p.down, du, dx, dx_mode);
   }
 
   /// y_s = g_s f_e(x_s) for every slot s of expert e; x and y are in expert order.
@@ -170,11 +167,9 @@ struct parallel_adapter {
     ops::activation_backward(ctx, act, kept.u, du, du, grad_mode::overwrite);
     if (p.up.trainable()) {
       ops::rank_gate(ctx, s, as_column(gates), h, h);
-      ops::grouped_gemm_gradient(ctx, slots.offsets, h, dy, p.up.trained(), p.up.grad());
+      add_slot_gradient(ctx, slots, p.up, h, dy);
     }
-    if (p.down.trainable()) {
-      ops::grouped_gemm_gradient(ctx, slots.offsets, du, x, p.down.trained(), p.down.grad());
-    }
+    add_slot_gradient(ctx, slots, p.down, du, x);
     if (dx_mode != grad_mode::ignore) {
       ops::grouped_gemm(ctx, slots.offsets, du, p.down.value(), transpose::no, dx);
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/autograd/bank.hpp>
 #include <talpa/autograd/low_rank.hpp>
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/experts/explain.hpp>
@@ -60,6 +61,11 @@ struct shared_a_lora {
   double scale() const { return detail::low_rank_scale(scaling, alpha, rank); }
   double input_dropout() const { return dropout; }
   index width() const { return rank; }
+  /// O of a bank.
+  template <class T, class B>
+  index output_width(const params<T, B>& p) const {
+    return p.b.cols();
+  }
 
   /// A and the bank of E factors B, parameters named `prefix`A and `prefix`B.
   template <class T, class B>
@@ -95,14 +101,12 @@ struct shared_a_lora {
     const auto dz = ctx.scratch.template take<T>(x.rows, p.b.rows());  // [N, E R]
     const auto du = ctx.scratch.template take<T>(x.rows, rank);        // [N, R]
     if (p.b.trainable()) ops::rank_spread(ctx, s, gates, kept.u, dz);
-    for (const row_run& run : p.b.trained()) {
-      ops::gemm(ctx, dz.col_range(run.first, run.rows), transpose::yes, dy, transpose::no, T{1},
-                p.b.grad().row_range(run.grad_first, run.rows));
-    }
+    add_gradient(ctx, p.b, dz, dy);
     ops::gemm(ctx, dy, transpose::no, p.b.value(), transpose::yes, T{0}, dz);
     ops::rank_share_gates(ctx, s, dz, kept.u, dgates);
     ops::rank_collapse(ctx, s, gates, dz, du);
-    through_a(ctx, p, du, x, dx, dx_mode);
+    add_gradient(ctx, p.a, du, x);
+    input_gradient(ctx, p.a, du, dx, dx_mode);
   }
 
   /// y_s = g_s f_e(x_s) for every slot s of expert e; x and y are in expert order, x after dropout.
@@ -130,25 +134,12 @@ struct shared_a_lora {
     const auto du = ctx.scratch.template take<T>(x.rows, rank);  // [S, R]
     if (p.b.trainable()) {
       ops::rank_gate(ctx, s, as_column(gates), kept.u, z);
-      ops::grouped_gemm_gradient(ctx, slots.offsets, z, dy, p.b.trained(), p.b.grad());
+      add_slot_gradient(ctx, slots, p.b, z, dy);
     }
     ops::grouped_gemm(ctx, slots.offsets, dy, p.b.value(), transpose::yes, du);
     ops::rank_gate_backward(ctx, s, as_column(gates), kept.u, du, du, as_column(dgates));
-    through_a(ctx, p, du, x, dx, dx_mode);
-  }
-
- private:
-  /// dA += du^T x and dx from du.
-  template <class T, class B>
-  static void through_a(context<B>& ctx, params<T, B>& p, input<T, B> du, input<T, B> x,
-                        output<T, B> dx, grad_mode dx_mode) {
-    for (const row_run& run : p.a.trained()) {
-      ops::gemm(ctx, du.col_range(run.first, run.rows), transpose::yes, x, transpose::no, T{1},
-                p.a.grad().row_range(run.grad_first, run.rows));
-    }
-    if (dx_mode == grad_mode::ignore) return;
-    ops::gemm(ctx, du, transpose::no, p.a.value(), transpose::no,
-              dx_mode == grad_mode::accumulate ? T{1} : T{0}, dx);
+    add_gradient(ctx, p.a, du, x);
+    input_gradient(ctx, p.a, du, dx, dx_mode);
   }
 };
 
@@ -195,6 +186,11 @@ struct shared_b_lora {
   double scale() const { return detail::low_rank_scale(scaling, alpha, rank); }
   double input_dropout() const { return dropout; }
   index width() const { return rank; }
+  /// O of a bank.
+  template <class T, class B>
+  index output_width(const params<T, B>& p) const {
+    return p.b.cols();
+  }
 
   /// The bank of E factors A and B, parameters named `prefix`A and `prefix`B.
   template <class T, class B>
@@ -230,17 +226,12 @@ struct shared_b_lora {
     const auto z = ctx.scratch.template take<T>(x.rows, rank);         // [N, R]
     const auto du = ctx.scratch.template take<T>(x.rows, p.a.rows());  // [N, E R]
     if (p.b.trainable()) ops::rank_collapse(ctx, s, gates, kept.u, z);
-    through_b(ctx, p, z, dy);
+    add_gradient(ctx, p.b, z, dy);
     ops::gemm(ctx, dy, transpose::no, p.b.value(), transpose::yes, T{0}, z);
     ops::rank_share_gates(ctx, s, kept.u, z, dgates);
     ops::rank_spread(ctx, s, gates, z, du);
-    for (const row_run& run : p.a.trained()) {
-      ops::gemm(ctx, du.col_range(run.first, run.rows), transpose::yes, x, transpose::no, T{1},
-                p.a.grad().row_range(run.grad_first, run.rows));
-    }
-    if (dx_mode == grad_mode::ignore) return;
-    ops::gemm(ctx, du, transpose::no, p.a.value(), transpose::no,
-              dx_mode == grad_mode::accumulate ? T{1} : T{0}, dx);
+    add_gradient(ctx, p.a, du, x);
+    input_gradient(ctx, p.a, du, dx, dx_mode);
   }
 
   /// y_s = g_s f_e(x_s) for every slot s of expert e; x and y are in expert order, x after dropout.
@@ -267,24 +258,12 @@ struct shared_b_lora {
     const auto z = ctx.scratch.template take<T>(x.rows, rank);   // [S, R]
     const auto du = ctx.scratch.template take<T>(x.rows, rank);  // [S, R]
     if (p.b.trainable()) ops::rank_gate(ctx, s, as_column(gates), kept.u, z);
-    through_b(ctx, p, z, dy);
+    add_gradient(ctx, p.b, z, dy);
     ops::gemm(ctx, dy, transpose::no, p.b.value(), transpose::yes, T{0}, du);
     ops::rank_gate_backward(ctx, s, as_column(gates), kept.u, du, du, as_column(dgates));
-    if (p.a.trainable()) {
-      ops::grouped_gemm_gradient(ctx, slots.offsets, du, x, p.a.trained(), p.a.grad());
-    }
+    add_slot_gradient(ctx, slots, p.a, du, x);
     if (dx_mode != grad_mode::ignore) {
       ops::grouped_gemm(ctx, slots.offsets, du, p.a.value(), transpose::no, dx);
-    }
-  }
-
- private:
-  /// dB += z^T dy.
-  template <class T, class B>
-  static void through_b(context<B>& ctx, params<T, B>& p, input<T, B> z, input<T, B> dy) {
-    for (const row_run& run : p.b.trained()) {
-      ops::gemm(ctx, z.col_range(run.first, run.rows), transpose::yes, dy, transpose::no, T{1},
-                p.b.grad().row_range(run.grad_first, run.rows));
     }
   }
 };

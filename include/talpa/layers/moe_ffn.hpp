@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <talpa/experts/swiglu.hpp>
+#include <talpa/experts/glu_ffn.hpp>
 #include <talpa/layers/mixture.hpp>
 #include <talpa/layers/router.hpp>
 #include <talpa/ops/add.hpp>
@@ -9,10 +9,21 @@
 #include <talpa/routing/always_on.hpp>
 
 #include <cmath>
+#include <concepts>
 #include <string>
 #include <type_traits>
 
 namespace talpa {
+
+namespace detail {
+
+/// An expert that knows the width of what a bank writes.
+template <class X>
+concept sized_expert = requires(const X x, const typename X::template params<float, cpu>& p) {
+  { x.output_width(p) } -> std::same_as<index>;
+};
+
+}  // namespace detail
 
 /// Layer that is a mixture of feed-forward networks:
 /// y = scale sum_e g_e(x) f_e(x) + sum_s h_s(x) + residual x, g = router(x), h_s shared experts
@@ -33,6 +44,11 @@ namespace talpa {
 /// DeepSeekMoE (arXiv 2401.06066); residual Parrot (arXiv 2406.02539).
 template <class Router, class Expert = swiglu>
 struct moe_ffn {
+  static_assert(detail::sized_expert<Expert>,
+                "talpa: moe_ffn asks its expert for the width of a bank, add: template <class T, "
+                "class B> talpa::index output_width(const params<T, B>&) const; "
+                "(docs/policies/expert.md)");
+
   static constexpr const char* name = "moe_ffn";
 
   Router router{};
@@ -50,8 +66,7 @@ struct moe_ffn {
   struct params {
     typename Router::template params<T, B> router;
     bank<T, B> expert;
-    bank<T, B> shared;   // of default-made parameters without shared experts
-    index features = 0;  // D
+    bank<T, B> shared;  // of default-made parameters without shared experts
 
     /// Every parameter in a fixed order: router, experts, shared experts.
     template <class F>
@@ -82,7 +97,6 @@ struct moe_ffn {
   params<T, B> init(index features, generator& random, const std::string& prefix = "") const {
     validate();
     params<T, B> p;
-    p.features = features;
     p.router =
         router.template init<T, B>(features, experts, random, detail::concat(prefix, "router."));
     p.expert = expert.template init<T, B>(features, features, experts, random,
@@ -105,7 +119,7 @@ struct moe_ffn {
 
   template <class T, class B>
   index output_width(const params<T, B>& p) const {
-    return p.features;
+    return expert.output_width(p.expert);
   }
   /// Most experts of a token.
   index max_selected() const { return router.selector.max_selected(experts); }
@@ -117,8 +131,9 @@ struct moe_ffn {
                       std::type_identity_t<matrix_view<T, B>> y, mode m,
                       const std::type_identity_t<batch_info<T, B>>& batch = {}) const {
     validate();
-    check_shape(name, "x", x, x.rows, p.features, "tokens, width of the layer");
-    check_shape(name, "y", y, x.rows, p.features, "tokens, width of the layer");
+    const index features = output_width(p);
+    check_shape(name, "x", x, x.rows, features, "tokens, width of the layer");
+    check_shape(name, "y", y, x.rows, features, "tokens, width of the layer");
     const auto dropout = input_dropout::draw(name, expert.input_dropout(), m, batch);
 
     saved<T, B> kept;
@@ -139,16 +154,6 @@ struct moe_ffn {
     return kept;
   }
 
-  /// Writes y as forward in mode::inference and keeps nothing.
-  template <floating T, backend B>
-  void infer(context<B>& ctx, const params<T, B>& p,
-             std::type_identity_t<matrix_view<const T, B>> x,
-             std::type_identity_t<matrix_view<T, B>> y,
-             const std::type_identity_t<batch_info<T, B>>& batch = {}) const {
-    const typename workspace<B>::scope scope(ctx.memory);
-    forward(ctx, p, x, y, mode::inference, batch);
-  }
-
   /// Adds to the gradients of what trains; writes or adds to dx as dx_mode says. `from_losses`, if
   /// given, holds gradients of auxiliary losses with respect to logits and gates; `dapplied`, if
   /// not empty, gradients of the gates as the experts saw them, from whatever else read them.
@@ -159,9 +164,9 @@ struct moe_ffn {
                 std::type_identity_t<matrix_view<T, B>> dx, grad_mode dx_mode,
                 const std::type_identity_t<routed_gradient<T, B>>* from_losses = nullptr,
                 std::type_identity_t<matrix_view<const T, B>> dapplied = {}) const {
-    check_shape(name, "x", x, kept.routed.logits.rows, p.features,
+    check_shape(name, "x", x, kept.routed.logits.rows, output_width(p),
                 "tokens of forward, width of the layer");
-    check_shape(name, "dy", dy, x.rows, p.features, "tokens, width of the layer");
+    check_shape(name, "dy", dy, x.rows, x.cols, "tokens, width of the layer");
     if (dx_mode != grad_mode::ignore) check_shape(name, "dx", dx, x.rows, x.cols, "shape of x");
     const grad_mode add = dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate;
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/autograd/bank.hpp>
+#include <talpa/experts/glu_ffn.hpp>
 #include <talpa/experts/lora.hpp>
-#include <talpa/experts/swiglu.hpp>
 #include <talpa/layers/input_dropout.hpp>
 #include <talpa/layers/router.hpp>
 #include <talpa/layers/slots.hpp>
@@ -176,16 +177,6 @@ struct mole_ffn {
     return kept;
   }
 
-  /// Writes y as forward in mode::inference and keeps nothing.
-  template <floating T, backend B>
-  void infer(context<B>& ctx, const params<T, B>& p,
-             std::type_identity_t<matrix_view<const T, B>> x,
-             std::type_identity_t<matrix_view<T, B>> y,
-             const std::type_identity_t<batch_info<T, B>>& batch = {}) const {
-    const typename workspace<B>::scope scope(ctx.memory);
-    forward(ctx, p, x, y, mode::inference, batch);
-  }
-
   /// Adds to the gradients of what trains; writes or adds to dx as dx_mode says. `from_losses`, if
   /// given, holds gradients of auxiliary losses with respect to logits and gates.
   template <floating T, backend B>
@@ -217,7 +208,7 @@ struct mole_ffn {
     if (p.base.down.trainable()) {
       ops::rank_gate(ctx, T{1}, gates, h, more);
       ops::combine(ctx, slots, more, once, grad_mode::overwrite);
-      rows_gradient(ctx, p.base.down, once, dy);
+      add_gradient(ctx, p.base.down, once, dy);
     }
     ops::gemm(ctx, dy, transpose::no, p.base.down.value(), transpose::yes, T{0}, once);
     ops::gather(ctx, slots, once, da);
@@ -231,14 +222,12 @@ struct mole_ffn {
       ops::grouped_gemm(ctx, slots.offsets, dy_slots, p.down.b.value(), transpose::yes, dz);
       if (p.down.b.trainable()) {
         ops::rank_gate(ctx, scale<T>(), gates, kept.u_down, z);
-        ops::grouped_gemm_gradient(ctx, slots.offsets, z, dy_slots, p.down.b.trained(),
-                                   p.down.b.grad());
+        add_slot_gradient(ctx, slots, p.down.b, z, dy_slots);
       }
       ops::rank_gate_backward(ctx, scale<T>(), gates, kept.u_down, dz, dz, as_column(other_dgates));
       if (p.down.a.trainable()) {
-        ops::grouped_gemm_gradient(ctx, slots.offsets, dz,
-                                   kept.on_h.apply(ctx, matrix_view<const T, B>(h)),
-                                   p.down.a.trained(), p.down.a.grad());
+        add_slot_gradient(ctx, slots, p.down.a, dz,
+                          kept.on_h.apply(ctx, matrix_view<const T, B>(h)));
       }
       kept.on_h.through(ctx, da, grad_mode::accumulate,
                         [&](matrix_view<T, B> share, grad_mode share_mode) {
@@ -249,6 +238,7 @@ struct mole_ffn {
     ops::axpy(ctx, T{1}, as_column(other_dgates), as_column(dgate_of_slot));
 
     // G and U, dense and LoRA.
+    const grad_mode add = dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate;
     const matrix_view<T, B> db = h;  // h has served
     ops::gated_activation_backward(ctx, act, kept.a, kept.b, da, da, db);
     const auto x_slots = ctx.scratch.template take<T>(count, x.cols);   // [S, D]
@@ -257,27 +247,20 @@ struct mole_ffn {
     const auto leave = [&](parameter<T, B>& base, lora::params<T, B>& bank, matrix_view<T, B> u,
                            matrix_view<T, B> d, grad_mode into_dx, grad_mode into_slots) {
       ops::combine(ctx, slots, d, once, grad_mode::overwrite);
-      rows_gradient(ctx, base, once, x);
-      if (dx_mode != grad_mode::ignore) {
-        ops::gemm(ctx, once, transpose::no, base.value(), transpose::no,
-                  into_dx == grad_mode::accumulate ? T{1} : T{0}, dx);
-      }
+      add_gradient(ctx, base, once, x);
+      input_gradient(ctx, base, once, dx, into_dx);
       if (bank.b.trainable()) {
         ops::scale(ctx, scale<T>(), u, z);
-        ops::grouped_gemm_gradient(ctx, slots.offsets, z, d, bank.b.trained(), bank.b.grad());
+        add_slot_gradient(ctx, slots, bank.b, z, d);
       }
       ops::grouped_gemm(ctx, slots.offsets, d, bank.b.value(), transpose::yes, dz);
       ops::scale(ctx, scale<T>(), dz, dz);
-      if (bank.a.trainable()) {
-        ops::grouped_gemm_gradient(ctx, slots.offsets, dz, x_slots, bank.a.trained(),
-                                   bank.a.grad());
-      }
+      add_slot_gradient(ctx, slots, bank.a, dz, x_slots);
       ops::grouped_gemm(ctx, slots.offsets, dz, bank.a.value(), transpose::no, dx_slots,
                         into_slots);
     };
     leave(p.base.gate, p.gate, kept.u_gate, da, dx_mode, grad_mode::overwrite);
-    leave(p.base.up, p.up, kept.u_up, db, grad_mode::accumulate, grad_mode::accumulate);
-    const grad_mode add = dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate;
+    leave(p.base.up, p.up, kept.u_up, db, add, grad_mode::accumulate);
     kept.on_x.through(ctx, dx, add, [&](matrix_view<T, B> share, grad_mode share_mode) {
       ops::combine(ctx, slots, dx_slots, share, share_mode);
     });
@@ -292,14 +275,6 @@ struct mole_ffn {
   template <class T>
   T scale() const {
     return static_cast<T>(expert.scale());
-  }
-  /// Adds d^T x to the gradient of the rows that train.
-  template <class T, class B>
-  static void rows_gradient(context<B>& ctx, parameter<T, B>& p, input<T, B> d, input<T, B> x) {
-    for (const row_run& run : p.trained()) {
-      ops::gemm(ctx, d.col_range(run.first, run.rows), transpose::yes, x, transpose::no, T{1},
-                p.grad().row_range(run.grad_first, run.rows));
-    }
   }
 };
 

@@ -129,17 +129,6 @@ struct mole_linear {
     return kept;
   }
 
-  /// Writes y as forward in mode::inference and keeps nothing. What forward saves is there until
-  /// this returns, so the peak of memory is that of a forward in training without dropout.
-  template <floating T, backend B>
-  void infer(context<B>& ctx, const params<T, B>& p,
-             std::type_identity_t<matrix_view<const T, B>> x,
-             std::type_identity_t<matrix_view<T, B>> y,
-             const std::type_identity_t<batch_info<T, B>>& batch = {}) const {
-    const typename workspace<B>::scope scope(ctx.memory);
-    forward(ctx, p, x, y, mode::inference, batch);
-  }
-
   /// Adds to the gradients of what trains; writes or adds to dx as dx_mode says. `from_losses`, if
   /// given, holds gradients of auxiliary losses with respect to logits and gates.
   template <floating T, backend B>

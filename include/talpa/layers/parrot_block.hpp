@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <talpa/experts/swiglu.hpp>
+#include <talpa/experts/glu_ffn.hpp>
 #include <talpa/layers/moe_ffn.hpp>
 #include <talpa/layers/router.hpp>
 #include <talpa/scorers/cross_attention_scorer.hpp>

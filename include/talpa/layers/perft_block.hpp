@@ -99,21 +99,10 @@ struct perft_block {
     const auto dropout = input_dropout::draw(name, adapter.input_dropout(), m, batch);
     saved<T, B> kept;
     kept.base = base.forward(ctx, p.base, x, y, m, batch);
-    kept.placement = placement.forward(
-        ctx, p.placement, base_routing<T, B>{kept.base.applied, most()}, adapters, x, m, batch);
+    kept.placement = placement.forward(ctx, p.placement, kept.base.applied, adapters, x, m, batch);
     kept.mixed = mixed().forward(ctx, p.adapter, kept.placement.routing, x, y,
                                  grad_mode::accumulate, dropout);
     return kept;
-  }
-
-  /// Writes y as forward in mode::inference and keeps nothing.
-  template <floating T, backend B>
-  void infer(context<B>& ctx, const params<T, B>& p,
-             std::type_identity_t<matrix_view<const T, B>> x,
-             std::type_identity_t<matrix_view<T, B>> y,
-             const std::type_identity_t<batch_info<T, B>>& batch = {}) const {
-    const typename workspace<B>::scope scope(ctx.memory);
-    forward(ctx, p, x, y, mode::inference, batch);
   }
 
   /// Adds to the gradients of what trains; writes or adds to dx as dx_mode says. `from_losses`
@@ -143,9 +132,8 @@ struct perft_block {
   }
 
  private:
-  index most() const { return base.max_selected(); }
   mixture<Adapter> mixed() const {
-    return {adapter, adapters, placement.max_selected(adapters, most()), execution};
+    return {adapter, adapters, placement.max_selected(adapters, base.max_selected()), execution};
   }
 };
 

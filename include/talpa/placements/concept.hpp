@@ -10,12 +10,15 @@
 
 namespace talpa {
 
-/// What a placement knows of the mixture that it stands beside.
-template <class T, class B>
-struct base_routing {
-  routing_view<const T, B> applied;  // gates as the base's experts saw them, [N, E], and mask
-  index max_selected = 0;            // bound of the base's experts a token
+namespace placement {
+
+/// params of a placement that learns nothing.
+struct no_params {
+  template <class F>
+  void visit(F) {}
 };
+
+}  // namespace placement
 
 /// Has a name for errors, and `validate(adapters, base_experts)`.
 template <class P>
@@ -40,8 +43,8 @@ template <class P>
 concept placement_runs = requires(const P p, context<cpu>& ctx, index n, generator& random,
                                   typename P::template params<float, cpu>& params,
                                   const typename P::template saved<float, cpu>& saved,
-                                  const base_routing<float, cpu>& base, matrix_view<float, cpu> m,
-                                  const batch_info<float, cpu>& batch,
+                                  const routing_view<const float, cpu>& base,
+                                  matrix_view<float, cpu> m, const batch_info<float, cpu>& batch,
                                   const routed_gradient<float, cpu>* losses) {
   {
     p.template init<float, cpu>(n, n, random, "")

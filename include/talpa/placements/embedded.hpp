@@ -21,10 +21,7 @@ struct embedded {
   static constexpr const char* name = "placement::embedded";
 
   template <class T, class B>
-  struct params {
-    template <class F>
-    void visit(F) {}
-  };
+  using params = no_params;
   template <class T, class B>
   struct saved {
     routing_view<const T, B> routing;  // [N, E]
@@ -40,9 +37,9 @@ struct embedded {
     return {};
   }
   template <class T, class B>
-  saved<T, B> forward(context<B>&, const params<T, B>&, const base_routing<T, B>& base, index,
+  saved<T, B> forward(context<B>&, const params<T, B>&, const routing_view<const T, B>& base, index,
                       input<T, B>, mode, const batch_info<T, B>&) const {
-    return {base.applied};
+    return {base};
   }
   /// Adds dgates to the gradient of the base's gates.
   template <class T, class B>

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <talpa/experts/adapted_glu.hpp>
+#include <talpa/experts/glu_ffn.hpp>
 #include <talpa/experts/lora.hpp>
-#include <talpa/experts/swiglu.hpp>
 #include <talpa/layers/moe_ffn.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
 #include <talpa/selectors/top_k.hpp>

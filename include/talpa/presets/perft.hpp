@@ -6,7 +6,7 @@
 #include <talpa/layers/perft_block.hpp>
 #include <talpa/losses/load_balance.hpp>
 #include <talpa/losses/losses.hpp>
-#include <talpa/placements/always.hpp>
+#include <talpa/placements/dense.hpp>
 #include <talpa/placements/embedded.hpp>
 #include <talpa/placements/routed.hpp>
 #include <talpa/scorers/linear_scorer.hpp>

@@ -12,10 +12,10 @@
 #include <talpa/testing/inputs.hpp>
 #include <talpa/testing/parameters.hpp>
 #include <talpa/testing/report.hpp>
+#include <talpa/testing/subject.hpp>
 
 #include <algorithm>
 #include <cmath>
-#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -77,14 +77,6 @@ class expert_trial {
  private:
   template <class U>
   using params = parameter_bag<U>;
-  template <class U>
-  const expert_subject<U>& subject() const {
-    if constexpr (std::same_as<U, T>) {
-      return expert_;
-    } else {
-      return in_double_;
-    }
-  }
   using mask_matrix = matrix<std::uint32_t, cpu>;
 
   /// A batch with its routing. Expert 1 has no token where there are three or more, and some tokens
@@ -112,7 +104,8 @@ class expert_trial {
   }
   template <class U>
   params<U> make_params() {
-    params<U> p = subject<U>().init(sizes_.inputs, sizes_.outputs, sizes_.experts, random_, "");
+    params<U> p = subject_in<U>(expert_, in_double_)
+                      .init(sizes_.inputs, sizes_.outputs, sizes_.experts, random_, "");
     shake<U>(p, random_, 0.5);
     return p;
   }
@@ -171,8 +164,9 @@ class expert_trial {
     poison<U>(y.view());
     poison<U>(dx.view());
     vector<U, cpu> dgates(slots);
-    const bool returned = subject<U>().run_grouped(ctx, p, list.s, list.gates, x, y.view(), dy,
-                                                   dgates.view(), dx.view(), repetitions);
+    const bool returned = subject_in<U>(expert_, in_double_)
+                              .run_grouped(ctx, p, list.s, list.gates, x, y.view(), dy,
+                                           dgates.view(), dx.view(), repetitions);
     returned_ = returned_ && returned;
     outcome<U> r{matrix<U, cpu>(tokens, sizes_.outputs), matrix<U, cpu>(tokens, sizes_.experts),
                  matrix<U, cpu>(tokens, sizes_.inputs), gradients_of<U>(p)};
@@ -197,8 +191,9 @@ class expert_trial {
     std::fill_n(r.y.data(), r.y.size(), y_before);
     std::fill_n(r.dx.data(), r.dx.size(), dx_before);
     poison<U>(r.dgates.view());
-    const bool returned = subject<U>().run_masked(
-        ctx, p, b.gates, b.x, r.y.view(), b.dy, r.dgates.view(), r.dx.view(), dx_mode, repetitions);
+    const bool returned = subject_in<U>(expert_, in_double_)
+                              .run_masked(ctx, p, b.gates, b.x, r.y.view(), b.dy, r.dgates.view(),
+                                          r.dx.view(), dx_mode, repetitions);
     returned_ = returned_ && returned;
     r.gradients = gradients_of<U>(p);
     return r;

@@ -7,10 +7,11 @@
 #include <talpa/testing/inputs.hpp>
 #include <talpa/testing/layer_subject.hpp>
 #include <talpa/testing/report.hpp>
+#include <talpa/testing/subject.hpp>
+#include <talpa/testing/surroundings.hpp>
 
 #include <algorithm>
 #include <cmath>
-#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -20,10 +21,10 @@ namespace talpa::testing {
 
 /// What a layer promises beyond its declared members.
 struct layer_claims {
-  /// Roundings on the longest path from an input to an output of a small layer.
-  double roundings = 512.0;
-  /// Bound of the absolute terms of one output, in units of the largest input, each at least 1.
-  double magnitude = 64.0;
+  /// Sums of absolute terms of an output in units of the largest output for absolute values of
+  /// tokens, weights and conditioning rows, which differs from such a sum by the experts that those
+  /// tokens choose.
+  double amplification = 8.0;
 };
 
 struct layer_sizes {
@@ -32,6 +33,7 @@ struct layer_sizes {
   /// Tokens for which the number of threads is changed: enough for products to be cut into tasks.
   index many_tokens = 1100;
   index sequence_length = 0;     ///< a divisor of both numbers of tokens; 0: one sequence
+  index classes = 0;             ///< labels go round 0..classes - 1; 0: none
   index conditioning_rows = 0;   ///< rows of each sequence, some of them absent; 0: none
   index conditioning_width = 0;  ///< C
 };
@@ -58,16 +60,8 @@ class layer_trial {
 
  private:
   template <class U>
-  const layer_subject<U>& subject() const {
-    if constexpr (std::same_as<U, T>) {
-      return layer_;
-    } else {
-      return in_double_;
-    }
-  }
-  template <class U>
   parameter_bag<U> make() {
-    parameter_bag<U> p = subject<U>().init(random_);
+    parameter_bag<U> p = subject_in<U>(layer_, in_double_).init(random_);
     for (parameter<U, cpu>* q : parameters_of<U>(p)) {
       const matrix<U, cpu> noise = uneven<U>(q->rows(), q->cols(), random_, 0.25);
       for (index r = 0; r < q->rows(); ++r) {
@@ -75,26 +69,6 @@ class layer_trial {
       }
     }
     return p;
-  }
-
-  /// Rows beside the sequences of a batch, where the layer reads any.
-  template <class U>
-  struct surroundings {
-    matrix<U, cpu> rows;
-    vector<std::uint8_t, cpu> present;
-  };
-  template <class U>
-  surroundings<U> surroundings_of(index tokens) const {
-    surroundings<U> s;
-    if (sizes_.conditioning_rows == 0) return s;
-    const index sequences =
-        batch_info<U, cpu>{.sequence_length = sizes_.sequence_length}.sequences(tokens);
-    const index count = sequences * sizes_.conditioning_rows;
-    generator random(11);
-    s.rows = uneven<U>(count, sizes_.conditioning_width, random);
-    s.present = vector<std::uint8_t, cpu>(count);
-    for (index i = 0; i < count; ++i) s.present[i] = i % 3 != 1 ? 1 : 0;
-    return s;
   }
 
   template <class U>
@@ -109,32 +83,62 @@ class layer_trial {
                    const surroundings<U>* given = nullptr) {
     context<cpu> ctx(threads);
     generator noise(5);
-    const surroundings<U> made =
-        given == nullptr ? surroundings_of<U>(x.rows()) : surroundings<U>{};
-    const surroundings<U>& around = given == nullptr ? made : *given;
-    step<U> s{matrix<U, cpu>(x.rows(), subject<U>().output_width(p)),
+    const surroundings<U> around = given != nullptr ? *given : surroundings<U>(sizes_, x.rows());
+    step<U> s{matrix<U, cpu>(x.rows(), subject_in<U>(layer_, in_double_).output_width(p)),
               matrix<U, cpu>(x.rows(), x.cols()),
               matrix<U, cpu>(around.rows.rows(), around.rows.cols()),
               {}};
     poison<U>(s.y.view());
     std::fill_n(s.dx.data(), s.dx.size(), dx_before);
-    batch_info<U, cpu> batch = batch_of(around, s.drows);
-    batch.random = &noise;
-    const bool returned = subject<U>().run(ctx, p, batch, x, s.y.view(), dy, s.dx.view(), dx_mode,
-                                           dy.cols() == 0 ? 0 : repetitions, s.masks);
+    const batch_info<U, cpu> batch = around.batch(s.drows, noise);
+    const bool returned = subject_in<U>(layer_, in_double_)
+                              .run(ctx, p, batch, x, s.y.view(), dy, s.dx.view(), dx_mode,
+                                   dy.cols() == 0 ? 0 : repetitions, s.masks);
     returned_ = returned_ && returned;
     return s;
   }
   template <class U>
-  batch_info<U, cpu> batch_of(const surroundings<U>& around, matrix<U, cpu>& drows) const {
-    batch_info<U, cpu> batch;
-    batch.sequence_length = sizes_.sequence_length;
-    batch.conditioning = {around.rows.view(), around.present.view(), drows.view()};
-    return batch;
-  }
-  template <class U>
   matrix<U, cpu> tokens(index count) {
     return uneven<U>(count, sizes_.inputs, random_);
+  }
+
+  /// Roundings on the longest path from an input to an output: three products one behind the other,
+  /// sums over rows or columns of a parameter, the gates' sum over experts, and 64 in softmax and
+  /// activation.
+  template <class U>
+  static double roundings(parameter_bag<U>& p) {
+    double most = 0.0;
+    for (const parameter<U, cpu>* q : parameters_of<U>(p)) {
+      most = std::max(most, static_cast<double>(q->rows() + q->cols()));
+    }
+    return 4.0 * most + 64.0;
+  }
+  /// Bound of the absolute terms of one output, see layer_claims, at least 1.
+  template <class U>
+  double magnitude(parameter_bag<U>& p, const matrix<U, cpu>& x) {
+    const auto absolute = [](matrix_view<U, cpu> m) {
+      for (index r = 0; r < m.rows; ++r) {
+        for (index c = 0; c < m.cols; ++c) m(r, c) = std::abs(m(r, c));
+      }
+    };
+    std::vector<matrix<U, cpu>> kept;
+    for (parameter<U, cpu>* q : parameters_of<U>(p)) {
+      kept.emplace_back(q->value());
+      absolute(q->value());
+    }
+    matrix<U, cpu> tokens = x;
+    absolute(tokens.view());
+    surroundings<U> around(sizes_, x.rows());
+    absolute(around.rows.view());
+    const step<U> s =
+        run_step<U>(p, tokens, matrix<U, cpu>(), 1, grad_mode::ignore, U{0}, 0, &around);
+    std::size_t i = 0;
+    for (parameter<U, cpu>* q : parameters_of<U>(p)) {
+      for (index r = 0; r < q->rows(); ++r)
+        std::copy_n(kept[i].view().row(r), q->cols(), q->value().row(r));
+      ++i;
+    }
+    return claims_.amplification * std::max(1.0, largest(s.y.view()));
   }
 
   void overwrites() {
@@ -158,11 +162,12 @@ class layer_trial {
     law l(out_, "infer equals forward in mode::inference and keeps nothing");
     parameter_bag<T> p = make<T>();
     const matrix<T, cpu> x = tokens<T>(sizes_.tokens);
-    const surroundings<T> around = surroundings_of<T>(x.rows());
+    const surroundings<T> around(sizes_, x.rows());
+    generator noise(5);
     matrix<T, cpu> a(x.rows(), layer_.output_width(p)), b = a;
     matrix<T, cpu> drows(around.rows.rows(), around.rows.cols());
     context<cpu> ctx(1);
-    const batch_info<T, cpu> batch = batch_of(around, drows);
+    const batch_info<T, cpu> batch = around.batch(drows, noise);
     layer_.run_inference(ctx, p, batch, x, a.view(), true);
     l.expect(ctx.memory.used() == 0 && ctx.scratch.used() == 0,
              [] { return std::string("memory is left in use"); });
@@ -183,12 +188,12 @@ class layer_trial {
     const step<T> twice = run_step<T>(p, x, dy, 1, grad_mode::overwrite, T{0}, 2);
     const auto doubled = gradients_of<T>(p);
     adds.expect_none(testing::first_difference(twice.dx, once.dx), "dx of a second call");
-    const double relative = gamma<T>(claims_.roundings) * claims_.magnitude *
-                            std::max(1.0, largest(x.view())) * std::max(1.0, largest(dy.view()));
+    const double bound = gamma<T>(roundings<T>(p)) * magnitude<T>(p, x) *
+                         std::max(1.0, largest(x.view())) * std::max(1.0, largest(dy.view()));
     for (std::size_t i = 0; i < single.size(); ++i) {
       for (index j = 0; j < single[i].size(); ++j) {
         const double one = 2.0 * static_cast<double>(single[i].data()[j]);
-        adds.expect(std::abs(static_cast<double>(doubled[i].data()[j]) - one) <= relative, [&] {
+        adds.expect(std::abs(static_cast<double>(doubled[i].data()[j]) - one) <= bound, [&] {
           return talpa::detail::concat("parameter ", std::to_string(i), ", two calls");
         });
       }
@@ -197,7 +202,7 @@ class layer_trial {
     const step<T> ignored = run_step<T>(p, x, dy, 1, grad_mode::ignore, T{7});
     for (index i = 0; i < once.dx.size(); ++i) {
       const double sum = static_cast<double>(once.dx.data()[i]) + 2.0;
-      told.expect(std::abs(static_cast<double>(added.dx.data()[i]) - sum) <= relative,
+      told.expect(std::abs(static_cast<double>(added.dx.data()[i]) - sum) <= bound,
                   [] { return std::string("adding gives another sum"); });
       told.expect(ignored.dx.data()[i] == T{7},
                   [] { return std::string("ignored dx is written"); });
@@ -242,7 +247,7 @@ class layer_trial {
     matrix<double, cpu> x = tokens<double>(sizes_.tokens);
     const index outputs = in_double_.output_width(p);
     const matrix<double, cpu> upstream = cotangent(x.rows(), outputs, 3), none;
-    surroundings<double> around = surroundings_of<double>(x.rows());
+    surroundings<double> around(sizes_, x.rows());
     fill_gradients<double>(p, 0.0);
     step<double> s = run_step<double>(p, x, upstream, 1, grad_mode::overwrite, 0.0, 1, &around);
     std::vector<gradient_probe> probes{{"x", x.view(), s.dx.view()}};
@@ -250,11 +255,10 @@ class layer_trial {
     if (around.rows.size() > 0) {
       probes.push_back({"conditioning", around.rows.view(), s.drows.view()});
     }
-    const double terms = static_cast<double>(x.rows() * outputs) * claims_.magnitude;
+    const double terms = static_cast<double>(x.rows() * outputs) * magnitude<double>(p, x);
     step<double> now;
     out_.add(gradient_check(
-        "forward", probes, upstream,
-        {.roundings = claims_.roundings, .magnitude = terms * std::max(1.0, largest(x.view()))},
+        "forward", probes, upstream, {.roundings = roundings<double>(p), .magnitude = terms},
         [&] {
           now = run_step<double>(p, x, none, 1, grad_mode::overwrite, 0.0, 1, &around);
           return now.y.view();
@@ -280,7 +284,8 @@ class layer_trial {
 /// overwrites, adds to or leaves out dx as it is told, adds to parameter gradients and hands its
 /// memory back; frozen parameters have no gradient storage and pass gradients on; any number of
 /// threads gives the same bits; no tokens is legal; gradients of x, of every parameter and of
-/// conditioning rows equal central differences in double at points where no selection changes.
+/// conditioning rows equal central differences in double at points where no selection changes: the
+/// masks of saved.routed, saved.base.routed and saved.placement.routing, where there are such.
 template <floating T, class Layer, class Init>
 report layer_laws(const Layer& layer, const Init& init, const layer_claims& claims = {},
                   const layer_sizes& sizes = {}, std::uint64_t seed = 1) {

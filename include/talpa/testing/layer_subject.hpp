@@ -4,6 +4,7 @@
 #include <talpa/core/mode.hpp>
 #include <talpa/core/random.hpp>
 #include <talpa/cpu/context.hpp>
+#include <talpa/layers/infer.hpp>
 #include <talpa/routing/routing.hpp>
 #include <talpa/testing/parameters.hpp>
 
@@ -68,7 +69,7 @@ class layer_model final : public layer_subject<T> {
   void run_inference(context<cpu>& ctx, parameter_bag<T>& bag, const batch_info<T, cpu>& batch,
                      input<T, cpu> x, output<T, cpu> y, bool keep_nothing) const override {
     if (keep_nothing) {
-      layer_.infer(ctx, params(bag), x, y, batch);
+      infer(ctx, layer_, params(bag), x, y, batch);
     } else {
       layer_.forward(ctx, params(bag), x, y, mode::inference, batch);
     }

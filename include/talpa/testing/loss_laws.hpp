@@ -10,10 +10,10 @@
 #include <talpa/testing/inputs.hpp>
 #include <talpa/testing/loss_subject.hpp>
 #include <talpa/testing/report.hpp>
+#include <talpa/testing/subject.hpp>
 
 #include <algorithm>
 #include <cmath>
-#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -152,18 +152,11 @@ class loss_trial {
       gradients.push_back({r.dlogits[l].view(), r.dgates[l].view(), r.dcontrol[l].view()});
     }
     const std::span<const routed_view<U, cpu>> in(views);
-    const auto evaluated = subject<U>().evaluate(ctx, in, gradients, dvalue, mode, repetitions);
+    const auto evaluated =
+        subject_in<U>(loss_, in_double_).evaluate(ctx, in, gradients, dvalue, mode, repetitions);
     returned_ = returned_ && evaluated.returned;
     r.value = evaluated.value;
     return r;
-  }
-  template <class U>
-  const loss_subject<U>& subject() const {
-    if constexpr (std::same_as<U, T>) {
-      return loss_;
-    } else {
-      return in_double_;
-    }
   }
   double bound(index tokens, double value) const {
     return claims_.amplification * gamma<T>(static_cast<double>(tokens + experts_) + 32.0) *

@@ -11,10 +11,11 @@
 #include <talpa/testing/parameters.hpp>
 #include <talpa/testing/report.hpp>
 #include <talpa/testing/scorer_subject.hpp>
+#include <talpa/testing/subject.hpp>
+#include <talpa/testing/surroundings.hpp>
 
 #include <algorithm>
 #include <cmath>
-#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -71,18 +72,11 @@ class scorer_trial {
  private:
   template <class U>
   using params = parameter_bag<U>;
-  template <class U>
-  const scorer_subject<U>& subject() const {
-    if constexpr (std::same_as<U, T>) {
-      return scorer_;
-    } else {
-      return in_double_;
-    }
-  }
 
   template <class U>
   params<U> make() {
-    params<U> p = subject<U>().init(sizes_.inputs, sizes_.experts, random_, "");
+    params<U> p =
+        subject_in<U>(scorer_, in_double_).init(sizes_.inputs, sizes_.experts, random_, "");
     shake<U>(p, random_, 0.25);
     return p;
   }
@@ -95,40 +89,6 @@ class scorer_trial {
     matrix<U, cpu> dconditioning;
   };
 
-  /// What a batch of this size has beside its tokens.
-  template <class U>
-  struct surroundings {
-    vector<std::int32_t, cpu> labels;
-    matrix<U, cpu> rows;
-    vector<std::uint8_t, cpu> present;
-  };
-  template <class U>
-  surroundings<U> surroundings_of(index tokens) const {
-    const index sequences =
-        batch_info<U, cpu>{.sequence_length = sizes_.sequence_length}.sequences(tokens);
-    surroundings<U> s;
-    if (sizes_.classes > 0) {
-      s.labels = vector<std::int32_t, cpu>(sequences);
-      for (index i = 0; i < sequences; ++i) {
-        s.labels[i] = static_cast<std::int32_t>(i % sizes_.classes);
-      }
-    }
-    if (sizes_.conditioning_rows > 0) {
-      const index count = sequences * sizes_.conditioning_rows;
-      generator random(11);
-      s.rows = uneven<U>(count, sizes_.conditioning_width, random);
-      // One row a sequence is always there.
-      if (sizes_.conditioning_rows == 1) return s;
-      s.present = vector<std::uint8_t, cpu>(count);
-      // The last sequence has none where there are more than one.
-      for (index i = 0; i < count; ++i) {
-        const bool last = sequences > 1 && i / sizes_.conditioning_rows == sequences - 1;
-        s.present[i] = !last && i % 3 != 1 ? 1 : 0;
-      }
-    }
-    return s;
-  }
-
   template <class U>
   step<U> run_step(params<U>& p, const matrix<U, cpu>& x, const matrix<U, cpu>& dlogits,
                    int threads = 1, grad_mode dx_mode = grad_mode::overwrite,
@@ -137,20 +97,15 @@ class scorer_trial {
     context<cpu> ctx(threads);
     // Noise, where the scorer draws any, is the same in every step.
     generator noise(5);
-    const surroundings<U> made =
-        given != nullptr ? surroundings<U>{} : surroundings_of<U>(x.rows());
-    const surroundings<U>& around = given != nullptr ? *given : made;
+    const surroundings<U> around = given != nullptr ? *given : surroundings<U>(sizes_, x.rows());
     step<U> s{matrix<U, cpu>(x.rows(), sizes_.experts), matrix<U, cpu>(x.rows(), x.cols()),
               matrix<U, cpu>(around.rows.rows(), around.rows.cols())};
-    batch_info<U, cpu> batch;
-    batch.random = &noise;
-    batch.sequence_length = sizes_.sequence_length;
-    batch.labels = around.labels.view();
-    batch.conditioning = {around.rows.view(), around.present.view(), s.dconditioning.view()};
+    const batch_info<U, cpu> batch = around.batch(s.dconditioning, noise);
     poison<U>(s.logits.view());
     std::fill_n(s.dx.data(), s.dx.size(), dx_before);
-    const bool returned = subject<U>().run(ctx, p, batch, x, s.logits.view(), dlogits, s.dx.view(),
-                                           dx_mode, dlogits.cols() == 0 ? 0 : repetitions);
+    const bool returned = subject_in<U>(scorer_, in_double_)
+                              .run(ctx, p, batch, x, s.logits.view(), dlogits, s.dx.view(), dx_mode,
+                                   dlogits.cols() == 0 ? 0 : repetitions);
     returned_ = returned_ && returned;
     return s;
   }
@@ -305,7 +260,7 @@ class scorer_trial {
     const matrix<double, cpu> upstream = cotangent(sizes_.tokens, sizes_.experts, 3);
     fill_gradients<double>(p, 0.0);
     step<double> s = run_step<double>(p, x, upstream);
-    surroundings<double> around = surroundings_of<double>(sizes_.tokens);
+    surroundings<double> around(sizes_, sizes_.tokens);
     std::vector<gradient_probe> probes{{"x", x.view(), s.dx.view()}};
     add_probes(p, probes);
     if (around.rows.size() > 0) {

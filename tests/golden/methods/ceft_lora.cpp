@@ -88,7 +88,6 @@ void tune_experts(const golden_case& c, checker& check, const Selector& selector
   typename layer_type::template params<double, cpu> p;
   p.router.scorer.weight = parameter<double, cpu>("router.weight", c.at("params.gate").rows());
   p.router.freeze();
-  p.features = p.router.scorer.weight.cols();
   p.expert = expert.adapt<double, cpu>(swiglu_bank(c, "params.experts"), experts, random, "");
   std::vector<index> chosen;
   for (const double e : c.at("hyper.trainable").data) chosen.push_back(static_cast<index>(e));

@@ -91,7 +91,7 @@ void run(const golden_case& c, checker& check, const Selector& selector) {
   loss.backward(ctx, kept.routed, value, upstream, from_loss, grad_mode::overwrite);
   layer.backward(ctx, p, kept, x, dy, dx.view(), grad_mode::overwrite, &from_loss);
   check.equal("grads.x", dx, c.gradient());
-  const index width = p.features;
+  const index width = layer.output_width(p);
   const std::pair<const char*, const parameter<double, cpu>*> banks[] = {
       {"gate_proj", &p.expert.gate}, {"up_proj", &p.expert.up}, {"down_proj", &p.expert.down}};
   for (std::size_t i = 0; i < trained.size(); ++i) {

@@ -45,7 +45,6 @@ typename moe<Selector>::template params<double, cpu> moe_params(const golden_cas
   typename moe<Selector>::template params<double, cpu> p;
   p.router.scorer.weight = parameter<double, cpu>("router.weight", c.at("params.gate").rows());
   p.expert = swiglu_bank(c, "params.experts");
-  p.features = p.router.scorer.weight.cols();
   if (!router_trains) p.router.freeze();
   return p;
 }

@@ -22,7 +22,6 @@ void compare(const golden_case& c, checker& check, double scale, double residual
                            .scale = scale,
                            .residual = residual};
   parrot_block::params<double, cpu> p;
-  p.features = width;
   p.router.scorer.weight = parameter<double, cpu>("weight", c.at("params.gate").rows());
   p.expert = swiglu_bank(c, "params.experts");
   p.expert.train();

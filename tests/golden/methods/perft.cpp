@@ -5,8 +5,7 @@
 #include <talpa/cpu/pair_gates.hpp>
 #include <talpa/experts/parallel_adapter.hpp>
 #include <talpa/layers/perft_block.hpp>
-#include <talpa/placements/always.hpp>
-#include <talpa/placements/base_weighted.hpp>
+#include <talpa/placements/dense.hpp>
 #include <talpa/placements/embedded.hpp>
 #include <talpa/placements/routed.hpp>
 

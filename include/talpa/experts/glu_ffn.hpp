@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/autograd/bank.hpp>
 #include <talpa/autograd/initialise.hpp>
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/experts/explain.hpp>
@@ -68,6 +69,11 @@ struct glu_ffn {
   double input_dropout() const { return 0.0; }
   /// Numbers that a slot saves.
   index width() const { return 2 * hidden; }
+  /// O of a bank.
+  template <class T, class B>
+  index output_width(const params<T, B>& p) const {
+    return p.down.cols();
+  }
 
   /// Bank of E experts, each factor uniform in +-1 / sqrt(its inputs) (Kaiming with a = sqrt 5).
   /// Parameters are named `prefix`gate, `prefix`up and `prefix`down.
@@ -124,16 +130,12 @@ struct glu_ffn {
     ops::rank_gate_backward(ctx, T{1}, as_column(gates), h, da, da, as_column(dgates));
     if (p.down.trainable()) {
       ops::rank_gate(ctx, T{1}, as_column(gates), h, h);
-      ops::grouped_gemm_gradient(ctx, slots.offsets, h, dy, p.down.trained(), p.down.grad());
+      add_slot_gradient(ctx, slots, p.down, h, dy);
     }
     const matrix_view<T, B> db = h;  // h has served
     ops::gated_activation_backward(ctx, act, kept.a, kept.b, da, da, db);
-    if (p.gate.trainable()) {
-      ops::grouped_gemm_gradient(ctx, slots.offsets, da, x, p.gate.trained(), p.gate.grad());
-    }
-    if (p.up.trainable()) {
-      ops::grouped_gemm_gradient(ctx, slots.offsets, db, x, p.up.trained(), p.up.grad());
-    }
+    add_slot_gradient(ctx, slots, p.gate, da, x);
+    add_slot_gradient(ctx, slots, p.up, db, x);
     if (dx_mode == grad_mode::ignore) return;
     ops::grouped_gemm(ctx, slots.offsets, da, p.gate.value(), transpose::no, dx);
     ops::grouped_gemm(ctx, slots.offsets, db, p.up.value(), transpose::no, dx,

@@ -20,10 +20,7 @@ struct dense {
   static constexpr const char* name = "placement::dense";
 
   template <class T, class B>
-  struct params {
-    template <class F>
-    void visit(F) {}
-  };
+  using params = no_params;
   template <class T, class B>
   struct saved {
     routing_view<const T, B> routing;  // [N, M]
@@ -37,7 +34,7 @@ struct dense {
     return {};
   }
   template <class T, class B>
-  saved<T, B> forward(context<B>& ctx, const params<T, B>&, const base_routing<T, B>&,
+  saved<T, B> forward(context<B>& ctx, const params<T, B>&, const routing_view<const T, B>&,
                       index adapters, input<T, B> x, mode, const batch_info<T, B>&) const {
     return {always_on<T>(ctx, ctx.memory, x.rows, adapters)};
   }

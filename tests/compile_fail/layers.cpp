@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// What layers ask beyond the concepts of their policies.
+// expect 1: talpa: moe_ffn asks its expert for the width of a bank, add: template <class T, class B> talpa::index output_width(const params<T, B>&) const; (docs/policies/expert.md)
+// expect 2: talpa: merge needs gates that sum to one, so that those of one expert are constant (docs/policies/selector.md)
+// expect 3: talpa: infer takes at most one batch_info behind y
+#include <talpa/cpu/gemm.hpp>
+#include <talpa/experts/lora.hpp>
+#include <talpa/layers/infer.hpp>
+#include <talpa/layers/merge.hpp>
+#include <talpa/layers/moe_ffn.hpp>
+#include <talpa/scorers/linear_scorer.hpp>
+#include <talpa/selectors/top_k.hpp>
+
+#ifndef TALPA_MISTAKE
+#define TALPA_MISTAKE 0
+#endif
+
+using talpa::cpu;
+
+struct wide : talpa::swiglu {
+#if TALPA_MISTAKE == 1
+  template <class T, class B>
+  talpa::index output_width(const params<T, B>&) const = delete;
+#endif
+};
+talpa::moe_ffn<talpa::router<talpa::linear_scorer, talpa::top_k<talpa::gate::raw>>, wide> made;
+
+#if TALPA_MISTAKE == 2
+using weight = talpa::gate::raw;
+#else
+using weight = talpa::gate::renormalised;
+#endif
+using mole =
+    talpa::mole_linear<talpa::router<talpa::linear_scorer, talpa::top_k<weight>>, talpa::lora>;
+auto merged(talpa::context<cpu>& ctx, const mole& layer, const mole::params<float, cpu>& p) {
+  return talpa::merge(ctx, layer, p);
+}
+
+/// Forwards nothing.
+struct idle {
+  template <class... Arguments>
+  void forward(Arguments&&...) const {}
+};
+void nothing(talpa::context<cpu>& ctx, float x, float y) {
+#if TALPA_MISTAKE == 3
+  talpa::infer(ctx, idle{}, 0, x, y, 1, 2);
+#else
+  talpa::infer(ctx, idle{}, 0, x, y, 1);
+#endif
+}
