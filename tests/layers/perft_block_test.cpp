@@ -119,7 +119,7 @@ TEST_SUITE("layers/perft_block") {
     base.run();
     for (index n = 0; n < both.y.rows(); ++n) {
       for (index o = 0; o < features; ++o) {
-        // Terms of both adapters: s |B| |A| |x|, sums over D; the base has the same bits everywhere.
+        // Terms of both adapters: s |B| |A| |x|, sums over D; the base has the same bits in all.
         double size = std::abs(base.y(n, o));
         for (index r = 0; r < 2; ++r) {
           for (index d = 0; d < features; ++d) {
