@@ -28,6 +28,12 @@ TEST_SUITE("layers/moe_ffn") {
                                        .scale = -1.5,
                                        .residual = 0.25},
           600);
+    check(moe_ffn<raw_router, lora>{.router = {.selector = {.k = 2}},
+                                    .expert = {.rank = 2, .dropout = 0.25},
+                                    .experts = 3,
+                                    .shared = {.rank = 1, .dropout = 0.5},
+                                    .shared_experts = 2},
+          600);
     if (std::same_as<T, double>) return;  // gradients are in double either way
     check(
         moe_ffn<router<linear_scorer, dense>, parallel_adapter<>>{
@@ -80,6 +86,29 @@ TEST_SUITE("layers/moe_ffn") {
     for (index d = 0; d < features; ++d) {
       CHECK(y(1, d) == alone(1, d));
       CHECK(y(0, d) != alone(0, d));
+    }
+  }
+
+  TEST_CASE("dropout of experts and of shared experts acts in training alone") {
+    for (const bool of_shared : {false, true}) {
+      moe_ffn<raw_router, lora> layer{.router = {.selector = {.k = 1}},
+                                      .expert = {.rank = 2},
+                                      .experts = 2,
+                                      .shared = {.rank = 2},
+                                      .shared_experts = 1};
+      (of_shared ? layer.shared : layer.expert).dropout = 0.5;
+      generator random(1);
+      auto p = layer.init<double, cpu>(features, random);
+      p.visit([&](parameter<double, cpu>& q) { fill_normal(q.value(), 1.0, random); });
+      matrix<double, cpu> x(4, features), trained(4, features), used(4, features);
+      fill_normal(x.view(), 1.0, random);
+      context<cpu> ctx(1);
+      CHECK_THROWS_AS(layer.forward(ctx, p, x, trained.view(), mode::training), value_error);
+      batch_info<double, cpu> batch;
+      batch.random = &random;
+      layer.forward(ctx, p, x, trained.view(), mode::training, batch);
+      layer.forward(ctx, p, x, used.view(), mode::inference);
+      CHECK(testing::first_difference(trained, used) != "");
     }
   }
 

@@ -135,6 +135,9 @@ struct moe_ffn {
     check_shape(name, "x", x, x.rows, features, "tokens, width of the layer");
     check_shape(name, "y", y, x.rows, features, "tokens, width of the layer");
     const auto dropout = input_dropout::draw(name, expert.input_dropout(), m, batch);
+    const auto of_shared = shared_experts > 0
+                               ? input_dropout::draw(name, shared.input_dropout(), m, batch)
+                               : input_dropout{};
 
     saved<T, B> kept;
     kept.router = router.forward(ctx, p.router, experts, x, m, batch);
@@ -148,7 +151,8 @@ struct moe_ffn {
     kept.mixed = mixed().forward(ctx, p.expert, kept.applied, x, y, grad_mode::overwrite, dropout);
     if (shared_experts > 0) {
       kept.on = always_on<T>(ctx, ctx.memory, x.rows, shared_experts);
-      kept.always = always().forward(ctx, p.shared, kept.on, x, y, grad_mode::accumulate);
+      kept.always =
+          always().forward(ctx, p.shared, kept.on, x, y, grad_mode::accumulate, of_shared);
     }
     if (residual != 0.0) ops::axpy(ctx, static_cast<T>(residual), x, y);
     return kept;
