@@ -25,7 +25,7 @@
 #include <algorithm>
 #include <cstddef>
 
-namespace talpa {
+namespace talpa::chosen_experts_test {
 
 using namespace support;
 
@@ -79,4 +79,4 @@ TEST_SUITE("analysis/chosen_experts") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::chosen_experts_test

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace talpa {
+namespace talpa::completion_labels_test {
 
 using namespace support;
 
@@ -83,4 +83,4 @@ TEST_SUITE("analysis/completion_labels") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::completion_labels_test

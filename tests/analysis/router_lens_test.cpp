@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa {
+namespace talpa::router_lens_test {
 
 using namespace support;
 
@@ -251,4 +251,4 @@ TEST_SUITE("analysis/router_lens") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::router_lens_test

@@ -13,7 +13,7 @@
 #include <array>
 #include <span>
 
-namespace talpa {
+namespace talpa::function_test {
 
 namespace {
 
@@ -110,4 +110,4 @@ TEST_SUITE("autograd/function") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::function_test

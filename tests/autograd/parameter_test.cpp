@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa {
+namespace talpa::parameter_test {
 
 namespace {
 
@@ -135,4 +135,4 @@ TEST_SUITE("autograd/parameter") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::parameter_test

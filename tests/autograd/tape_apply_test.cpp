@@ -28,7 +28,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa {
+namespace talpa::tape_apply_test {
 using support::random_matrix;
 using support::test_random;
 
@@ -390,4 +390,4 @@ TEST_SUITE("autograd/tape") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::tape_apply_test

@@ -32,7 +32,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa {
+namespace talpa::tape_test {
 using support::random_matrix;
 using support::table;
 using support::test_random;
@@ -619,4 +619,4 @@ TEST_SUITE("autograd/tape") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::tape_test

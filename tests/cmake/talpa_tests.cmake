@@ -4,12 +4,19 @@
 set(TALPA_TESTS_DIR "${CMAKE_CURRENT_LIST_DIR}/..")
 cmake_path(NORMAL_PATH TALPA_TESTS_DIR)
 
-# talpa_add_test_family(NAME family [LIGHT] [SOURCES file...])
+# talpa_batch(target size): the compiler gets the sources of the target `size` at a time, so that what
+# they share is read and instantiated once. Names of a file stay its own, see docs/testing.md.
+function(talpa_batch target size)
+  set_target_properties(${target} PROPERTIES
+    UNITY_BUILD ${TALPA_TEST_UNITY} UNITY_BUILD_BATCH_SIZE ${size})
+endfunction()
+
+# talpa_add_test_family(NAME family [LIGHT] [SINGLY] [SOURCES file...])
 #
 # One binary talpa_test_<family> and one CTest <family> from SOURCES, by default every *_test.cpp of
-# tests/<family>. LIGHT: a Release compiles it at -O1.
+# tests/<family>. LIGHT: a Release compiles it at -O1. SINGLY: each source by itself.
 function(talpa_add_test_family)
-  cmake_parse_arguments(PARSE_ARGV 0 arg "LIGHT" "NAME" "SOURCES")
+  cmake_parse_arguments(PARSE_ARGV 0 arg "LIGHT;SINGLY" "NAME" "SOURCES")
   if(NOT arg_SOURCES)
     file(GLOB arg_SOURCES CONFIGURE_DEPENDS "${TALPA_TESTS_DIR}/${arg_NAME}/*_test.cpp")
     if(NOT TALPA_TEST_ALL_LAWS)
@@ -31,6 +38,9 @@ function(talpa_add_test_family)
     target_precompile_headers(${target} REUSE_FROM talpa_test_laws)
   else()
     target_precompile_headers(${target} REUSE_FROM talpa_test_support)
+  endif()
+  if(NOT arg_SINGLY)
+    talpa_batch(${target} 6)
   endif()
   add_test(NAME ${arg_NAME} COMMAND ${target})
   set_tests_properties(${arg_NAME} PROPERTIES LABELS unit)

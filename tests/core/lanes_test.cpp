@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::lanes_test {
 
 namespace {
 
@@ -408,4 +408,4 @@ TEST_SUITE("core/lanes") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::lanes_test

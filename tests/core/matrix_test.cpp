@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <utility>
 
-namespace talpa {
+namespace talpa::matrix_test {
 
 TEST_SUITE("core/matrix") {
   TEST_CASE_TEMPLATE("a matrix begins as zeros in aligned memory", T, float, double, std::int32_t,
@@ -101,4 +101,4 @@ TEST_SUITE("core/matrix") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::matrix_test

@@ -6,7 +6,7 @@
 #include <concepts>
 #include <type_traits>
 
-namespace talpa {
+namespace talpa::view_test {
 
 namespace {
 
@@ -99,4 +99,4 @@ TEST_SUITE("core/view") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::view_test

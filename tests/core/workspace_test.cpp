@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace talpa {
+namespace talpa::workspace_test {
 
 namespace {
 
@@ -155,4 +155,4 @@ TEST_SUITE("core/workspace") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::workspace_test

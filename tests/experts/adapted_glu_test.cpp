@@ -19,7 +19,7 @@
 
 #include <concepts>
 
-namespace talpa {
+namespace talpa::adapted_glu_test {
 
 namespace {
 
@@ -75,4 +75,4 @@ TEST_SUITE("experts/adapted_glu") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::adapted_glu_test

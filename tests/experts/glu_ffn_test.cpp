@@ -8,7 +8,7 @@
 #include <cmath>
 #include <concepts>
 
-namespace talpa {
+namespace talpa::glu_ffn_test {
 
 using namespace support;
 
@@ -26,4 +26,4 @@ TEST_SUITE("experts/glu_ffn") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::glu_ffn_test

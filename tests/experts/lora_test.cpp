@@ -15,7 +15,7 @@
 #include <limits>
 #include <string>
 
-namespace talpa {
+namespace talpa::lora_test {
 
 namespace {
 
@@ -183,4 +183,4 @@ TEST_SUITE("experts/lora") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::lora_test

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <concepts>
 
-namespace talpa {
+namespace talpa::mlp_test {
 
 using namespace support;
 
@@ -25,4 +25,4 @@ TEST_SUITE("experts/mlp") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::mlp_test

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <concepts>
 
-namespace talpa {
+namespace talpa::parallel_adapter_test {
 
 using namespace support;
 
@@ -32,4 +32,4 @@ TEST_SUITE("experts/parallel_adapter") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::parallel_adapter_test

@@ -16,7 +16,7 @@
 #include <algorithm>
 #include <concepts>
 
-namespace talpa {
+namespace talpa::shared_lora_test {
 
 namespace {
 
@@ -117,4 +117,4 @@ TEST_SUITE("experts/shared_lora") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::shared_lora_test

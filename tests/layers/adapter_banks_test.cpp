@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa {
+namespace talpa::adapter_banks_test {
 
 namespace {
 
@@ -95,4 +95,4 @@ TEST_SUITE("layers/adapter_banks") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::adapter_banks_test

@@ -6,7 +6,7 @@
 #include <numeric>
 #include <vector>
 
-namespace talpa {
+namespace talpa::allocation_test {
 
 namespace {
 
@@ -82,4 +82,4 @@ TEST_SUITE("layers/allocation") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::allocation_test

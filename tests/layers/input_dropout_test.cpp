@@ -12,7 +12,7 @@
 #include <limits>
 #include <string>
 
-namespace talpa {
+namespace talpa::input_dropout_test {
 
 TEST_SUITE("layers/input_dropout") {
   TEST_CASE("a mask is drawn in training with a share to drop, and not otherwise") {
@@ -101,4 +101,4 @@ TEST_SUITE("layers/input_dropout") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::input_dropout_test

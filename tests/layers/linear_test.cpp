@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::linear_test {
 
 namespace {
 
@@ -204,4 +204,4 @@ TEST_SUITE("layers/linear") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::linear_test

@@ -24,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa {
+namespace talpa::lora_linear_test {
 
 namespace {
 
@@ -316,4 +316,4 @@ TEST_SUITE("layers/lora_linear") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::lora_linear_test

@@ -9,7 +9,7 @@
 #include <cmath>
 #include <utility>
 
-namespace talpa {
+namespace talpa::merge_test {
 
 namespace {
 
@@ -77,4 +77,4 @@ TEST_SUITE("layers/merge") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::merge_test

@@ -7,7 +7,7 @@
 #include <concepts>
 #include <cstdint>
 
-namespace talpa {
+namespace talpa::moe_ffn_test {
 
 using namespace support;
 
@@ -140,4 +140,4 @@ TEST_SUITE("layers/moe_ffn") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::moe_ffn_test

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <utility>
 
-namespace talpa {
+namespace talpa::mole_ffn_test {
 
 using namespace support;
 
@@ -129,4 +129,4 @@ TEST_SUITE("layers/mole_ffn") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::mole_ffn_test

@@ -17,7 +17,7 @@
 
 #include <vector>
 
-namespace talpa {
+namespace talpa::mole_linear_tape_test {
 
 TEST_SUITE("layers/mole_linear_tape") {
   TEST_CASE_TEMPLATE("a step on the tape is forward and backward by hand, bit for bit", T, float,
@@ -77,4 +77,4 @@ TEST_SUITE("layers/mole_linear_tape") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::mole_linear_tape_test

@@ -20,7 +20,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::mole_linear_test {
 
 namespace {
 
@@ -886,4 +886,4 @@ TEST_SUITE("layers/strategy") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::mole_linear_test

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-namespace talpa {
+namespace talpa::parrot_block_test {
 
 using namespace support;
 
@@ -51,4 +51,4 @@ TEST_SUITE("layers/parrot_block") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::parrot_block_test

@@ -11,7 +11,7 @@
 #include <cmath>
 #include <utility>
 
-namespace talpa {
+namespace talpa::perft_block_test {
 
 using namespace support;
 
@@ -168,4 +168,4 @@ TEST_SUITE("layers/perft_block") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::perft_block_test

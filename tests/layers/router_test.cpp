@@ -23,7 +23,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::router_test {
 
 namespace {
 
@@ -338,4 +338,4 @@ TEST_SUITE("layers/router") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::router_test

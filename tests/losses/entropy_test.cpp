@@ -12,7 +12,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::entropy_test {
 
 using namespace support;
 
@@ -176,4 +176,4 @@ TEST_SUITE("losses/entropy") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::entropy_test

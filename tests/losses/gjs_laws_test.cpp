@@ -14,7 +14,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::gjs_laws_test {
 
 using namespace support;
 
@@ -51,4 +51,4 @@ TEST_SUITE("losses/gjs") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::gjs_laws_test

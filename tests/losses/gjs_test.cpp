@@ -13,7 +13,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::gjs_test {
 
 using namespace support;
 
@@ -145,4 +145,4 @@ TEST_SUITE("losses/gjs") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::gjs_test

@@ -10,7 +10,7 @@
 
 #include <vector>
 
-namespace talpa {
+namespace talpa::importance_cv2_test {
 
 using namespace support;
 
@@ -181,4 +181,4 @@ TEST_SUITE("losses/importance_cv2") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::importance_cv2_test

@@ -14,7 +14,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::lambda_laws_test {
 
 using namespace support;
 
@@ -53,4 +53,4 @@ TEST_SUITE("losses/lambda") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::lambda_laws_test

@@ -13,7 +13,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::lambda_test {
 
 using namespace support;
 
@@ -151,4 +151,4 @@ TEST_SUITE("losses/lambda") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::lambda_test

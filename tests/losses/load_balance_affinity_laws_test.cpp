@@ -14,7 +14,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::load_balance_affinity_laws_test {
 
 using namespace support;
 
@@ -59,4 +59,4 @@ TEST_SUITE("losses/load_balance") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::load_balance_affinity_laws_test

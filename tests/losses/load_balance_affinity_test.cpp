@@ -11,7 +11,7 @@
 #include <cmath>
 #include <vector>
 
-namespace talpa {
+namespace talpa::load_balance_affinity_test {
 
 using namespace support;
 
@@ -225,4 +225,4 @@ TEST_SUITE("losses/load_balance") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::load_balance_affinity_test

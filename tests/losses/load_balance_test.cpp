@@ -13,7 +13,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::load_balance_test {
 
 using namespace support;
 
@@ -575,4 +575,4 @@ TEST_SUITE("losses/load_balance") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::load_balance_test

@@ -14,7 +14,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::localized_balance_laws_test {
 
 using namespace support;
 
@@ -54,4 +54,4 @@ TEST_SUITE("losses/localized_balance") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::localized_balance_laws_test

@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace talpa {
+namespace talpa::localized_balance_test {
 
 using namespace support;
 
@@ -191,4 +191,4 @@ TEST_SUITE("losses/localized_balance") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::localized_balance_test

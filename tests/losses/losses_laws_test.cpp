@@ -16,7 +16,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::losses_laws_test {
 
 using namespace support;
 
@@ -54,4 +54,4 @@ TEST_SUITE("losses/losses") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::losses_laws_test

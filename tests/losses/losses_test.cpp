@@ -17,7 +17,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::losses_test {
 
 using namespace support;
 
@@ -89,4 +89,4 @@ TEST_SUITE("losses/losses") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::losses_test

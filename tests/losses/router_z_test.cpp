@@ -11,7 +11,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::router_z_test {
 
 using namespace support;
 
@@ -176,4 +176,4 @@ TEST_SUITE("losses/router_z") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::router_z_test

@@ -14,7 +14,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::top_k_mass_laws_test {
 
 using namespace support;
 
@@ -48,4 +48,4 @@ TEST_SUITE("losses/top_k_mass") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::top_k_mass_laws_test

@@ -12,7 +12,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::top_k_mass_test {
 
 using namespace support;
 
@@ -94,4 +94,4 @@ TEST_SUITE("losses/top_k_mass") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::top_k_mass_test

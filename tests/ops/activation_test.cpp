@@ -10,7 +10,7 @@
 #include <cmath>
 #include <limits>
 
-namespace talpa {
+namespace talpa::activation_test {
 using support::each;
 using support::table;
 using support::to_table;
@@ -181,4 +181,4 @@ TEST_SUITE("ops/activation") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::activation_test

@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-namespace talpa {
+namespace talpa::adamw_test {
 using support::rounding_bound;
 using support::table;
 using support::to_table;
@@ -118,4 +118,4 @@ TEST_SUITE("ops/adamw") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::adamw_test

@@ -7,7 +7,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::add_test {
 using support::difference;
 using support::each;
 using support::rounding_bound;
@@ -82,4 +82,4 @@ TEST_SUITE("ops/add") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::add_test

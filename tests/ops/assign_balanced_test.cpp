@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::assign_balanced_test {
 
 namespace {
 
@@ -268,4 +268,4 @@ TEST_SUITE("ops/assign_balanced") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::assign_balanced_test

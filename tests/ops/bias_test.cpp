@@ -7,7 +7,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::bias_test {
 using support::table;
 
 TEST_SUITE("ops/bias") {
@@ -50,4 +50,4 @@ TEST_SUITE("ops/bias") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::bias_test

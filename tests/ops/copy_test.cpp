@@ -7,7 +7,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::copy_test {
 
 TEST_SUITE("ops/copy") {
   TEST_CASE_TEMPLATE("copy moves a matrix between different strides without changing a bit", T,
@@ -44,4 +44,4 @@ TEST_SUITE("ops/copy") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::copy_test

@@ -11,7 +11,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::cross_entropy_test {
 using support::each;
 using support::gamma_bound;
 using support::rounding_bound;
@@ -213,4 +213,4 @@ TEST_SUITE("ops/cross_entropy") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::cross_entropy_test

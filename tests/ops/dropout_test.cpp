@@ -10,7 +10,7 @@
 #include <cmath>
 #include <limits>
 
-namespace talpa {
+namespace talpa::dropout_test {
 using support::each;
 using support::rounding_bound;
 using support::table;
@@ -114,4 +114,4 @@ TEST_SUITE("ops/dropout") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::dropout_test

@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-namespace talpa {
+namespace talpa::exp_scale_test {
 
 TEST_SUITE("ops/exp_scale") {
   TEST_CASE_TEMPLATE("values and gradients equal plain loops for any number of threads", T, float,
@@ -66,4 +66,4 @@ TEST_SUITE("ops/exp_scale") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::exp_scale_test

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-namespace talpa {
+namespace talpa::fill_test {
 
 TEST_SUITE("ops/fill") {
   TEST_CASE_TEMPLATE("fill sets every element of a strided view and nothing between its rows", T,
@@ -35,4 +35,4 @@ TEST_SUITE("ops/fill") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::fill_test

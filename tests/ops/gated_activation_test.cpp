@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-namespace talpa {
+namespace talpa::gated_activation_test {
 
 using support::difference;
 using support::rounding_bound;
@@ -96,4 +96,4 @@ TEST_SUITE("ops/gated_activation") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::gated_activation_test

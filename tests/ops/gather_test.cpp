@@ -8,7 +8,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::gather_test {
 
 using namespace support;
 
@@ -137,4 +137,4 @@ TEST_SUITE("ops/gather") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::gather_test

@@ -14,7 +14,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::gemm_test {
 
 namespace {
 
@@ -224,4 +224,4 @@ TEST_SUITE("ops/gemm") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::gemm_test

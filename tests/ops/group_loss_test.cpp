@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::group_loss_test {
 
 using namespace support;
 
@@ -180,4 +180,4 @@ TEST_SUITE("ops/group_loss") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::group_loss_test

@@ -15,7 +15,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::grouped_gemm_test {
 
 namespace {
 
@@ -244,4 +244,4 @@ TEST_SUITE("ops/grouped_gemm") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::grouped_gemm_test

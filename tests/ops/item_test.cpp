@@ -5,7 +5,7 @@
 
 #include <concepts>
 
-namespace talpa {
+namespace talpa::item_test {
 
 TEST_SUITE("ops/item") {
   TEST_CASE_TEMPLATE("item reads the one number of a mutable or a const view", T, float, double) {
@@ -27,4 +27,4 @@ TEST_SUITE("ops/item") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::item_test

@@ -10,7 +10,7 @@
 #include <cmath>
 #include <limits>
 
-namespace talpa {
+namespace talpa::layer_norm_test {
 using support::each;
 using support::gamma_bound;
 using support::rounding_bound;
@@ -258,4 +258,4 @@ TEST_SUITE("ops/layer_norm") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::layer_norm_test

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::limit_experts_test {
 
 namespace {
 
@@ -130,4 +130,4 @@ TEST_SUITE("ops/limit_experts") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::limit_experts_test

@@ -8,7 +8,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::mix_logits_test {
 
 namespace {
 
@@ -146,4 +146,4 @@ TEST_SUITE("ops/mix_logits") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::mix_logits_test

@@ -7,7 +7,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::mul_test {
 using support::difference;
 using support::each;
 using support::rounding_bound;
@@ -63,4 +63,4 @@ TEST_SUITE("ops/mul") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::mul_test

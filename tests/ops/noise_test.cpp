@@ -10,7 +10,7 @@
 #include <cmath>
 #include <limits>
 
-namespace talpa {
+namespace talpa::noise_test {
 
 namespace {
 constexpr random_stream stream{42, 7};
@@ -102,4 +102,4 @@ TEST_SUITE("ops/noise") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::noise_test

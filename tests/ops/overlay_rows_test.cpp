@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-namespace talpa {
+namespace talpa::overlay_rows_test {
 
 TEST_SUITE("ops/overlay_rows") {
   TEST_CASE("the first rows with a bit replace those of the mask, for any threads") {
@@ -63,4 +63,4 @@ TEST_SUITE("ops/overlay_rows") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::overlay_rows_test

@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa {
+namespace talpa::pair_gates_test {
 
 namespace {
 
@@ -82,4 +82,4 @@ TEST_SUITE("ops/pair_gates") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::pair_gates_test

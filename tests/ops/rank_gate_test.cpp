@@ -11,7 +11,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::rank_gate_test {
 
 namespace {
 
@@ -181,4 +181,4 @@ TEST_SUITE("ops/rank_gate") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::rank_gate_test

@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-namespace talpa {
+namespace talpa::rank_share_test {
 
 using support::difference;
 using support::rounding_bound;
@@ -79,4 +79,4 @@ TEST_SUITE("ops/rank_share") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::rank_share_test

@@ -9,7 +9,7 @@
 
 #include <limits>
 
-namespace talpa {
+namespace talpa::reduce_test {
 using support::sum_bound;
 using support::table;
 using support::to_table;
@@ -116,4 +116,4 @@ TEST_SUITE("ops/reduce") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::reduce_test

@@ -11,7 +11,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::routing_sums_test {
 
 using namespace support;
 
@@ -408,4 +408,4 @@ TEST_SUITE("ops/routing_sums") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::routing_sums_test

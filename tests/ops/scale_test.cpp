@@ -7,7 +7,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::scale_test {
 
 TEST_SUITE("ops/scale") {
   TEST_CASE_TEMPLATE("scale multiplies every element, in place too", T, float, double) {
@@ -39,4 +39,4 @@ TEST_SUITE("ops/scale") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::scale_test

@@ -9,7 +9,7 @@
 
 #include <vector>
 
-namespace talpa {
+namespace talpa::segments_test {
 
 using namespace support;
 
@@ -234,4 +234,4 @@ TEST_SUITE("ops/segments") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::segments_test

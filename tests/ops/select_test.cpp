@@ -13,7 +13,7 @@
 
 #include <limits>
 
-namespace talpa {
+namespace talpa::select_test {
 
 namespace {
 
@@ -196,4 +196,4 @@ TEST_SUITE("ops/select") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::select_test

@@ -11,7 +11,7 @@
 #include <cmath>
 #include <limits>
 
-namespace talpa {
+namespace talpa::sequence_rows_test {
 
 TEST_SUITE("ops/sequence_rows") {
   TEST_CASE_TEMPLATE("rows are repeated and added up", T, float, double) {
@@ -175,4 +175,4 @@ TEST_SUITE("ops/sequence_rows") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::sequence_rows_test

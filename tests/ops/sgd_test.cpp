@@ -7,7 +7,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::sgd_test {
 using support::each;
 using support::rounding_bound;
 using support::table;
@@ -90,4 +90,4 @@ TEST_SUITE("ops/sgd") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::sgd_test

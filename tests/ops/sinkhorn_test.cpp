@@ -13,7 +13,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::sinkhorn_test {
 
 namespace {
 
@@ -165,4 +165,4 @@ TEST_SUITE("ops/sinkhorn") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::sinkhorn_test

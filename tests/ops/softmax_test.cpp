@@ -10,7 +10,7 @@
 #include <cmath>
 #include <limits>
 
-namespace talpa {
+namespace talpa::softmax_test {
 using support::each;
 using support::gamma_bound;
 using support::table;
@@ -152,4 +152,4 @@ TEST_SUITE("ops/softmax") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::softmax_test

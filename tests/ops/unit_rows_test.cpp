@@ -11,7 +11,7 @@
 #include <cmath>
 #include <limits>
 
-namespace talpa {
+namespace talpa::unit_rows_test {
 
 TEST_SUITE("ops/unit_rows") {
   TEST_CASE_TEMPLATE("rows are divided by their length", T, float, double) {
@@ -103,4 +103,4 @@ TEST_SUITE("ops/unit_rows") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::unit_rows_test

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa {
+namespace talpa::adamw_test {
 
 using support::gamma_bound;
 using support::random_matrix;
@@ -206,4 +206,4 @@ TEST_SUITE("optim/adamw") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::adamw_test

@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa {
+namespace talpa::clip_test {
 
 namespace {
 
@@ -108,4 +108,4 @@ TEST_SUITE("optim/clip") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::clip_test

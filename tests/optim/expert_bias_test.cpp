@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::expert_bias_test {
 
 namespace {
 
@@ -106,4 +106,4 @@ TEST_SUITE("optim/expert_bias") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::expert_bias_test

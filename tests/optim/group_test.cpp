@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::group_test {
 
 namespace {
 
@@ -137,4 +137,4 @@ TEST_SUITE("optim/group") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::group_test

@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-namespace talpa {
+namespace talpa::schedule_test {
 
 using support::rounding_bound;
 using support::within;
@@ -79,4 +79,4 @@ TEST_SUITE("optim/schedule") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::schedule_test

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa {
+namespace talpa::sgd_test {
 
 using support::random_matrix;
 using support::table;
@@ -173,4 +173,4 @@ TEST_SUITE("optim/sgd") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::sgd_test

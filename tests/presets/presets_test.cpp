@@ -24,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa {
+namespace talpa::presets_test {
 
 namespace {
 
@@ -186,4 +186,4 @@ TEST_SUITE("presets") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::presets_test

@@ -10,7 +10,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::entropy_test {
 
 namespace {
 
@@ -248,4 +248,4 @@ TEST_SUITE("routing/entropy") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::entropy_test

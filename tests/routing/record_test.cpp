@@ -5,7 +5,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::record_test {
 
 using namespace support;
 
@@ -77,4 +77,4 @@ TEST_SUITE("routing/record") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::record_test

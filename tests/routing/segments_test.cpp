@@ -6,7 +6,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::segments_test {
 
 using namespace support;
 
@@ -61,4 +61,4 @@ TEST_SUITE("routing/segments") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::segments_test

@@ -12,7 +12,7 @@
 #include <cmath>
 #include <vector>
 
-namespace talpa {
+namespace talpa::softmax_probability_test {
 
 namespace {
 
@@ -92,4 +92,4 @@ TEST_SUITE("routing/gate_weight") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::softmax_probability_test

@@ -9,7 +9,7 @@
 
 #include <vector>
 
-namespace talpa {
+namespace talpa::statistics_test {
 
 using namespace support;
 
@@ -162,4 +162,4 @@ TEST_SUITE("routing/statistics") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::statistics_test

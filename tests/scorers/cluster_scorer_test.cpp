@@ -15,7 +15,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::cluster_scorer_test {
 
 TEST_SUITE("scorers/cluster_scorer") {
   TEST_CASE("two sequences of two tokens, by hand") {
@@ -136,4 +136,4 @@ TEST_SUITE("scorers/cluster_scorer") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::cluster_scorer_test

@@ -13,7 +13,7 @@
 
 #include <cmath>
 
-namespace talpa {
+namespace talpa::cosine_scorer_test {
 
 TEST_SUITE("scorers/cosine_scorer") {
   TEST_CASE("one token and two experts, by hand") {
@@ -101,4 +101,4 @@ TEST_SUITE("scorers/cosine_scorer") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::cosine_scorer_test

@@ -16,7 +16,7 @@
 #include <cmath>
 #include <vector>
 
-namespace talpa {
+namespace talpa::cross_attention_scorer_test {
 
 TEST_SUITE("scorers/cross_attention_scorer") {
   TEST_CASE("two sequences, one of them without text, by hand") {
@@ -179,4 +179,4 @@ TEST_SUITE("scorers/cross_attention_scorer") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::cross_attention_scorer_test

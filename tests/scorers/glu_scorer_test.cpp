@@ -15,7 +15,7 @@
 
 #include <cmath>
 
-namespace talpa {
+namespace talpa::glu_scorer_test {
 
 TEST_SUITE("scorers/glu_scorer") {
   TEST_CASE("one token and three experts, by hand") {
@@ -90,4 +90,4 @@ TEST_SUITE("scorers/glu_scorer") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::glu_scorer_test

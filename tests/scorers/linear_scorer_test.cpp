@@ -14,7 +14,7 @@
 #include <cmath>
 #include <string>
 
-namespace talpa {
+namespace talpa::linear_scorer_test {
 
 TEST_SUITE("scorers/linear_scorer") {
   TEST_CASE("two tokens and two experts, by hand") {
@@ -111,4 +111,4 @@ TEST_SUITE("scorers/linear_scorer") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::linear_scorer_test

@@ -17,7 +17,7 @@
 
 #include <cmath>
 
-namespace talpa {
+namespace talpa::mixture_of_routers_test {
 
 namespace {
 using by_probability = mixture_of_routers<mix::probability, linear_scorer>;
@@ -255,4 +255,4 @@ TEST_SUITE("scorers/mixture_of_routers") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::mixture_of_routers_test

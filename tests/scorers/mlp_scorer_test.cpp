@@ -16,7 +16,7 @@
 #include <cmath>
 #include <vector>
 
-namespace talpa {
+namespace talpa::mlp_scorer_test {
 
 TEST_SUITE("scorers/mlp_scorer") {
   TEST_CASE("two tokens through relu, by hand") {
@@ -143,4 +143,4 @@ TEST_SUITE("scorers/mlp_scorer") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::mlp_scorer_test

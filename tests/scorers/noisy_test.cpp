@@ -17,7 +17,7 @@
 
 #include <cmath>
 
-namespace talpa {
+namespace talpa::noisy_test {
 
 static_assert(scorer_policy<noisy<linear_scorer>> && scorer_policy<jittered<linear_scorer>> &&
               scorer_policy<jittered<noisy<linear_scorer>>>);
@@ -171,4 +171,4 @@ TEST_SUITE("scorers/noisy") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::noisy_test

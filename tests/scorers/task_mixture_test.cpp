@@ -19,7 +19,7 @@
 #include <cmath>
 #include <limits>
 
-namespace talpa {
+namespace talpa::task_mixture_test {
 
 namespace {
 using mixture = task_mixture<linear_scorer, linear_scorer>;
@@ -166,4 +166,4 @@ TEST_SUITE("scorers/task_mixture") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::task_mixture_test

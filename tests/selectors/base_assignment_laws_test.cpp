@@ -7,7 +7,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::base_assignment_laws_test {
 
 namespace {
 
@@ -32,4 +32,4 @@ TEST_SUITE("selectors/base_assignment") {
   TEST_CASE("laws of base_assignment in double") { laws<double>(); }
 }
 
-}  // namespace talpa
+}  // namespace talpa::base_assignment_laws_test

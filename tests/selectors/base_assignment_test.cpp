@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::base_assignment_test {
 
 namespace {
 
@@ -112,4 +112,4 @@ TEST_SUITE("selectors/base_assignment") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::base_assignment_test

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <concepts>
 
-namespace talpa {
+namespace talpa::biased_top_k_laws_test {
 
 namespace {
 
@@ -49,4 +49,4 @@ TEST_SUITE("selectors/biased_top_k") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::biased_top_k_laws_test

@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa {
+namespace talpa::biased_top_k_test {
 
 namespace {
 
@@ -234,4 +234,4 @@ TEST_SUITE("selectors/biased_top_k") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::biased_top_k_test

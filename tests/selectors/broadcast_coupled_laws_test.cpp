@@ -10,7 +10,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::broadcast_coupled_laws_test {
 
 namespace {
 
@@ -38,4 +38,4 @@ TEST_SUITE("selectors/broadcast") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::broadcast_coupled_laws_test

@@ -9,7 +9,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::broadcast_laws_test {
 
 namespace {
 
@@ -39,4 +39,4 @@ TEST_SUITE("selectors/broadcast") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::broadcast_laws_test

@@ -21,7 +21,7 @@
 #include <cstddef>
 #include <limits>
 
-namespace talpa {
+namespace talpa::broadcast_test {
 
 namespace {
 
@@ -281,4 +281,4 @@ TEST_SUITE("selectors/broadcast") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::broadcast_test

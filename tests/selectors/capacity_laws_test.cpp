@@ -7,7 +7,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::capacity_laws_test {
 
 namespace {
 
@@ -44,4 +44,4 @@ TEST_SUITE("selectors/capacity") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::capacity_laws_test

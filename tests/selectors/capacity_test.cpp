@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::capacity_test {
 
 namespace {
 
@@ -273,4 +273,4 @@ TEST_SUITE("selectors/capacity") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::capacity_test

@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::dense_test {
 
 namespace {
 
@@ -144,4 +144,4 @@ TEST_SUITE("selectors/dense") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::dense_test

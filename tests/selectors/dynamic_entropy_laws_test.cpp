@@ -6,7 +6,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::dynamic_entropy_laws_test {
 
 namespace {
 
@@ -31,4 +31,4 @@ TEST_SUITE("selectors/dynamic_entropy") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::dynamic_entropy_laws_test

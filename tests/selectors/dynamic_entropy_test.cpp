@@ -15,7 +15,7 @@
 #include <cstddef>
 #include <limits>
 
-namespace talpa {
+namespace talpa::dynamic_entropy_test {
 
 namespace {
 
@@ -182,4 +182,4 @@ TEST_SUITE("selectors/dynamic_entropy") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::dynamic_entropy_test

@@ -7,7 +7,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::expert_choice_laws_test {
 
 namespace {
 
@@ -31,4 +31,4 @@ TEST_SUITE("selectors/expert_choice") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::expert_choice_laws_test

@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::expert_choice_test {
 
 namespace {
 
@@ -181,4 +181,4 @@ TEST_SUITE("selectors/expert_choice") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::expert_choice_test

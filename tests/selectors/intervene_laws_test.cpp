@@ -7,7 +7,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::intervene_laws_test {
 
 TEST_SUITE("selectors/intervene") {
   TEST_CASE_TEMPLATE("laws of intervene", T, float, double) {
@@ -36,4 +36,4 @@ TEST_SUITE("selectors/intervene") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::intervene_laws_test

@@ -17,7 +17,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::intervene_test {
 
 using namespace support;
 
@@ -192,4 +192,4 @@ TEST_SUITE("selectors/intervene") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::intervene_test

@@ -13,7 +13,7 @@
 #include <limits>
 #include <string>
 
-namespace talpa {
+namespace talpa::rectified_test {
 
 TEST_SUITE("selectors/rectified") {
   // Every number is exact: nothing is computed.
@@ -100,4 +100,4 @@ TEST_SUITE("optim/sparsity_controller") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::rectified_test

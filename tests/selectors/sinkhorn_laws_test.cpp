@@ -7,7 +7,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::sinkhorn_laws_test {
 
 namespace {
 
@@ -35,4 +35,4 @@ TEST_SUITE("selectors/sinkhorn") {
   TEST_CASE("laws of sinkhorn in double") { laws<double>(); }
 }
 
-}  // namespace talpa
+}  // namespace talpa::sinkhorn_laws_test

@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::sinkhorn_test {
 
 namespace {
 
@@ -188,4 +188,4 @@ TEST_SUITE("selectors/sinkhorn") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::sinkhorn_test

@@ -7,7 +7,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::sparsegen_laws_test {
 
 namespace {
 
@@ -37,4 +37,4 @@ TEST_SUITE("selectors/sparsegen") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::sparsegen_laws_test

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::sparsegen_test {
 
 namespace {
 
@@ -180,4 +180,4 @@ TEST_SUITE("selectors/sparsegen") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::sparsegen_test

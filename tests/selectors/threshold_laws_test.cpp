@@ -10,7 +10,7 @@
 
 #include <concepts>
 
-namespace talpa {
+namespace talpa::threshold_laws_test {
 
 namespace {
 
@@ -39,4 +39,4 @@ TEST_SUITE("selectors/threshold") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::threshold_laws_test

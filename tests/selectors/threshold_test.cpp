@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::threshold_test {
 
 namespace {
 
@@ -200,4 +200,4 @@ TEST_SUITE("selectors/threshold") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::threshold_test

@@ -6,7 +6,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::top_k_laws_test {
 
 namespace {
 
@@ -41,4 +41,4 @@ TEST_SUITE("selectors/top_k") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::top_k_laws_test

@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::top_k_test {
 
 namespace {
 
@@ -298,4 +298,4 @@ TEST_SUITE("selectors/top_k") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::top_k_test

@@ -6,7 +6,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::top_p_laws_test {
 
 namespace {
 
@@ -34,4 +34,4 @@ TEST_SUITE("selectors/top_p") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::top_p_laws_test

@@ -12,7 +12,7 @@
 #include <concepts>
 #include <limits>
 
-namespace talpa {
+namespace talpa::top_p_test {
 
 namespace {
 
@@ -154,4 +154,4 @@ TEST_SUITE("selectors/top_p") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::top_p_test

@@ -12,7 +12,7 @@
 #include <span>
 #include <string>
 
-namespace talpa {
+namespace talpa::expert_laws_test {
 
 namespace {
 
@@ -152,4 +152,4 @@ TEST_SUITE("testing/expert_laws") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::expert_laws_test

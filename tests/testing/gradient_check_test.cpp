@@ -9,7 +9,7 @@
 #include <limits>
 #include <string>
 
-namespace talpa {
+namespace talpa::gradient_check_test {
 
 namespace {
 
@@ -76,6 +76,41 @@ TEST_SUITE("testing/gradient_check") {
       example e;
       e.dx.data()[i] += 1e-8;
       CHECK_FALSE(e.check().passed());
+    }
+  }
+
+  // Of 600 elements every 10th is compared by itself, and the sum along a direction sees the rest.
+  TEST_CASE("a wrong element of a large probe is seen, compared by itself or not") {
+    matrix<double, cpu> x(20, 30), y(1, 1), dx(20, 30), upstream(1, 1);
+    upstream(0, 0) = 1.0;
+    for (index i = 0; i < x.size(); ++i) {
+      x.data()[i] = 0.01 * static_cast<double>(i) - 3.0;
+      dx.data()[i] = std::cos(x.data()[i]);
+    }
+    const matrix<double, cpu> kept = x;
+    const auto check = [&] {
+      // 600 sines of at most one.
+      return testing::gradient_check(
+          "sines", {{"x", x.view(), dx.view()}}, upstream,
+          {.roundings = 600.0 + 2.0, .magnitude = 600.0, .elements = 60},
+          [&] {
+            y(0, 0) = 0.0;
+            for (index i = 0; i < x.size(); ++i) y(0, 0) += std::sin(x.data()[i]);
+            return matrix_view<const double, cpu>(y.view());
+          },
+          [] { return 0; });
+    };
+    support::obeys(check());
+    CHECK(testing::first_difference(x, kept) == "");
+    for (const index i : {0, 1, 9, 10, 307, 599}) {
+      CAPTURE(i);
+      const double right = dx.data()[i];
+      dx.data()[i] += 1e-2;
+      const testing::report found = check();
+      REQUIRE(found.failures.size() == 1);
+      CHECK(mentions(found.failures[0],
+                     i % 10 == 0 ? ": element [" : ": the sum along a direction is "));
+      dx.data()[i] = right;
     }
   }
 
@@ -197,4 +232,4 @@ TEST_SUITE("testing/report") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::gradient_check_test

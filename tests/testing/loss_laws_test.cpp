@@ -17,7 +17,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::loss_laws_test {
 
 namespace {
 
@@ -150,4 +150,4 @@ TEST_SUITE("testing/loss_laws") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::loss_laws_test

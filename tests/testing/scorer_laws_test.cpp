@@ -14,7 +14,7 @@
 
 #include <string>
 
-namespace talpa {
+namespace talpa::scorer_laws_test {
 
 namespace {
 
@@ -163,4 +163,4 @@ TEST_SUITE("testing/scorer_laws") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::scorer_laws_test

@@ -10,7 +10,7 @@
 #include <string>
 #include <type_traits>
 
-namespace talpa {
+namespace talpa::selector_laws_test {
 
 namespace {
 
@@ -225,4 +225,4 @@ TEST_SUITE("testing/selector_laws") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::selector_laws_test

@@ -42,6 +42,9 @@ struct gradient_accuracy {
   double magnitude = 0.0;  ///< bound of the sum of absolute terms of the projected output
   /// Whether some gradient must stand out of the bound. False where it is zero by construction.
   bool expect_nonzero = true;
+  /// A probe of more elements than this has so many of them compared one by one, and all of them
+  /// together along one direction; >= 1
+  index elements = 64;
 };
 
 /// Step of a central difference at x: cbrt(eps) max(1, |x|) balances truncation and rounding.
@@ -71,19 +74,22 @@ inline double exact_dot(const matrix_view<const double, cpu>& a,
 
 /// Compares gradients with central differences of the projected output in double.
 ///
-/// For each element x of each probe, d = (f(x + h) - f(x - h)) / 2h with h = difference_step(x) and
+/// For an element x of a probe, d = (f(x + h) - f(x - h)) / 2h with h = difference_step(x) and
 /// f = sum of `upstream` * output. The claim must be within
 ///   |d(2h) - d(h)| + gamma(roundings) magnitude (2 / h + 1)
 /// of d: the truncation error of d is h^2 f''' / 6 + O(h^4), a third of |d(2h) - d(h)| to leading
 /// order, which leaves room for the next; and each of the four values of f is off by at most
-/// gamma(roundings) magnitude.
+/// gamma(roundings) magnitude. A probe of at most `accuracy.elements` elements has each compared.
+/// Of a larger one so many at equal distances are, and then all move at once: element i by h_i c_i
+/// with c = cotangent, and sum_i claim_i h_i c_i is compared with the difference of f in the same
+/// way. Cost: four runs of the function for a comparison.
 ///
 /// `output()` runs the function on what the probes show now and returns a view [rows, cols] of the
 /// shape of `upstream`; gradients must have been computed with that upstream. `signature()` returns
 /// what must not change while probing, such as the selection: where it does, the function has a
 /// kink and the difference means nothing, which is a failure of the inputs. Return 0 if there is
 /// nothing of the kind.
-/// The report holds the worst element of each probe that fails.
+/// The report holds the worst comparison of each probe that fails.
 template <class Output, class Signature>
 report gradient_check(const std::string& what, const std::vector<gradient_probe>& probes,
                       const matrix<double, cpu>& upstream, const gradient_accuracy& accuracy,
@@ -101,51 +107,87 @@ report gradient_check(const std::string& what, const std::vector<gradient_probe>
   const std::decay_t<decltype(signature())> before = signature();
   bool stands_out = false;
   for (const gradient_probe& probe : probes) {
+    const matrix_view<double, cpu> x = probe.value;
     law same(out, concat(what, ": the selection stays while '", probe.name, "' is probed"));
     law close(out, concat(what, ": the gradient of '", probe.name, "' equals differences"));
-    close.expect(probe.gradient.rows == probe.value.rows && probe.gradient.cols == probe.value.cols,
-                 [&] {
-                   return concat("shape ", shape_text(probe.gradient.rows, probe.gradient.cols),
-                                 " instead of ", shape_text(probe.value.rows, probe.value.cols));
-                 });
+    close.expect(probe.gradient.rows == x.rows && probe.gradient.cols == x.cols, [&] {
+      return concat("shape ", shape_text(probe.gradient.rows, probe.gradient.cols), " instead of ",
+                    shape_text(x.rows, x.cols));
+    });
     if (close.broken()) continue;
-    // Worst element so far: the largest error in units of its bound.
+    // Worst comparison so far: the largest error in units of its bound.
     double worst = 0.0;
     std::string worst_text;
-    for (index r = 0; r < probe.value.rows; ++r) {
-      for (index c = 0; c < probe.value.cols; ++c) {
-        double& x = probe.value(r, c);
-        const double at = x;
-        const auto slope = [&](double step) {
-          // The points as they are after rounding.
-          const double above = at + step, below = at - step;
-          x = above;
-          const double high = value();
-          const bool same_above = signature() == before;
-          x = below;
-          const double low = value();
-          same.expect(same_above && signature() == before,
-                      [&] { return concat("not at element ", shape_text(r, c)); });
-          x = at;
-          return (high - low) / (above - below);
-        };
-        const double step = difference_step(at);
-        const double near = slope(step), far = slope(2.0 * step);
-        const double bound = std::abs(far - near) + value_error * (2.0 / step + 1.0);
-        const double claim = probe.gradient(r, c);
-        const double error = std::abs(claim - near);
-        const bool inside = std::isfinite(claim) && std::isfinite(bound) && error <= bound;
-        stands_out = stands_out || (inside && std::abs(near) > 4.0 * bound);
-        const double ratio = inside ? 0.0
-                             : std::isfinite(error) && std::isfinite(bound)
-                                 ? error / std::max(bound, std::numeric_limits<double>::min())
-                                 : std::numeric_limits<double>::infinity();
-        if (!inside && (worst_text.empty() || ratio > worst)) {
-          worst = ratio;
-          worst_text = concat("element ", shape_text(r, c), " is ", digits(claim), " instead of ",
-                              digits(near), ", bound ", digits(bound));
+    // f(t) - f(-t), where move(t) puts the probe at t.
+    const auto difference = [&](const auto& move, double t, const auto& where) {
+      move(t);
+      const double high = value();
+      const bool same_above = signature() == before;
+      move(-t);
+      const double low = value();
+      same.expect(same_above && signature() == before, [&] { return concat("not at ", where()); });
+      return high - low;
+    };
+    const auto compare = [&](double claim, double near, double bound, const auto& where) {
+      const double error = std::abs(claim - near);
+      const bool inside = std::isfinite(claim) && std::isfinite(bound) && error <= bound;
+      stands_out = stands_out || (inside && std::abs(near) > 4.0 * bound);
+      const double ratio = inside ? 0.0
+                           : std::isfinite(error) && std::isfinite(bound)
+                               ? error / std::max(bound, std::numeric_limits<double>::min())
+                               : std::numeric_limits<double>::infinity();
+      if (!inside && (worst_text.empty() || ratio > worst)) {
+        worst = ratio;
+        worst_text = concat(where(), " is ", digits(claim), " instead of ", digits(near),
+                            ", bound ", digits(bound));
+      }
+    };
+
+    const index size = x.rows * x.cols;
+    const index compared = std::min(size, accuracy.elements);
+    for (index k = 0; k < compared; ++k) {
+      const index i = k * size / compared, r = i / x.cols, c = i % x.cols;
+      const auto where = [&] { return concat("element ", shape_text(r, c)); };
+      const double at = x(r, c), step = difference_step(at);
+      const auto move = [&](double t) { x(r, c) = at + t; };
+      // Divided by the distance of the points as they are after rounding.
+      const auto slope = [&](double t) {
+        return difference(move, t, where) / ((at + t) - (at - t));
+      };
+      const double near = slope(step), far = slope(2.0 * step);
+      x(r, c) = at;
+      compare(probe.gradient(r, c), near, std::abs(far - near) + value_error * (2.0 / step + 1.0),
+              where);
+    }
+
+    if (compared < size) {
+      const auto where = [] { return std::string("the sum along a direction"); };
+      const matrix<double, cpu> direction = cotangent(x.rows, x.cols, 1);
+      matrix<double, cpu> at(x.rows, x.cols);
+      double claim = 0.0, absolute = 0.0;
+      for (index r = 0; r < x.rows; ++r) {
+        for (index c = 0; c < x.cols; ++c) {
+          at(r, c) = x(r, c);
+          const double step = difference_step(at(r, c)) * direction(r, c);
+          const double term = probe.gradient(r, c) * ((at(r, c) + step) - (at(r, c) - step)) / 2.0;
+          claim += term;
+          absolute += std::abs(term);
         }
       }
+      const auto move = [&](double t) {
+        for (index r = 0; r < x.rows; ++r) {
+          for (index c = 0; c < x.cols; ++c) {
+            x(r, c) = at(r, c) + t * (difference_step(at(r, c)) * direction(r, c));
+          }
+        }
+      };
+      const double near = difference(move, 1.0, where) / 2.0;
+      const double far = difference(move, 2.0, where) / 4.0;
+      move(0.0);
+      compare(claim, near,
+              std::abs(far - near) + 3.0 * value_error +
+                  gamma<double>(static_cast<double>(size) + 2.0) * absolute,
+              where);
     }
     close.expect_none(worst_text);
   }

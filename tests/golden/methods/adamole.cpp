@@ -19,7 +19,7 @@
 
 #include <string>
 
-namespace talpa::golden {
+namespace talpa::golden::adamole_method {
 
 namespace {
 
@@ -78,4 +78,4 @@ const registration entry("routers/adamole", adamole);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::adamole_method

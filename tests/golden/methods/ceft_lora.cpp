@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa::golden {
+namespace talpa::golden::ceft_lora_method {
 
 namespace {
 
@@ -136,4 +136,4 @@ const registration entry("perft/ceft_lora", ceft_lora);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::ceft_lora_method

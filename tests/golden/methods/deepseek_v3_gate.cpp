@@ -24,7 +24,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa::golden {
+namespace talpa::golden::deepseek_v3_gate_method {
 
 namespace {
 
@@ -125,4 +125,4 @@ const registration entry("routers/deepseek_v3_gate", deepseek);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::deepseek_v3_gate_method

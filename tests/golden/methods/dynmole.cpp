@@ -6,7 +6,7 @@
 #include <talpa/losses/load_balance.hpp>
 #include <talpa/selectors/dynamic_entropy.hpp>
 
-namespace talpa::golden {
+namespace talpa::golden::dynmole_method {
 
 namespace {
 
@@ -24,7 +24,7 @@ std::string compare_selections(const Selector& selector, matrix_view<const doubl
   const matrix<double, cpu> h = entropies(selector.entropy, u);
   for (index n = 0; n < u.rows; ++n) {
     const double off = std::abs(h(0, n) - selector.threshold);
-    if (sensitive && selector.threshold < 1.0 && off <= entropy_rounding.relative) continue;
+    if (sensitive && 1.0 > selector.threshold && off <= entropy_rounding.relative) continue;
     tensor row;
     row.shape = {1, u.cols};
     const auto first = mask.data.begin() + n * u.cols;
@@ -140,4 +140,4 @@ const registration layer_entry("routers/dynmole_layer", dynmole_layer);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::dynmole_method

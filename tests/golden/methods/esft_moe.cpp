@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa::golden {
+namespace talpa::golden::esft_moe_method {
 
 namespace {
 
@@ -139,4 +139,4 @@ const registration entry{"perft/esft_moe", esft_moe};
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::esft_moe_method

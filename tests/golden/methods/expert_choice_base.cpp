@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa::golden {
+namespace talpa::golden::expert_choice_base_method {
 
 namespace {
 
@@ -97,4 +97,4 @@ const registration entry("routers/expert_choice_base", expert_choice_base);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::expert_choice_base_method

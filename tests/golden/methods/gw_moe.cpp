@@ -12,7 +12,7 @@
 
 #include <algorithm>
 
-namespace talpa::golden {
+namespace talpa::golden::gw_moe_method {
 
 namespace {
 
@@ -223,4 +223,4 @@ const registration entry("routers/gw_moe", gw_moe);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::gw_moe_method

@@ -13,7 +13,7 @@
 #include <cmath>
 #include <cstdint>
 
-namespace talpa::golden {
+namespace talpa::golden::hmora_method {
 
 namespace {
 
@@ -84,4 +84,4 @@ const registration entry("routers/hmora", hmora);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::hmora_method

@@ -25,7 +25,7 @@
 
 #include <cstdint>
 
-namespace talpa::golden {
+namespace talpa::golden::ldmole_method {
 
 namespace {
 
@@ -109,4 +109,4 @@ const registration entry("routers/ldmole", ldmole);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::ldmole_method

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa::golden {
+namespace talpa::golden::load_balance_method {
 
 namespace {
 
@@ -107,4 +107,4 @@ const registration entry("perft/load_balance", load_balance_over_layers);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::load_balance_method

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <string>
 
-namespace talpa::golden {
+namespace talpa::golden::loramoe_dense_method {
 
 namespace {
 
@@ -106,4 +106,4 @@ const registration entry("routers/loramoe_dense", loramoe_dense);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::loramoe_dense_method

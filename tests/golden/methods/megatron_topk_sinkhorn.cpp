@@ -19,7 +19,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa::golden {
+namespace talpa::golden::megatron_topk_sinkhorn_method {
 
 namespace {
 
@@ -171,4 +171,4 @@ const registration entry("routers/megatron_topk_sinkhorn", megatron);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::megatron_topk_sinkhorn_method

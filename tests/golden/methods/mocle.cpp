@@ -18,7 +18,7 @@
 
 #include <cstdint>
 
-namespace talpa::golden {
+namespace talpa::golden::mocle_method {
 
 namespace {
 
@@ -64,4 +64,4 @@ const registration entry("routers/mocle", mocle);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::mocle_method

@@ -26,7 +26,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa::golden {
+namespace talpa::golden::mor_method {
 
 namespace {
 
@@ -157,4 +157,4 @@ const registration entry("routers/mor", mor);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::mor_method

@@ -7,7 +7,7 @@
 
 #include <string>
 
-namespace talpa::golden {
+namespace talpa::golden::parrot_moe_method {
 
 namespace {
 
@@ -60,4 +60,4 @@ const registration entries[] = {{"perft/parrot_moe", parrot_moe},
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::parrot_moe_method

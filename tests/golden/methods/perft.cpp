@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa::golden {
+namespace talpa::golden::perft_method {
 
 namespace {
 
@@ -185,4 +185,4 @@ const registration entries[] = {{"perft/perft_r", perft_r},
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::perft_method

@@ -10,7 +10,7 @@
 #include <talpa/routing/statistics.hpp>
 #include <talpa/selectors/rectified.hpp>
 
-namespace talpa::golden {
+namespace talpa::golden::remoe_relu_method {
 
 namespace {
 
@@ -47,4 +47,4 @@ const registration entry("routers/remoe_relu", remoe);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::remoe_relu_method

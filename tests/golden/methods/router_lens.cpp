@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa::golden {
+namespace talpa::golden::router_lens_method {
 
 namespace {
 
@@ -148,4 +148,4 @@ const registration entries[] = {{"perft/routerlens_count", count}, {"perft/esft_
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::router_lens_method

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa::golden {
+namespace talpa::golden::routerlens_loss_method {
 
 namespace {
 
@@ -58,4 +58,4 @@ const registration entry{"perft/routerlens_loss", routerlens_loss};
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::routerlens_loss_method

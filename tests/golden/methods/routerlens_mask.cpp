@@ -7,7 +7,7 @@
 #include <limits>
 #include <string>
 
-namespace talpa::golden {
+namespace talpa::golden::routerlens_mask_method {
 
 namespace {
 
@@ -56,4 +56,4 @@ const registration entry{"perft/routerlens_mask", routerlens_mask};
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::routerlens_mask_method

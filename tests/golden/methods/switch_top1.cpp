@@ -15,7 +15,7 @@
 #include <string>
 #include <utility>
 
-namespace talpa::golden {
+namespace talpa::golden::switch_top1_method {
 
 namespace {
 
@@ -99,4 +99,4 @@ const registration entry("routers/switch_top1", switch_top1);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::switch_top1_method

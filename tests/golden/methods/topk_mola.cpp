@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa::golden {
+namespace talpa::golden::topk_mola_method {
 
 namespace {
 
@@ -86,4 +86,4 @@ const registration entry("routers/topk_mola", topk_mola);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::topk_mola_method

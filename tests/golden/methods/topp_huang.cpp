@@ -5,7 +5,7 @@
 #include <talpa/losses/load_balance.hpp>
 #include <talpa/selectors/top_p.hpp>
 
-namespace talpa::golden {
+namespace talpa::golden::topp_huang_method {
 
 namespace {
 
@@ -58,4 +58,4 @@ const registration entry("routers/topp_huang", topp_huang);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::topp_huang_method

@@ -7,7 +7,7 @@
 #include <talpa/selectors/dense.hpp>
 #include <talpa/selectors/top_k.hpp>
 
-namespace talpa::golden {
+namespace talpa::golden::xlora_method {
 
 namespace {
 
@@ -44,4 +44,4 @@ const registration entry("routers/xlora", xlora);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::xlora_method
