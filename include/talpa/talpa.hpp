@@ -66,6 +66,7 @@
 #include <talpa/cpu/sequence_rows.hpp>
 #include <talpa/cpu/sgd.hpp>
 #include <talpa/cpu/sinkhorn.hpp>
+#include <talpa/cpu/slot_dropout.hpp>
 #include <talpa/cpu/softmax.hpp>
 #include <talpa/cpu/unit_rows.hpp>
 #include <talpa/experts/adapted_glu.hpp>
@@ -137,6 +138,7 @@
 #include <talpa/ops/sequence_rows.hpp>
 #include <talpa/ops/sgd.hpp>
 #include <talpa/ops/sinkhorn.hpp>
+#include <talpa/ops/slot_dropout.hpp>
 #include <talpa/ops/softmax.hpp>
 #include <talpa/ops/unit_rows.hpp>
 #include <talpa/optim/adamw.hpp>

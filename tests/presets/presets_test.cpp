@@ -145,6 +145,8 @@ TEST_SUITE("presets") {
     presets::perft_e.validate();
     presets::perft_d.validate();
     presets::perft_s.validate();
+    presets::perft_parallel_adapter.validate();
+    CHECK(presets::perft_parallel_adapter.hidden_dropout() == 0.05);
     presets::ceft.validate();
     presets::esft.validate();
     presets::parrot.validate();

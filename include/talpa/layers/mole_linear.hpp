@@ -119,7 +119,7 @@ struct mole_linear {
     check_shape(name, "x", x, x.rows, p.base.weight.cols(), "tokens, input width of the base");
     check_shape(name, "y", y, x.rows, p.base.weight.rows(), "tokens, output width of the base");
 
-    const auto dropout = input_dropout::draw(name, expert.input_dropout(), m, batch);
+    const auto dropout = mixed().draw(name, m, batch);
     saved<T, B> kept;
     kept.router = router.forward(ctx, p.router, experts, x, m, batch);
     kept.routed = kept.router.routed;
