@@ -165,6 +165,7 @@
 #include <talpa/presets/parrot.hpp>
 #include <talpa/presets/perft.hpp>
 #include <talpa/presets/re_moe.hpp>
+#include <talpa/presets/smora.hpp>
 #include <talpa/routing/always_on.hpp>
 #include <talpa/routing/entropy.hpp>
 #include <talpa/routing/expert_set.hpp>

@@ -15,6 +15,7 @@
 #include <talpa/presets/parrot.hpp>
 #include <talpa/presets/perft.hpp>
 #include <talpa/presets/re_moe.hpp>
+#include <talpa/presets/smora.hpp>
 #include <talpa/talpa.hpp>
 #include <talpa/testing/parameters.hpp>
 
@@ -132,6 +133,29 @@ TEST_SUITE("presets") {
   TEST_CASE("re_moe") {
     CHECK(presets::re_moe_controller.coefficient == 1e-8);
     trains(presets::re_moe, presets::re_moe_loss);
+  }
+  TEST_CASE("smora") {
+    CHECK(presets::smora.expert.rank == 1);
+    CHECK(presets::smora.experts == 64);
+    CHECK(presets::smora.expert.scale() == 2.0);
+    auto layer = presets::smora;
+    // The bias has no gradient, and the loss of other presets is none of this one.
+    trains(layer, losses{term{0.0, load_balance<balance::per_rank, balance::pooled>{}}});
+    // A bias can choose a rank, and changes no weight.
+    generator random(3);
+    auto params =
+        layer.init<float, cpu>(linear{}.init<float, cpu>(inputs, outputs, random, ""), random);
+    matrix<float, cpu> x(tokens, inputs), y(tokens, outputs);
+    fill_normal(x.view(), 1.0, random);
+    context<cpu> ctx(1);
+    for (index e = 0; e < 8; ++e) params.router.expert_bias.value()(0, e) = 1.0F;
+    const auto kept = layer.forward(ctx, params, x, y.view(), mode::inference);
+    double mass = 0.0;
+    for (index e = 0; e < 8; ++e) {
+      CHECK(kept.routed.routing.gates(5, e) > 0.0F);
+      mass += static_cast<double>(kept.routed.routing.gates(5, e));
+    }
+    CHECK(mass < 1.0);
   }
   TEST_CASE("ld_mole") {
     CHECK(presets::ld_mole.router.selector.control.hidden == 512);
