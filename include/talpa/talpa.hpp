@@ -32,6 +32,7 @@
 #include <talpa/cpu/add.hpp>
 #include <talpa/cpu/assign_balanced.hpp>
 #include <talpa/cpu/bias.hpp>
+#include <talpa/cpu/block_scale.hpp>
 #include <talpa/cpu/context.hpp>
 #include <talpa/cpu/copy.hpp>
 #include <talpa/cpu/cross_entropy.hpp>
@@ -69,8 +70,10 @@
 #include <talpa/cpu/slot_dropout.hpp>
 #include <talpa/cpu/softmax.hpp>
 #include <talpa/cpu/unit_rows.hpp>
+#include <talpa/cpu/weight_norm.hpp>
 #include <talpa/experts/adapted_glu.hpp>
 #include <talpa/experts/concept.hpp>
+#include <talpa/experts/dora.hpp>
 #include <talpa/experts/explain.hpp>
 #include <talpa/experts/glu_ffn.hpp>
 #include <talpa/experts/lora.hpp>
@@ -109,6 +112,7 @@
 #include <talpa/ops/add.hpp>
 #include <talpa/ops/assign_balanced.hpp>
 #include <talpa/ops/bias.hpp>
+#include <talpa/ops/block_scale.hpp>
 #include <talpa/ops/copy.hpp>
 #include <talpa/ops/cross_entropy.hpp>
 #include <talpa/ops/dropout.hpp>
@@ -141,6 +145,7 @@
 #include <talpa/ops/slot_dropout.hpp>
 #include <talpa/ops/softmax.hpp>
 #include <talpa/ops/unit_rows.hpp>
+#include <talpa/ops/weight_norm.hpp>
 #include <talpa/optim/adamw.hpp>
 #include <talpa/optim/clip.hpp>
 #include <talpa/optim/expert_bias.hpp>

@@ -94,4 +94,15 @@ concept drops_hidden = expert_policy<X> &&
     } -> std::same_as<typename X::template saved<float, cpu>>;
 };
 
+/// An expert whose bank looks at the map that it adapts: `adapt(base, E, generator, prefix)` makes a
+/// bank on a frozen weight [O, D] that somebody else owns.
+template <class X>
+concept base_adapting_expert = expert_policy<X> &&
+    requires(const X x, matrix_view<float, cpu> base, index n, generator& random,
+             const char* prefix) {
+  {
+    x.template adapt<float, cpu>(base, n, random, prefix)
+    } -> std::same_as<typename X::template params<float, cpu>>;
+};
+
 }  // namespace talpa

@@ -93,12 +93,19 @@ struct mixture {
     const auto bytes = [](index count, std::size_t size) {
       return workspace<B>::rounded(static_cast<std::size_t>(count) * size);
     };
+    const auto more = [&](index rows) -> std::size_t {
+      if constexpr (requires { expert.template more_saved_bytes<T, B>(rows, outputs, experts); }) {
+        return expert.template more_saved_bytes<T, B>(rows, outputs, experts);
+      } else {
+        return 0;
+      }
+    };
     if (choose(inputs, outputs) == strategy::dense_masked) {
-      return bytes(tokens * experts * expert.width(), sizeof(T));
+      return bytes(tokens * experts * expert.width(), sizeof(T)) + more(tokens);
     }
     const index capacity = tokens * max_selected;
     return segments_bytes<B>(tokens, experts, capacity) + bytes(capacity, sizeof(T)) +
-           bytes(capacity * expert.width(), sizeof(T));
+           bytes(capacity * expert.width(), sizeof(T)) + more(capacity);
   }
 
   /// Writes or adds to y as y_mode says; keeps what backward reads in ctx.memory.
