@@ -67,7 +67,8 @@ TEST_SUITE("experts/parallel_adapter") {
     context<cpu> ctx(2);
     matrix<T, cpu> y(tokens, outputs), all(tokens, outputs);
     expert.forward_masked(ctx, p, gates, x, y.view(), mask);
-    for (index i = 0; i < all.size(); ++i) all.data()[i] = static_cast<T>(expected.values[static_cast<std::size_t>(i)]);
+    for (index i = 0; i < all.size(); ++i)
+      all.data()[i] = static_cast<T>(expected.values[static_cast<std::size_t>(i)]);
     const auto rounded = [&](index n, index o) {
       return bound(n, o) + testing::gamma<T>(1.0) * std::abs(expected(n, o));
     };

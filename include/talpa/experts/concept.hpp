@@ -81,8 +81,8 @@ concept rank_space_expert = expert_policy<X> &&
     } -> std::same_as<void>;
 };
 
-/// An expert that drops part of what lies inside of it: `hidden_dropout()` is the share, and forward
-/// takes the mask of the call as its last argument.
+/// An expert that drops part of what lies inside of it: `hidden_dropout()` is the share, and
+/// forward takes the mask of the call as its last argument.
 template <class X>
 concept drops_hidden = expert_policy<X> &&
     requires(const X x, context<cpu>& ctx, typename X::template params<float, cpu>& params,
@@ -94,8 +94,8 @@ concept drops_hidden = expert_policy<X> &&
     } -> std::same_as<typename X::template saved<float, cpu>>;
 };
 
-/// An expert whose bank looks at the map that it adapts: `adapt(base, E, generator, prefix)` makes a
-/// bank on a frozen weight [O, D] that somebody else owns.
+/// An expert whose bank looks at the map that it adapts: `adapt(base, E, generator, prefix)` makes
+/// a bank on a frozen weight [O, D] that somebody else owns.
 template <class X>
 concept base_adapting_expert = expert_policy<X> &&
     requires(const X x, matrix_view<float, cpu> base, index n, generator& random,

@@ -75,8 +75,8 @@ struct mixture {
     }
   }
 
-  /// Draws the masks of one call from batch.random, one after the other, where there is something to
-  /// drop; `function` is the layer that asks.
+  /// Draws the masks of one call from batch.random, one after the other, where there is something
+  /// to drop; `function` is the layer that asks.
   template <class T, backend B>
   drawn_dropout draw(const char* function, mode m, const batch_info<T, B>& batch) const {
     drawn_dropout drawn{input_dropout::draw(function, expert.input_dropout(), m, batch), {}};
