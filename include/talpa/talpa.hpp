@@ -69,6 +69,7 @@
 #include <talpa/cpu/sinkhorn.hpp>
 #include <talpa/cpu/slot_dropout.hpp>
 #include <talpa/cpu/softmax.hpp>
+#include <talpa/cpu/svd.hpp>
 #include <talpa/cpu/unit_rows.hpp>
 #include <talpa/cpu/weight_norm.hpp>
 #include <talpa/experts/adapted_glu.hpp>
@@ -96,6 +97,7 @@
 #include <talpa/layers/router.hpp>
 #include <talpa/layers/slots.hpp>
 #include <talpa/layers/strategy.hpp>
+#include <talpa/layers/svd_segments.hpp>
 #include <talpa/losses/concept.hpp>
 #include <talpa/losses/entropy.hpp>
 #include <talpa/losses/explain.hpp>
@@ -144,6 +146,7 @@
 #include <talpa/ops/sinkhorn.hpp>
 #include <talpa/ops/slot_dropout.hpp>
 #include <talpa/ops/softmax.hpp>
+#include <talpa/ops/svd.hpp>
 #include <talpa/ops/unit_rows.hpp>
 #include <talpa/ops/weight_norm.hpp>
 #include <talpa/optim/adamw.hpp>
@@ -160,6 +163,7 @@
 #include <talpa/presets/ceft.hpp>
 #include <talpa/presets/dyn_mole.hpp>
 #include <talpa/presets/esft.hpp>
+#include <talpa/presets/goat.hpp>
 #include <talpa/presets/gw_moe.hpp>
 #include <talpa/presets/hydra_lora.hpp>
 #include <talpa/presets/ld_mole.hpp>

@@ -5,6 +5,7 @@
 #include <talpa/presets/ceft.hpp>
 #include <talpa/presets/dyn_mole.hpp>
 #include <talpa/presets/esft.hpp>
+#include <talpa/presets/goat.hpp>
 #include <talpa/presets/gw_moe.hpp>
 #include <talpa/presets/hydra_lora.hpp>
 #include <talpa/presets/ld_mole.hpp>
@@ -116,6 +117,13 @@ TEST_SUITE("presets") {
     CHECK(presets::dyn_mole.router.selector.entropy.q == 1.1);
     CHECK(presets::dyn_mole.router.selector.threshold == 0.9);
     trains(presets::dyn_mole, presets::dyn_mole_losses);
+  }
+  TEST_CASE("goat") {
+    const auto layer = presets::goat(12);
+    // sqrt(3 D / R) = 6.
+    CHECK(layer.expert.scale() == 6.0);
+    CHECK(presets::goat_segments.rho == 10.0);
+    trains(layer, presets::goat_losses);
   }
   TEST_CASE("gw_moe") {
     // 1.8 nats of ln 8, to the two digits that are documented.
