@@ -89,11 +89,11 @@ void check_svd(const matrix<T, cpu>& w, index zeros = 0) {
 TEST_SUITE("ops/svd") {
   TEST_CASE_TEMPLATE("a weight is the sum of its singular triplets", T, float, double) {
     support::test_random random(8);
-    for (const auto& [rows, cols] :
+    for (const auto& shape :
          {std::pair<index, index>{1, 1}, {1, 5}, {5, 1}, {4, 4}, {7, 12}, {12, 7}, {33, 20}}) {
-      CAPTURE(rows);
-      CAPTURE(cols);
-      check_svd(support::random_matrix<T>(random, rows, cols));
+      CAPTURE(shape.first);
+      CAPTURE(shape.second);
+      check_svd(support::random_matrix<T>(random, shape.first, shape.second));
     }
   }
 

@@ -21,8 +21,8 @@ struct svd_segments {
 /// Lets each LoRA expert begin as a segment of the singular value decomposition of the base, and
 /// takes their mean out of the base.
 ///
-/// With W = sum_k s_k u_k v_k^T, E experts and segments of L = floor(min(O, D) / E) values, expert e
-/// gets the first R of its segment: for k = e L + r, A_(e R + r) = sqrt(s_k / (s rho)) v_k and
+/// With W = sum_k s_k u_k v_k^T, E experts and segments of L = floor(min(O, D) / E) values, expert
+/// e gets the first R of its segment: for k = e L + r, A_(e R + r) = sqrt(s_k / (s rho)) v_k and
 /// B_(e R + r) = sqrt(s_k / (s rho)) u_k, s the scale of the expert, so that s B_e A_e is its part
 /// of W divided by rho. Then W -= (correction / E) s sum_e B_e A_e: where gates sum to one and no
 /// expert is preferred, the layer begins as the base was, on average over routings.

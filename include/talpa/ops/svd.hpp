@@ -23,10 +23,10 @@ struct svd_impl {
 /// positive.
 /// Shapes: w [O, D]; u [K, O], row k is u_k; s [1, K]; v [K, D], row k is v_k.
 /// Edges: to a singular value of zero belongs a row of zeros in the longer of u and v, and a
-/// direction in the other. NaN or infinity anywhere in w makes all results NaN. O = 0 or D = 0 gives
-/// nothing.
-/// Cost: one-sided Jacobi in double, sweeps of 6 K^2 (O + D) flop each until no pair of rows is more
-/// than rounding away from orthogonal, some ten; takes K (O + D) doubles of scratch. For the
+/// direction in the other. NaN or infinity anywhere in w makes all results NaN. O = 0 or D = 0
+/// gives nothing.
+/// Cost: one-sided Jacobi in double, sweeps of 6 K^2 (O + D) flop each until no pair of rows is
+/// more than rounding away from orthogonal, some ten; takes K (O + D) doubles of scratch. For the
 /// beginning of a training, not for its steps.
 /// Determinism: same bits for any number of threads.
 /// Throws: shape_error.
