@@ -14,8 +14,8 @@
 namespace talpa::presets {
 
 /// GOAT for maps of D = `inputs` columns: top-2 of 8 LoRA experts with renormalised gates, the
-/// scale of the experts made for D. After init call begin_as_segments with goat_segments on the base and
-/// the bank.
+/// scale of the experts made for D. After init call begin_as_segments with goat_segments on the
+/// base and the bank.
 ///
 /// Numbers: rank 8 in all, 1 an expert, scale sqrt(3 eta D / R) with eta = 1, dropout 0.05,
 /// Kaiming router.
