@@ -56,6 +56,8 @@
 #include <talpa/cpu/overlay_rows.hpp>
 #include <talpa/cpu/pair_gates.hpp>
 #include <talpa/cpu/parallel.hpp>
+#include <talpa/cpu/ragged_gate.hpp>
+#include <talpa/cpu/ragged_gemm.hpp>
 #include <talpa/cpu/rank_gate.hpp>
 #include <talpa/cpu/rank_share.hpp>
 #include <talpa/cpu/reduce.hpp>
@@ -78,6 +80,7 @@
 #include <talpa/experts/explain.hpp>
 #include <talpa/experts/glu_ffn.hpp>
 #include <talpa/experts/lora.hpp>
+#include <talpa/experts/mixed_rank_lora.hpp>
 #include <talpa/experts/mlp.hpp>
 #include <talpa/experts/parallel_adapter.hpp>
 #include <talpa/experts/shared_lora.hpp>
@@ -134,6 +137,8 @@
 #include <talpa/ops/noise.hpp>
 #include <talpa/ops/overlay_rows.hpp>
 #include <talpa/ops/pair_gates.hpp>
+#include <talpa/ops/ragged_gate.hpp>
+#include <talpa/ops/ragged_gemm.hpp>
 #include <talpa/ops/rank_gate.hpp>
 #include <talpa/ops/rank_share.hpp>
 #include <talpa/ops/reduce.hpp>

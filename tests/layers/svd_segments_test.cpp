@@ -77,7 +77,8 @@ TEST_SUITE("layers/svd_segments") {
         const auto [sum, size] = all.update(o, d);
         const double w = static_cast<double>(all.before(o, d));
         // The decomposition of a matrix of 9 x 12 standard normal numbers, of norm below 12:
-        // fifteen sweeps of nine turns of four roundings; then its roundings to T and those of the roots.
+        // fifteen sweeps of nine turns of four roundings; then its roundings to T and those of
+        // the roots.
         const double bound =
             testing::gamma<double>(540.0) * 12.0 + testing::gamma<T>(8.0 + outputs) * size;
         CHECK(std::abs(sum - w) <= bound);

@@ -5,8 +5,11 @@
 
 #include <talpa/cpu/block_scale.hpp>
 #include <talpa/cpu/mul.hpp>
+#include <talpa/cpu/ragged_gate.hpp>
+#include <talpa/cpu/ragged_gemm.hpp>
 #include <talpa/cpu/weight_norm.hpp>
 #include <talpa/experts/dora.hpp>
+#include <talpa/experts/mixed_rank_lora.hpp>
 #include <talpa/layers/mole_linear.hpp>
 
 #include <doctest/doctest.h>
@@ -33,7 +36,27 @@ affine_params<T, cpu> frozen_base(generator& random, index from = inputs) {
 
 }  // namespace
 
-TEST_SUITE("layers/mole_linear_dora") {
+TEST_SUITE("layers/mole_linear_experts") {
+  TEST_CASE("laws of mole_linear with experts of different ranks") {
+    for (const strategy execution : {strategy::dense_masked, strategy::grouped}) {
+      const mole_linear<router<linear_scorer, top_k<gate::renormalised>>, mixed_rank_lora> layer{
+          .router = {.selector = {.k = 2}},
+          .expert = {.ranks = {1, 3, 2, 4}, .alpha = 3.0, .dropout = 0.25},
+          .experts = 4,
+          .execution = execution};
+      const auto init = [&]<class U>(generator& random) {
+        return layer.template init<U, cpu>(frozen_base<U>(random, outputs), random);
+      };
+      obeys(testing::layer_laws<double>(layer, init, {}, {.many_tokens = 600}));
+      generator random(4);
+      const auto p = layer.template init<float, cpu>(frozen_base<float>(random), random);
+      matrix<float, cpu> x(40, inputs), y(40, outputs);
+      context<cpu> ctx(1);
+      layer.forward(ctx, p, x, y.view(), mode::inference);
+      CHECK(ctx.memory.used() <= layer.plan(p, 40).saved_bytes);
+    }
+  }
+
   TEST_CASE("laws of mole_linear with dora") {
     for (const strategy execution : {strategy::dense_masked, strategy::grouped}) {
       const mole_dora layer{.router = {.selector = {.k = 2}},
