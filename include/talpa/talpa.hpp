@@ -32,6 +32,7 @@
 #include <talpa/cpu/add.hpp>
 #include <talpa/cpu/assign_balanced.hpp>
 #include <talpa/cpu/bias.hpp>
+#include <talpa/cpu/block_scale.hpp>
 #include <talpa/cpu/context.hpp>
 #include <talpa/cpu/copy.hpp>
 #include <talpa/cpu/cross_entropy.hpp>
@@ -55,6 +56,8 @@
 #include <talpa/cpu/overlay_rows.hpp>
 #include <talpa/cpu/pair_gates.hpp>
 #include <talpa/cpu/parallel.hpp>
+#include <talpa/cpu/ragged_gate.hpp>
+#include <talpa/cpu/ragged_gemm.hpp>
 #include <talpa/cpu/rank_gate.hpp>
 #include <talpa/cpu/rank_share.hpp>
 #include <talpa/cpu/reduce.hpp>
@@ -66,13 +69,18 @@
 #include <talpa/cpu/sequence_rows.hpp>
 #include <talpa/cpu/sgd.hpp>
 #include <talpa/cpu/sinkhorn.hpp>
+#include <talpa/cpu/slot_dropout.hpp>
 #include <talpa/cpu/softmax.hpp>
+#include <talpa/cpu/svd.hpp>
 #include <talpa/cpu/unit_rows.hpp>
+#include <talpa/cpu/weight_norm.hpp>
 #include <talpa/experts/adapted_glu.hpp>
 #include <talpa/experts/concept.hpp>
+#include <talpa/experts/dora.hpp>
 #include <talpa/experts/explain.hpp>
 #include <talpa/experts/glu_ffn.hpp>
 #include <talpa/experts/lora.hpp>
+#include <talpa/experts/mixed_rank_lora.hpp>
 #include <talpa/experts/mlp.hpp>
 #include <talpa/experts/parallel_adapter.hpp>
 #include <talpa/experts/shared_lora.hpp>
@@ -92,6 +100,7 @@
 #include <talpa/layers/router.hpp>
 #include <talpa/layers/slots.hpp>
 #include <talpa/layers/strategy.hpp>
+#include <talpa/layers/svd_segments.hpp>
 #include <talpa/losses/concept.hpp>
 #include <talpa/losses/entropy.hpp>
 #include <talpa/losses/explain.hpp>
@@ -108,6 +117,7 @@
 #include <talpa/ops/add.hpp>
 #include <talpa/ops/assign_balanced.hpp>
 #include <talpa/ops/bias.hpp>
+#include <talpa/ops/block_scale.hpp>
 #include <talpa/ops/copy.hpp>
 #include <talpa/ops/cross_entropy.hpp>
 #include <talpa/ops/dropout.hpp>
@@ -127,6 +137,8 @@
 #include <talpa/ops/noise.hpp>
 #include <talpa/ops/overlay_rows.hpp>
 #include <talpa/ops/pair_gates.hpp>
+#include <talpa/ops/ragged_gate.hpp>
+#include <talpa/ops/ragged_gemm.hpp>
 #include <talpa/ops/rank_gate.hpp>
 #include <talpa/ops/rank_share.hpp>
 #include <talpa/ops/reduce.hpp>
@@ -137,8 +149,11 @@
 #include <talpa/ops/sequence_rows.hpp>
 #include <talpa/ops/sgd.hpp>
 #include <talpa/ops/sinkhorn.hpp>
+#include <talpa/ops/slot_dropout.hpp>
 #include <talpa/ops/softmax.hpp>
+#include <talpa/ops/svd.hpp>
 #include <talpa/ops/unit_rows.hpp>
+#include <talpa/ops/weight_norm.hpp>
 #include <talpa/optim/adamw.hpp>
 #include <talpa/optim/clip.hpp>
 #include <talpa/optim/expert_bias.hpp>
@@ -153,6 +168,7 @@
 #include <talpa/presets/ceft.hpp>
 #include <talpa/presets/dyn_mole.hpp>
 #include <talpa/presets/esft.hpp>
+#include <talpa/presets/goat.hpp>
 #include <talpa/presets/gw_moe.hpp>
 #include <talpa/presets/hydra_lora.hpp>
 #include <talpa/presets/ld_mole.hpp>
@@ -163,6 +179,7 @@
 #include <talpa/presets/parrot.hpp>
 #include <talpa/presets/perft.hpp>
 #include <talpa/presets/re_moe.hpp>
+#include <talpa/presets/smora.hpp>
 #include <talpa/routing/always_on.hpp>
 #include <talpa/routing/entropy.hpp>
 #include <talpa/routing/expert_set.hpp>

@@ -3,11 +3,17 @@
 // expect 1: talpa: moe_ffn asks its expert for the width of a bank, add: template <class T, class B> talpa::index output_width(const params<T, B>&) const; (docs/policies/expert.md)
 // expect 2: talpa: merge needs gates that sum to one, so that those of one expert are constant (docs/policies/selector.md)
 // expect 3: talpa: infer takes at most one batch_info behind y
+// expect 4: talpa: merge needs adapters whose gates do not depend on the token, those of placement::dense or single, or the one behind a router whose gates sum to one (docs/policies/placement.md)
+// expect 5: talpa: merge makes one adapter of several lora or parallel_adapter, whose sum is one of more ranks (docs/policies/placement.md)
 #include <talpa/cpu/gemm.hpp>
 #include <talpa/experts/lora.hpp>
+#include <talpa/experts/shared_lora.hpp>
 #include <talpa/layers/infer.hpp>
 #include <talpa/layers/merge.hpp>
 #include <talpa/layers/moe_ffn.hpp>
+#include <talpa/layers/perft_block.hpp>
+#include <talpa/placements/dense.hpp>
+#include <talpa/placements/embedded.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
 #include <talpa/selectors/top_k.hpp>
 
@@ -34,6 +40,23 @@ using mole =
     talpa::mole_linear<talpa::router<talpa::linear_scorer, talpa::top_k<weight>>, talpa::lora>;
 auto merged(talpa::context<cpu>& ctx, const mole& layer, const mole::params<float, cpu>& p) {
   return talpa::merge(ctx, layer, p);
+}
+
+#if TALPA_MISTAKE == 4
+using place = talpa::placement::embedded;
+#else
+using place = talpa::placement::dense;
+#endif
+#if TALPA_MISTAKE == 5
+using adapter = talpa::shared_a_lora;
+#else
+using adapter = talpa::lora;
+#endif
+using block =
+    talpa::perft_block<talpa::moe_ffn<talpa::router<talpa::linear_scorer, talpa::top_k<weight>>>,
+                       place, adapter>;
+auto one_adapter(const block& layer, const block::params<float, cpu>& p) {
+  return talpa::merge(layer, p);
 }
 
 /// Forwards nothing.

@@ -4,14 +4,17 @@
 #include "support/random.hpp"
 #include "support/tolerance.hpp"
 
+#include <talpa/cpu/gather.hpp>
 #include <talpa/cpu/grouped_gemm.hpp>
 #include <talpa/cpu/rank_gate.hpp>
+#include <talpa/cpu/segments.hpp>
 #include <talpa/experts/lora.hpp>
 #include <talpa/testing/expert_laws.hpp>
 
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <string>
 
@@ -95,6 +98,59 @@ TEST_SUITE("experts/lora") {
     CHECK(lora{}.scale() == 2.0);
     CHECK(lora{.dropout = 0.25}.input_dropout() == 0.25);
     CHECK(lora{.rank = 7}.width() == 7);
+  }
+
+  TEST_CASE_TEMPLATE("ranks as experts, all on with gate 1, are one LoRA", T, float, double) {
+    constexpr index tokens = 30, inputs = 7, outputs = 5, ranks = 12;
+    const lora whole{.rank = ranks, .alpha = 18.0}, rank{.rank = 1, .alpha = 18.0 / ranks};
+    CHECK(whole.scale() == rank.scale());
+    generator random(4);
+    auto one = whole.init<T, cpu>(inputs, outputs, 1, random, "");
+    fill_normal(one.b.value(), 1.0, random);
+    lora::params<T, cpu> many{parameter<T, cpu>("A", matrix<T, cpu>(one.a.value())),
+                              parameter<T, cpu>("B", matrix<T, cpu>(one.b.value()))};
+    matrix<T, cpu> x(tokens, inputs), gate(tokens, 1), gates(tokens, ranks);
+    fill_normal(x.view(), 1.0, random);
+    std::fill_n(gate.data(), gate.size(), T{1});
+    std::fill_n(gates.data(), gates.size(), T{1});
+    matrix<T, cpu> y(tokens, outputs), found(tokens, outputs), dy(tokens, outputs);
+    fill_normal(dy.view(), 1.0, random);
+    matrix<T, cpu> dx(tokens, inputs), dx_found(tokens, inputs), dgate(tokens, 1),
+        dgates(tokens, ranks);
+    context<cpu> ctx(1);
+    const auto kept = whole.forward_masked(ctx, one, gate, x, y.view());
+    whole.backward_masked(ctx, one, kept, gate, x, dy, dgate.view(), dx.view(),
+                          grad_mode::overwrite);
+    const auto kept_ranks = rank.forward_masked(ctx, many, gates, x, found.view());
+    rank.backward_masked(ctx, many, kept_ranks, gates, x, dy, dgates.view(), dx_found.view(),
+                         grad_mode::overwrite);
+    CHECK(testing::first_difference(found, y) == "");
+    CHECK(testing::first_difference(dx_found, dx) == "");
+    CHECK(testing::first_difference<T>(many.a.grad(), one.a.grad()) == "");
+    CHECK(testing::first_difference<T>(many.b.grad(), one.b.grad()) == "");
+
+    // Grouped, each rank on its own: R products of D terms, whose sizes one LoRA of absolute values
+    // adds up.
+    const auto sizes = [](matrix<T, cpu> m) {
+      for (index i = 0; i < m.size(); ++i) m.data()[i] = std::abs(m.data()[i]);
+      return m;
+    };
+    lora::params<T, cpu> absolute{parameter<T, cpu>("A", sizes(matrix<T, cpu>(one.a.value()))),
+                                  parameter<T, cpu>("B", sizes(matrix<T, cpu>(one.b.value())))};
+    matrix<T, cpu> size(tokens, outputs);
+    whole.forward_masked(ctx, absolute, gate, sizes(x), size.view());
+    matrix<std::uint32_t, cpu> on(tokens, 1);
+    for (index n = 0; n < tokens; ++n) on(n, 0) = (1u << ranks) - 1u;
+    segments<cpu> s = make_segments(ctx.memory, tokens, ranks, tokens * ranks);
+    const auto slot_gates = ctx.memory.template take<T>(tokens * ranks);
+    ops::build_segments(ctx, on.view(), gates.view(), s, slot_gates);
+    matrix<T, cpu> x_slots(s.capacity(), inputs), y_slots(s.capacity(), outputs);
+    ops::gather(ctx, s, x.view(), x_slots.view());
+    rank.forward_grouped(ctx, many, s, slot_gates, x_slots, y_slots.view());
+    ops::combine(ctx, s, y_slots.view(), found.view(), grad_mode::overwrite);
+    CHECK(testing::first_excess(found.view(), y.view(), [&](index n, index o) {
+            return 2.0 * testing::gamma<T>(inputs + ranks + 4.0) * static_cast<double>(size(n, o));
+          }) == "");
   }
 
   TEST_CASE("the scaling reaches the output") {

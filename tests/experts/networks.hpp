@@ -11,6 +11,7 @@
 #include <talpa/cpu/grouped_gemm.hpp>
 #include <talpa/cpu/rank_gate.hpp>
 #include <talpa/cpu/segments.hpp>
+#include <talpa/cpu/slot_dropout.hpp>
 #include <talpa/testing/expert_laws.hpp>
 
 // Claims and sizes that the laws of experts with an activation share.

@@ -19,6 +19,7 @@
 #include <talpa/cpu/segments.hpp>
 #include <talpa/cpu/select.hpp>
 #include <talpa/cpu/sequence_rows.hpp>
+#include <talpa/cpu/slot_dropout.hpp>
 #include <talpa/experts/lora.hpp>
 #include <talpa/experts/parallel_adapter.hpp>
 #include <talpa/layers/moe_ffn.hpp>

@@ -71,7 +71,7 @@ TEST_SUITE("layers/perft_block") {
                        lora{.rank = 2, .alpha = 3.0}, 3);
   }
   TEST_CASE_TEMPLATE("laws of perft_block, embedded", T, float, double) {
-    block_laws<T>(placement::embedded{}, parallel_adapter<>{.rank = 2}, 4);
+    block_laws<T>(placement::embedded{}, parallel_adapter<>{.rank = 2, .dropout = 0.25}, 4);
   }
   TEST_CASE_TEMPLATE("laws of perft_block, dense and single", T, float, double) {
     block_laws<T>(placement::dense{}, lora{.rank = 1}, 3);
@@ -131,6 +131,39 @@ TEST_SUITE("layers/perft_block") {
         CHECK(std::abs(both.y(n, o) - sum) <= 4.0 * testing::gamma<double>(features + 8.0) * size);
       }
     }
+  }
+
+  TEST_CASE("units that a parallel adapter drops are the same in both strategies") {
+    using block = block_of<placement::dense, parallel_adapter<>>;
+    block layer{.base = small_moe(),
+                .adapter = {.rank = 3, .dropout = 0.5},
+                .adapters = 2,
+                .execution = strategy::dense_masked};
+    evaluated<block> masked(layer);
+    layer.execution = strategy::grouped;
+    evaluated<block> grouped(layer);
+    const matrix<double, cpu> without = masked.y;
+    generator same(5), again(5);
+    context<cpu> ctx(1);
+    layer.forward(ctx, grouped.p, grouped.x, grouped.y.view(), mode::training, {.random = &same});
+    masked.block.forward(ctx, masked.p, masked.x, masked.y.view(), mode::training,
+                         {.random = &again});
+    CHECK(same == again);
+    CHECK(testing::first_difference(masked.y, without) != "");
+    // Sums of at most D + M R terms, in another order; |silu(u)| <= |u|, and what is kept doubles.
+    double weights = 1.0;
+    masked.p.adapter.visit(
+        [&](parameter<double, cpu>& q) { weights *= 2.0 * testing::largest(q.value()); });
+    const double terms = 6.0 * features * weights * testing::largest(masked.x.view()) +
+                         testing::largest(masked.y.view());
+    CHECK(testing::first_excess(masked.y.view(), grouped.y.view(), [&](index, index) {
+            return 2.0 * testing::gamma<double>(features + 6.0 + 16.0) * terms;
+          }) == "");
+    CHECK_THROWS_WITH_AS(
+        layer.forward(ctx, grouped.p, grouped.x, grouped.y.view(), mode::training),
+        "talpa::perft_block: 'batch.random' is null, expected a generator = source of the dropout "
+        "mask in training",
+        value_error);
   }
 
   TEST_CASE("what does not fit together is refused") {

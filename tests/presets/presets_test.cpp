@@ -5,6 +5,7 @@
 #include <talpa/presets/ceft.hpp>
 #include <talpa/presets/dyn_mole.hpp>
 #include <talpa/presets/esft.hpp>
+#include <talpa/presets/goat.hpp>
 #include <talpa/presets/gw_moe.hpp>
 #include <talpa/presets/hydra_lora.hpp>
 #include <talpa/presets/ld_mole.hpp>
@@ -15,6 +16,7 @@
 #include <talpa/presets/parrot.hpp>
 #include <talpa/presets/perft.hpp>
 #include <talpa/presets/re_moe.hpp>
+#include <talpa/presets/smora.hpp>
 #include <talpa/talpa.hpp>
 #include <talpa/testing/parameters.hpp>
 
@@ -116,6 +118,13 @@ TEST_SUITE("presets") {
     CHECK(presets::dyn_mole.router.selector.threshold == 0.9);
     trains(presets::dyn_mole, presets::dyn_mole_losses);
   }
+  TEST_CASE("goat") {
+    const auto layer = presets::goat(12);
+    // sqrt(3 D / R) = 6.
+    CHECK(layer.expert.scale() == 6.0);
+    CHECK(presets::goat_segments.rho == 10.0);
+    trains(layer, presets::goat_losses);
+  }
   TEST_CASE("gw_moe") {
     // 1.8 nats of ln 8, to the two digits that are documented.
     CHECK(std::abs(presets::gw_moe.router.selector.threshold - 1.8 / std::log(8.0)) < 0.005);
@@ -133,6 +142,29 @@ TEST_SUITE("presets") {
     CHECK(presets::re_moe_controller.coefficient == 1e-8);
     trains(presets::re_moe, presets::re_moe_loss);
   }
+  TEST_CASE("smora") {
+    CHECK(presets::smora.expert.rank == 1);
+    CHECK(presets::smora.experts == 64);
+    CHECK(presets::smora.expert.scale() == 2.0);
+    auto layer = presets::smora;
+    // The bias has no gradient, and the loss of other presets is none of this one.
+    trains(layer, losses{term{0.0, load_balance<balance::per_rank, balance::pooled>{}}});
+    // A bias can choose a rank, and changes no weight.
+    generator random(3);
+    auto params =
+        layer.init<float, cpu>(linear{}.init<float, cpu>(inputs, outputs, random, ""), random);
+    matrix<float, cpu> x(tokens, inputs), y(tokens, outputs);
+    fill_normal(x.view(), 1.0, random);
+    context<cpu> ctx(1);
+    for (index e = 0; e < 8; ++e) params.router.expert_bias.value()(0, e) = 1.0F;
+    const auto kept = layer.forward(ctx, params, x, y.view(), mode::inference);
+    double mass = 0.0;
+    for (index e = 0; e < 8; ++e) {
+      CHECK(kept.routed.routing.gates(5, e) > 0.0F);
+      mass += static_cast<double>(kept.routed.routing.gates(5, e));
+    }
+    CHECK(mass < 1.0);
+  }
   TEST_CASE("ld_mole") {
     CHECK(presets::ld_mole.router.selector.control.hidden == 512);
     CHECK(presets::ld_mole.router.selector.control.initial_bias == -2.5);
@@ -145,6 +177,8 @@ TEST_SUITE("presets") {
     presets::perft_e.validate();
     presets::perft_d.validate();
     presets::perft_s.validate();
+    presets::perft_parallel_adapter.validate();
+    CHECK(presets::perft_parallel_adapter.hidden_dropout() == 0.05);
     presets::ceft.validate();
     presets::esft.validate();
     presets::parrot.validate();

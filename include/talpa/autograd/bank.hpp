@@ -2,9 +2,12 @@
 #pragma once
 
 #include <talpa/autograd/parameter.hpp>
+#include <talpa/ops/add.hpp>
 #include <talpa/ops/gemm.hpp>
 #include <talpa/ops/grouped_gemm.hpp>
 #include <talpa/ops/segments.hpp>
+
+#include <algorithm>
 
 // Gradients of a product with a parameter whose rows may train one by one, for all tokens at once
 // or slot by slot.
@@ -42,6 +45,29 @@ void add_slot_gradient(context<B>& ctx, const segments<B>& slots, parameter<T, B
                        input<T, B> du, input<T, B> x) {
   if (!bank.trainable()) return;
   ops::grouped_gemm_gradient(ctx, slots.offsets, du, x, bank.trained(), bank.grad());
+}
+
+/// Whether one of the rows [first, first + count) trains.
+template <class T, class B>
+bool trains_rows(const parameter<T, B>& p, index first, index count) {
+  for (const row_run& run : p.trained()) {
+    if (run.first < first + count && first < run.first + run.rows) return true;
+  }
+  return false;
+}
+
+/// Adds `part`, a gradient of the rows from `first` on, to those of them that train.
+///
+/// Shapes: part [rows of it, Q] of a parameter [P, Q].
+template <class B, floating T>
+void add_rows(context<B>& ctx, parameter<T, B>& p, index first, input<T, B> part) {
+  for (const row_run& run : p.trained()) {
+    const index from = std::max(first, run.first);
+    const index to = std::min(first + part.rows, run.first + run.rows);
+    if (from >= to) continue;
+    ops::axpy(ctx, T{1}, part.row_range(from - first, to - from),
+              p.grad().row_range(run.grad_first + from - run.first, to - from));
+  }
 }
 
 }  // namespace talpa

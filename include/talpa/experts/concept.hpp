@@ -4,6 +4,7 @@
 #include <talpa/core/mode.hpp>
 #include <talpa/core/random.hpp>
 #include <talpa/core/view.hpp>
+#include <talpa/ops/dropout.hpp>
 #include <talpa/ops/segments.hpp>
 
 #include <concepts>
@@ -78,6 +79,30 @@ concept rank_space_expert = expert_policy<X> &&
   {
     x.backward_masked(ctx, params, saved, m, m, m, m, m, grad_mode::overwrite)
     } -> std::same_as<void>;
+};
+
+/// An expert that drops part of what lies inside of it: `hidden_dropout()` is the share, and
+/// forward takes the mask of the call as its last argument.
+template <class X>
+concept drops_hidden = expert_policy<X> &&
+    requires(const X x, context<cpu>& ctx, typename X::template params<float, cpu>& params,
+             const segments<cpu>& slots, vector_view<const float, cpu> gates,
+             matrix_view<float, cpu> m, const dropout_mask& mask) {
+  { x.hidden_dropout() } -> std::same_as<double>;
+  {
+    x.forward_grouped(ctx, params, slots, gates, m, m, mask)
+    } -> std::same_as<typename X::template saved<float, cpu>>;
+};
+
+/// An expert whose bank looks at the map that it adapts: `adapt(base, E, generator, prefix)` makes
+/// a bank on a frozen weight [O, D] that somebody else owns.
+template <class X>
+concept base_adapting_expert = expert_policy<X> &&
+    requires(const X x, matrix_view<float, cpu> base, index n, generator& random,
+             const char* prefix) {
+  {
+    x.template adapt<float, cpu>(base, n, random, prefix)
+    } -> std::same_as<typename X::template params<float, cpu>>;
 };
 
 }  // namespace talpa

@@ -45,6 +45,12 @@ struct mixture {
     input_dropout dropout;
   };
 
+  /// The dropout of one call: of the input of the experts and of what lies inside of them.
+  struct drawn_dropout {
+    input_dropout input;
+    dropout_mask hidden;
+  };
+
   /// The strategy a forward on D -> O takes.
   strategy choose(index inputs, index outputs) const {
     if constexpr (!rank_space_expert<Expert>) return strategy::grouped;
@@ -69,18 +75,37 @@ struct mixture {
     }
   }
 
+  /// Draws the masks of one call from batch.random, one after the other, where there is something
+  /// to drop; `function` is the layer that asks.
+  template <class T, backend B>
+  drawn_dropout draw(const char* function, mode m, const batch_info<T, B>& batch) const {
+    drawn_dropout drawn{input_dropout::draw(function, expert.input_dropout(), m, batch), {}};
+    if constexpr (drops_hidden<Expert>) {
+      const auto inside = input_dropout::draw(function, expert.hidden_dropout(), m, batch);
+      drawn.hidden = {inside.stream, inside.keep, inside.active};
+    }
+    return drawn;
+  }
+
   /// Bytes that one forward of N tokens on D -> O saves in ctx.memory, an upper bound.
   template <class T, class B>
   std::size_t saved_bytes(index tokens, index inputs, index outputs) const {
     const auto bytes = [](index count, std::size_t size) {
       return workspace<B>::rounded(static_cast<std::size_t>(count) * size);
     };
+    const auto more = [&](index rows) -> std::size_t {
+      if constexpr (requires { expert.template more_saved_bytes<T, B>(rows, outputs, experts); }) {
+        return expert.template more_saved_bytes<T, B>(rows, outputs, experts);
+      } else {
+        return 0;
+      }
+    };
     if (choose(inputs, outputs) == strategy::dense_masked) {
-      return bytes(tokens * experts * expert.width(), sizeof(T));
+      return bytes(tokens * experts * expert.width(), sizeof(T)) + more(tokens);
     }
     const index capacity = tokens * max_selected;
     return segments_bytes<B>(tokens, experts, capacity) + bytes(capacity, sizeof(T)) +
-           bytes(capacity * expert.width(), sizeof(T));
+           bytes(capacity * expert.width(), sizeof(T)) + more(capacity);
   }
 
   /// Writes or adds to y as y_mode says; keeps what backward reads in ctx.memory.
@@ -89,16 +114,20 @@ struct mixture {
                       const std::type_identity_t<routing_view<const T, B>>& routing,
                       std::type_identity_t<matrix_view<const T, B>> x,
                       std::type_identity_t<matrix_view<T, B>> y, grad_mode y_mode,
-                      const input_dropout& dropout = {}) const {
+                      const drawn_dropout& dropout = {}) const {
     saved<T, B> kept;
     kept.used = choose(x.cols, y.cols);
-    kept.dropout = dropout;
+    kept.dropout = dropout.input;
     const typename workspace<B>::scope scope(ctx.scratch);
-    const matrix_view<const T, B> dropped = dropout.apply(ctx, x);  // [N, D]
+    const matrix_view<const T, B> dropped = dropout.input.apply(ctx, x);  // [N, D]
     if constexpr (rank_space_expert<Expert>) {
       if (kept.used == strategy::dense_masked) {
         if (y_mode == grad_mode::overwrite) ops::fill(ctx, T{0}, y);
-        kept.expert = expert.forward_masked(ctx, p, routing.gates, dropped, y);
+        if constexpr (drops_hidden<Expert>) {
+          kept.expert = expert.forward_masked(ctx, p, routing.gates, dropped, y, dropout.hidden);
+        } else {
+          kept.expert = expert.forward_masked(ctx, p, routing.gates, dropped, y);
+        }
         return kept;
       }
     }
@@ -107,8 +136,13 @@ struct mixture {
     const auto x_slots = ctx.scratch.template take<T>(slots, x.cols);  // [S, D]
     const auto y_slots = ctx.scratch.template take<T>(slots, y.cols);  // [S, O]
     ops::gather(ctx, kept.sorted.slots, dropped, x_slots);
-    kept.expert =
-        expert.forward_grouped(ctx, p, kept.sorted.slots, kept.sorted.gates, x_slots, y_slots);
+    if constexpr (drops_hidden<Expert>) {
+      kept.expert = expert.forward_grouped(ctx, p, kept.sorted.slots, kept.sorted.gates, x_slots,
+                                           y_slots, dropout.hidden);
+    } else {
+      kept.expert =
+          expert.forward_grouped(ctx, p, kept.sorted.slots, kept.sorted.gates, x_slots, y_slots);
+    }
     ops::combine(ctx, kept.sorted.slots, y_slots, y, y_mode);
     return kept;
   }

@@ -134,10 +134,9 @@ struct moe_ffn {
     const index features = output_width(p);
     check_shape(name, "x", x, x.rows, features, "tokens, width of the layer");
     check_shape(name, "y", y, x.rows, features, "tokens, width of the layer");
-    const auto dropout = input_dropout::draw(name, expert.input_dropout(), m, batch);
-    const auto of_shared = shared_experts > 0
-                               ? input_dropout::draw(name, shared.input_dropout(), m, batch)
-                               : input_dropout{};
+    const auto dropout = mixed().draw(name, m, batch);
+    const auto of_shared = shared_experts > 0 ? always().draw(name, m, batch)
+                                              : typename mixture<Expert>::drawn_dropout{};
 
     saved<T, B> kept;
     kept.router = router.forward(ctx, p.router, experts, x, m, batch);

@@ -71,7 +71,9 @@ struct mole_linear {
     std::size_t saved_bytes = 0;  ///< of ctx.memory, per forward
   };
 
-  /// Adapter on `base`, which keeps its trainability: freeze it first for adapter tuning.
+  /// Adapter on `base`, which keeps its trainability: freeze it first for adapter tuning. Experts
+  /// that look at the base themselves (dora) take a frozen one only, and look at it where it lies:
+  /// the params may be moved, but another base needs another init.
   /// Parameters are named `prefix`router.*, `prefix`expert.*.
   template <class T, class B>
   params<T, B> init(affine_params<T, B> base, generator& random,
@@ -82,8 +84,14 @@ struct mole_linear {
     p.base = std::move(base);
     p.router =
         router.template init<T, B>(inputs, experts, random, detail::concat(prefix, "router."));
-    p.expert = expert.template init<T, B>(inputs, outputs, experts, random,
-                                          detail::concat(prefix, "expert."));
+    if constexpr (base_adapting_expert<Expert>) {
+      check_frozen(p);
+      p.expert = expert.template adapt<T, B>(p.base.weight.value(), experts, random,
+                                             detail::concat(prefix, "expert."));
+    } else {
+      p.expert = expert.template init<T, B>(inputs, outputs, experts, random,
+                                            detail::concat(prefix, "expert."));
+    }
     return p;
   }
 
@@ -119,7 +127,7 @@ struct mole_linear {
     check_shape(name, "x", x, x.rows, p.base.weight.cols(), "tokens, input width of the base");
     check_shape(name, "y", y, x.rows, p.base.weight.rows(), "tokens, output width of the base");
 
-    const auto dropout = input_dropout::draw(name, expert.input_dropout(), m, batch);
+    const auto dropout = mixed().draw(name, m, batch);
     saved<T, B> kept;
     kept.router = router.forward(ctx, p.router, experts, x, m, batch);
     kept.routed = kept.router.routed;
@@ -141,6 +149,7 @@ struct mole_linear {
                 "tokens of forward, input width of the base");
     check_shape(name, "dy", dy, x.rows, p.base.weight.rows(), "tokens, output width of the base");
     if (dx_mode != grad_mode::ignore) check_shape(name, "dx", dx, x.rows, x.cols, "shape of x");
+    if constexpr (base_adapting_expert<Expert>) check_frozen(p);
     affine_backward(ctx, p.base, x, dy, dx, dx_mode);
     const grad_mode add = dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate;
 
@@ -151,6 +160,13 @@ struct mole_linear {
   }
 
  private:
+  /// Experts that look at the base give it no gradient.
+  template <class T, class B>
+  static void check_frozen(const params<T, B>& p) {
+    if (!p.base.weight.trainable()) return;
+    detail::throw_value(name, "base.weight", "trainable",
+                        detail::concat("frozen = what experts of kind ", Expert::name, " adapt"));
+  }
   mixture<Expert> mixed() const {
     return {expert, experts, router.selector.max_selected(experts), execution};
   }

@@ -96,7 +96,7 @@ struct perft_block {
     const index features = output_width(p);
     check_shape(name, "x", x, x.rows, features, "tokens, width of the layer");
     check_shape(name, "y", y, x.rows, features, "tokens, width of the layer");
-    const auto dropout = input_dropout::draw(name, adapter.input_dropout(), m, batch);
+    const auto dropout = mixed().draw(name, m, batch);
     saved<T, B> kept;
     kept.base = base.forward(ctx, p.base, x, y, m, batch);
     kept.placement = placement.forward(ctx, p.placement, kept.base.applied, adapters, x, m, batch);

@@ -7,6 +7,17 @@
 #include <talpa/core/scalar.hpp>
 #include <talpa/core/view.hpp>
 
+namespace talpa {
+
+/// A dropout mask as a value: the mask itself is drawn anew from the stream wherever it is needed.
+struct dropout_mask {
+  random_stream stream{};
+  float keep = 1.0F;  ///< probability that an element stays
+  bool active = false;
+};
+
+}  // namespace talpa
+
 namespace talpa::ops {
 
 template <class B>

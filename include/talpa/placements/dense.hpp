@@ -18,6 +18,8 @@ namespace talpa::placement {
 /// Source: PERFT (arXiv 2411.08212).
 struct dense {
   static constexpr const char* name = "placement::dense";
+  /// The gates are all one, whatever the token.
+  static constexpr bool constant_gates = true;
 
   template <class T, class B>
   using params = no_params;

@@ -32,6 +32,8 @@ struct router_params {
 template <class Router>
 struct routed {
   static constexpr const char* name = "placement::routed";
+  /// The gates of a token sum to one, so that the one of a single adapter is constant.
+  static constexpr bool unit_mass = decltype(Router::selector)::unit_mass;
 
   Router router{};
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/experts/lora.hpp>
+#include <talpa/experts/parallel_adapter.hpp>
 #include <talpa/layers/moe_ffn.hpp>
 #include <talpa/layers/perft_block.hpp>
 #include <talpa/losses/load_balance.hpp>
@@ -22,6 +23,11 @@ inline constexpr olmoe olmoe_1b_7b{
 
 /// PERFT's adapters: LoRA of rank 16 with alpha = 2 rank on the input after 5 % dropout.
 inline constexpr lora perft_adapter{.rank = 16, .alpha = 32.0, .dropout = 0.05};
+
+/// The other adapter of PERFT: a bottleneck of 16 with silu, of which 5 % is dropped before the
+/// activation, begun as its code does.
+inline constexpr parallel_adapter<silu> perft_parallel_adapter{
+    .rank = 16, .dropout = 0.05, .init_factors = adapter_init::perft};
 
 /// PERFT-R: 2 of 8 adapters beside the base, behind a router of their own.
 ///

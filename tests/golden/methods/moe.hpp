@@ -10,6 +10,7 @@
 #include <talpa/cpu/group_loss.hpp>
 #include <talpa/cpu/routing_sums.hpp>
 #include <talpa/cpu/scale.hpp>
+#include <talpa/cpu/slot_dropout.hpp>
 #include <talpa/layers/moe_ffn.hpp>
 #include <talpa/losses/load_balance.hpp>
 #include <talpa/selectors/top_k.hpp>
