@@ -29,16 +29,6 @@ using base_layer = talpa::moe_ffn<talpa::router<talpa::linear_scorer, selector>>
 constexpr index experts = 8, instructions = 4, last = instructions - 1;
 constexpr index width = data::pixel_count + instructions, batch_rows = 128;
 
-struct batch {
-  matrix x{batch_rows, width};  // pixels, then which instruction
-  talpa::vector<std::int32_t, cpu> labels{batch_rows};
-};
-/// The digit itself, its successor, 9 - digit, 3 digit: all mod 10.
-int answer(index instruction, int digit) {
-  const int factor[] = {1, 1, 9, 3}, shift[] = {0, 1, 9, 0};
-  return (factor[instruction] * digit + shift[instruction]) % 10;
-}
-
 struct experiment {
   data::digits d;
   data::data_split split = data::split_digits(d, 0.25, 1);
@@ -46,48 +36,45 @@ struct experiment {
   talpa::generator random{1};
   talpa::affine_params<float, cpu> head =
       talpa::linear{}.init<float, cpu>(width, data::digit_count, random, "head.");
+  matrix x{batch_rows, width};  // pixels, then which instruction
+  talpa::vector<std::int32_t, cpu> labels{batch_rows};
 
-  /// Instructions [from, to) by turns, about rows from the first on.
-  batch take(const std::vector<index>& rows, index first, index from, index to) const {
-    batch b;
+  /// Instructions [from, to) by turns, about rows from the first on. Answers are, mod 10: the
+  /// digit, its successor, 9 - digit, 3 digit. Of the last the mixture knows only 30 images.
+  void take(const std::vector<index>& rows, index first, index from, index to) {
+    const int factor[] = {1, 1, 9, 3}, shift[] = {0, 1, 9, 0};
     for (index n = 0; n < batch_rows; ++n) {
       const index i = from + n % (to - from);
-      // Of the last instruction the base knows 30 images only.
       const index end = to - from > 1 && i == last ? 30 : static_cast<index>(rows.size());
       const index row = rows[static_cast<std::size_t>((first + n / (to - from)) % end)];
-      for (index c = 0; c < data::pixel_count; ++c) {
-        b.x(n, c) = d.image(row)[c] / float{data::max_intensity} - 0.3F;
-      }
-      b.x(n, data::pixel_count + i) = 4.0F;
-      b.labels[n] = answer(i, d.labels[static_cast<std::size_t>(row)]);
+      for (index c = 0; c < width; ++c) x(n, c) = c == data::pixel_count + i ? 4.0F : 0.0F;
+      for (index c = 0; c < data::pixel_count; ++c) x(n, c) = d.image(row)[c] / 16.0F - 0.3F;
+      labels[n] = (factor[i] * d.labels[static_cast<std::size_t>(row)] + shift[i]) % 10;
     }
-    return b;
   }
 
   /// Trains what is not frozen; returns the bytes of gradients and of the optimiser's state.
   template <class Layer, class Params>
-  std::size_t train(const Layer& layer, Params& params, index from, index to, index steps) {
+  index train(const Layer& layer, Params& params, index from, index to, index steps) {
     talpa::tape<float, cpu> t(ctx);
     std::vector<talpa::parameter_group<float, cpu>> groups(1);
     groups[0].learning_rate = 5e-3;
     groups[0].add(params).add(head);
     talpa::adamw<float, cpu> optimiser(std::move(groups));
-    const talpa::warmup_cosine schedule{.warmup_steps = 20, .total_steps = steps + 21};
     for (index step = 0; step < steps; ++step) {
-      const batch b = take(split.train, step * batch_rows / (to - from), from, to);
+      take(split.train, step * batch_rows / (to - from), from, to);
       const auto h =
-          t.apply(layer, params, t.constant(b.x), talpa::mode::training, {.random = &random});
-      t.backward(t.cross_entropy(t.linear(h.y, head.weight, head.bias), b.labels));
-      optimiser.step(ctx, schedule);
+          t.apply(layer, params, t.constant(x), talpa::mode::training, {.random = &random});
+      t.backward(t.cross_entropy(t.linear(h.y, head.weight, head.bias), labels));
+      optimiser.step(ctx);
       optimiser.zero_grad(ctx);
       t.reset();
     }
-    index numbers = 0;
+    index numbers = 0;  // of gradients and two moments
     for (const auto* p : optimiser.parameters()) {
-      const auto moments = optimiser.state(*p);
-      numbers += p->grad().size() + moments.first.size() + moments.second.size();
+      numbers += p->grad().size() + 2 * optimiser.state(*p).first.size();
     }
-    return static_cast<std::size_t>(numbers) * sizeof(float);
+    return numbers * static_cast<index>(sizeof(float));
   }
 
   /// Accuracy on an instruction; a lens counts the experts of its tokens.
@@ -97,12 +84,12 @@ struct experiment {
     talpa::tape<float, cpu> t(ctx);
     index right = 0, all = 0;
     for (; all + batch_rows <= static_cast<index>(rows.size()); all += batch_rows) {
-      const batch b = take(rows, all, instruction, instruction + 1);
-      const auto h = t.apply(layer, params, t.constant(b.x), talpa::mode::inference);
+      take(rows, all, instruction, instruction + 1);
+      const auto h = t.apply(layer, params, t.constant(x), talpa::mode::inference);
       if (lens != nullptr) lens->add(0, h.routed.view());
       const auto logits = t.linear(h.y, head.weight, head.bias).value();
       for (index n = 0; n < batch_rows; ++n) {
-        right += std::max_element(logits.row(n), logits.row(n) + 10) - logits.row(n) == b.labels[n];
+        right += std::max_element(logits.row(n), logits.row(n) + 10) - logits.row(n) == labels[n];
       }
       t.reset();
     }
@@ -153,8 +140,8 @@ int main(int count, char** arguments) {
            (i == last ? without < before - 0.2 && after > before + 0.1 : after > before - 0.05);
   }
   std::printf(
-      "bytes of gradients and optimiser: %zu for the base, %zu for adapters on all experts, "
-      "%zu on these two\n",
+      "bytes of gradients and optimiser: %td for the base, %td for adapters on all experts, "
+      "%td on these two\n",
       of_base, of_all, of_chosen);
   std::puts(fine ? "two experts carry the instruction"
                  : "the experts did NOT carry the instruction");
