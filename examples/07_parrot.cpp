@@ -2,8 +2,9 @@
 // Why: a mixture that language conditions: what is asked decides how an image's tokens are treated.
 //
 // How: an image of a digit is five visual tokens, its quarters behind their mean as class token.
-// Beside it lies a question as word embeddings: which digit, is it odd, is it large. The class token
-// attends to the words, and what it reads weighs the experts for all tokens of the image (Parrot).
+// Beside it lies a question as word embeddings: which digit, is it odd, is it large. The class
+// token attends to the words, and what it reads weighs the experts for all tokens of the image
+// (Parrot).
 // The head sees the image alone: without words it can only guess what was asked.
 //
 // To try: presets::parrot_paper, more experts, a fourth question.
