@@ -220,6 +220,11 @@ TEST_SUITE("autograd/tape") {
     check("linear", {{3, 5}}, {&w, &b}, [&](auto& t, auto& v) { return t.linear(v[0], w, b); });
     check("weight", {{3, 5}}, {&blocks},
           [&](auto& t, auto& v) { return t.mul(v[0], t.weight(blocks)); });
+    check("reshape", {{3, 5}}, {}, [](auto& t, auto& v) { return t.reshape(v[0], 5, 3); });
+    check("reshape beside another use", {{3, 5}, {5, 3}}, {}, [](auto& t, auto& v) {
+      const auto turned = t.reshape(v[0], 5, 3);
+      return t.mul(t.add(turned, v[1]), t.reshape(t.scale(v[0], 2.0), 5, 3));
+    });
     check("silu", {{3, 5}}, {}, [](auto& t, auto& v) { return t.activation(silu{}, v[0]); });
     check("gelu_tanh", {{3, 5}}, {},
           [](auto& t, auto& v) { return t.activation(gelu_tanh{}, v[0]); });
@@ -241,6 +246,20 @@ TEST_SUITE("autograd/tape") {
     check("weighted_sum", {{1, 1}, {1, 1}}, {}, [](auto& t, auto& v) {
       return t.weighted_sum({{v[0], 0.5}, {v[1], -3.0}, {v[0], 1.0}});
     });
+  }
+
+  TEST_CASE("reshape shows the numbers of x, row after row, on the same memory") {
+    context<cpu> ctx(1);
+    tape<float, cpu> t(ctx);
+    matrix<float, cpu> x(2, 3);
+    for (index i = 0; i < x.size(); ++i) x.data()[i] = static_cast<float>(i);
+    const auto y = t.reshape(t.constant(x), 3, 2).value();
+    CHECK(y.data == x.data());
+    CHECK(y.rows == 3);
+    CHECK(y(1, 0) == 2.0F);
+    CHECK(y(2, 1) == 5.0F);
+    CHECK(
+        t.reshape(t.constant(matrix_view<const float, cpu>(nullptr, 0, 3)), 0, 7).value().empty());
   }
 
   TEST_CASE("a net whose variables fan out has the gradient of central differences") {
@@ -573,6 +592,20 @@ TEST_SUITE("autograd/tape") {
     CHECK_THROWS_WITH_AS(t.mul(v, u),
                          "talpa::tape::mul: 'b' has shape [3, 2], expected [2, 3] = shape of a",
                          shape_error);
+    CHECK_THROWS_WITH_AS(
+        t.reshape(v, 4, 2),
+        "talpa::tape::reshape: 'x' has shape [2, 3], expected [4, 2] = as many numbers",
+        shape_error);
+    CHECK_THROWS_WITH_AS(t.reshape(v, -2, -3),
+                         "talpa::tape::reshape: 'rows' is -2, expected >= 0 = rows of the result",
+                         value_error);
+    CHECK_THROWS_WITH_AS(
+        t.reshape(v, 0, -3),
+        "talpa::tape::reshape: 'cols' is -3, expected >= 0 = columns of the result", value_error);
+    CHECK_THROWS_WITH_AS(t.reshape(t.leaf(x.view().col_range(0, 2)), 4, 1),
+                         "talpa::tape::reshape: 'x' is a view of stride 3, expected 2 = columns, "
+                         "rows without gaps",
+                         value_error);
     CHECK_THROWS_WITH_AS(
         t.linear(v, w),
         "talpa::tape::linear: 'weight' has shape [4, 2], expected [4, 3] = outputs, columns of x",

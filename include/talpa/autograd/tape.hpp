@@ -27,6 +27,7 @@
 #include <initializer_list>
 #include <memory>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -210,6 +211,29 @@ class tape {
         y, {x},
         [factor](context<B>& ctx, matrix_view<const T, B> dy,
                  std::span<const target_type> targets) { pass(ctx, factor, dy, targets[0]); });
+  }
+
+  /// The numbers of x, row after row, as a matrix [rows, cols] on the same memory: the tokens of a
+  /// sequence side by side in one row, say. Throws: shape_error for another number of them,
+  /// value_error for rows of x that do not follow one another in memory.
+  variable_type reshape(const variable_type& x, index rows, index cols) {
+    const matrix_view<const T, B> xv = at("tape::reshape", "x", x).value;
+    check_at_least("tape::reshape", "rows", rows, 0, "rows of the result");
+    check_at_least("tape::reshape", "cols", cols, 0, "columns of the result");
+    if (rows * cols != xv.size()) {
+      detail::throw_shape("tape::reshape", "x", detail::shape_text(xv.rows, xv.cols),
+                          detail::shape_text(rows, cols), "as many numbers");
+    }
+    if (xv.rows > 1 && xv.stride != xv.cols) {
+      detail::throw_value("tape::reshape", "x",
+                          detail::concat("a view of stride ", std::to_string(xv.stride)),
+                          detail::concat(std::to_string(xv.cols), " = columns, rows without gaps"));
+    }
+    return record(
+        matrix_view<const T, B>(xv.data, rows, cols), {x},
+        [xv](context<B>& ctx, matrix_view<const T, B> dy, std::span<const target_type> targets) {
+          pass(ctx, T{1}, {dy.data, xv.rows, xv.cols}, targets[0]);
+        });
   }
 
   /// f(x) element by element: `activation(silu{}, x)`, see ops/activation.hpp.
