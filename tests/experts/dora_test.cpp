@@ -25,7 +25,7 @@
 #include <span>
 #include <string>
 
-namespace talpa {
+namespace talpa::dora_test {
 
 namespace {
 
@@ -217,4 +217,4 @@ TEST_SUITE("experts/dora") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::dora_test

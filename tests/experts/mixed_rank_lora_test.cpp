@@ -22,7 +22,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa {
+namespace talpa::mixed_rank_lora_test {
 
 namespace {
 
@@ -246,4 +246,4 @@ TEST_SUITE("experts/mixed_rank_lora") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::mixed_rank_lora_test

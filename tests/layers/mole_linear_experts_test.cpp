@@ -17,7 +17,7 @@
 #include <cmath>
 #include <utility>
 
-namespace talpa {
+namespace talpa::mole_linear_experts_test {
 
 using namespace support;
 
@@ -156,4 +156,4 @@ TEST_SUITE("layers/mole_linear_experts") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::mole_linear_experts_test

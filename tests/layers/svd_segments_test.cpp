@@ -10,7 +10,7 @@
 #include <limits>
 #include <utility>
 
-namespace talpa {
+namespace talpa::svd_segments_test {
 
 namespace {
 
@@ -166,4 +166,4 @@ TEST_SUITE("layers/svd_segments") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::svd_segments_test

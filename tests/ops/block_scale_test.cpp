@@ -10,7 +10,7 @@
 
 #include <cmath>
 
-namespace talpa {
+namespace talpa::block_scale_test {
 
 TEST_SUITE("ops/block_scale") {
   TEST_CASE_TEMPLATE("columns of each block are scaled, and gradients are theirs", T, float,
@@ -63,4 +63,4 @@ TEST_SUITE("ops/block_scale") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::block_scale_test

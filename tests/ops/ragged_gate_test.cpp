@@ -10,7 +10,7 @@
 #include <cmath>
 #include <vector>
 
-namespace talpa {
+namespace talpa::ragged_gate_test {
 
 TEST_SUITE("ops/ragged_gate") {
   TEST_CASE_TEMPLATE("each block is scaled by the gate and the scale of its expert", T, float,
@@ -83,4 +83,4 @@ TEST_SUITE("ops/ragged_gate") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::ragged_gate_test

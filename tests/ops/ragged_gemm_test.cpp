@@ -12,7 +12,7 @@
 #include <span>
 #include <vector>
 
-namespace talpa {
+namespace talpa::ragged_gemm_test {
 
 namespace {
 
@@ -123,4 +123,4 @@ TEST_SUITE("ops/ragged_gemm") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::ragged_gemm_test

@@ -10,7 +10,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::slot_dropout_test {
 
 namespace {
 
@@ -100,4 +100,4 @@ TEST_SUITE("ops/slot_dropout") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::slot_dropout_test

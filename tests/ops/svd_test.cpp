@@ -13,7 +13,7 @@
 #include <limits>
 #include <utility>
 
-namespace talpa {
+namespace talpa::svd_test {
 
 namespace {
 
@@ -145,4 +145,4 @@ TEST_SUITE("ops/svd") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::svd_test

@@ -11,7 +11,7 @@
 #include <cmath>
 #include <limits>
 
-namespace talpa {
+namespace talpa::weight_norm_test {
 
 TEST_SUITE("ops/weight_norm") {
   TEST_CASE_TEMPLATE("lengths, ratios and shifts of rows", T, float, double) {
@@ -93,4 +93,4 @@ TEST_SUITE("ops/weight_norm") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::weight_norm_test
