@@ -174,8 +174,9 @@ struct sigmoid {
 };
 
 /// a = softmax(logits) - relative / E sigmoid(control), the margin over the threshold of
-/// learned_threshold, which may be negative: AdaMoLE (arXiv 2405.00361). Reads control. Sums to 1 - E threshold, so that the
-/// value depends on the thresholds, and `ideal` is that of thresholds of 0.
+/// learned_threshold, which may be negative: AdaMoLE (arXiv 2405.00361). Reads control. Sums to
+/// 1 - E threshold, so that the value depends on the thresholds, and `ideal` is that of thresholds
+/// of 0.
 struct margin {
   static constexpr bool probability = false, importance = false;
 
