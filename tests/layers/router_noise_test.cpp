@@ -30,7 +30,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::router_noise_test {
 
 using namespace support;
 
@@ -210,4 +210,4 @@ TEST_SUITE("layers/router") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::router_noise_test

@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::load_cv2_laws_test {
 
 using namespace support;
 
@@ -34,4 +34,4 @@ TEST_SUITE("losses/load_cv2") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::load_cv2_laws_test

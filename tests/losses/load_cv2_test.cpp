@@ -12,7 +12,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::load_cv2_test {
 
 using namespace support;
 
@@ -292,4 +292,4 @@ TEST_SUITE("losses/load_cv2") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::load_cv2_test

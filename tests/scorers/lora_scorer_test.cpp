@@ -21,7 +21,7 @@
 #include <limits>
 #include <string>
 
-namespace talpa {
+namespace talpa::lora_scorer_test {
 
 using adapted = lora_scorer<linear_scorer>;
 static_assert(scorer_policy<adapted> && scorer_policy<noisy<adapted>> && !noisy_scorer<adapted> &&
@@ -171,4 +171,4 @@ TEST_SUITE("scorers/lora_scorer") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::lora_scorer_test

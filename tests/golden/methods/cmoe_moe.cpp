@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa::golden {
+namespace talpa::golden::cmoe_moe_method {
 
 namespace {
 
@@ -162,4 +162,4 @@ const registration entry("perft/cmoe_moe", cmoe_moe);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::cmoe_moe_method

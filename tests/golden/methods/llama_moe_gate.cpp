@@ -21,7 +21,7 @@
 #include <cstddef>
 #include <string>
 
-namespace talpa::golden {
+namespace talpa::golden::llama_moe_gate_method {
 
 namespace {
 
@@ -165,4 +165,4 @@ const registration entry("perft/llama_moe_gate", llama_moe_gate);
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::llama_moe_gate_method
