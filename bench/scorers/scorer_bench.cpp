@@ -77,6 +77,7 @@ void add_all() {
   add("cosine_scorer", cosine_scorer{});
   add("cluster_scorer", cluster_scorer{});
   add("glu_scorer", glu_scorer{});
+  add("lora_scorer", lora_scorer<linear_scorer>{});
   add("noisy_linear", noisy<linear_scorer>{});
   add("jittered_linear", jittered<linear_scorer>{});
   add("mixture_of_routers", mixture_of_routers<mix::probability, linear_scorer>{});

@@ -108,6 +108,7 @@
 #include <talpa/losses/importance_cv2.hpp>
 #include <talpa/losses/lambda.hpp>
 #include <talpa/losses/load_balance.hpp>
+#include <talpa/losses/load_cv2.hpp>
 #include <talpa/losses/localized_balance.hpp>
 #include <talpa/losses/losses.hpp>
 #include <talpa/losses/router_z.hpp>
@@ -192,6 +193,7 @@
 #include <talpa/routing/segments.hpp>
 #include <talpa/routing/sigmoid_weight.hpp>
 #include <talpa/routing/sparse_projection.hpp>
+#include <talpa/routing/squared_variation.hpp>
 #include <talpa/routing/statistics.hpp>
 #include <talpa/routing/top_mass.hpp>
 #include <talpa/scorers/cluster_scorer.hpp>
@@ -201,6 +203,7 @@
 #include <talpa/scorers/explain.hpp>
 #include <talpa/scorers/glu_scorer.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
+#include <talpa/scorers/lora_scorer.hpp>
 #include <talpa/scorers/mixture_of_routers.hpp>
 #include <talpa/scorers/mlp_scorer.hpp>
 #include <talpa/scorers/noisy.hpp>

@@ -85,6 +85,14 @@ W gelu_argument(W x) {
   return 2 * std::sqrt(2 / std::acos(W(-1))) * (x + W(0.044715L) * x * x * x);
 }
 
+// What rounding x / sqrt 2 or x^2 in W does to references with e^(-x^2 / 2): the relative error of
+// the exponent, two roundings, times the exponent.
+template <class W>
+W scaled_argument(W x, W y) {
+  const W square = std::min(x * x, W(1e4));
+  return 2 * std::numeric_limits<W>::epsilon() * square * std::abs(y);
+}
+
 // A function under test, its exact value and the error its docstring allows at x, exact value y.
 template <class T>
 struct subject {
@@ -138,6 +146,11 @@ std::vector<subject<T>> subjects() {
       {"softplus", math::softplus,
        [](W x) { return (x > 0 ? x : W(0)) + std::log1p(std::exp(-std::abs(x))); },
        [](W, W y) { return ulps<T>(2.5, y); }},
+      {"normal_cdf", math::normal_cdf, [](W x) { return std::erfc(-x / std::sqrt(W(2))) / 2; },
+       [](W x, W y) { return ulps<T>(x < 0 ? 8 : 5, y) + scaled_argument(x, y); }},
+      {"normal_density", math::normal_density,
+       [](W x) { return std::exp(-x * x / 2) / std::sqrt(2 * std::acos(W(-1))); },
+       [](W x, W y) { return ulps<T>(5, y) + scaled_argument(x, y); }},
   };
 }
 
@@ -199,6 +212,9 @@ const double landmarks[] = {0.0,
                             5.0,
                             8.664,
                             12.0,
+                            13.0,
+                            14.17,
+                            15.25,
                             16.635,
                             17.329,
                             17.4,
@@ -206,6 +222,8 @@ const double landmarks[] = {0.0,
                             24.0,
                             37.429,
                             37.45,
+                            38.46,
+                            38.875,
                             40.0,
                             44.0,
                             51.98,
@@ -310,6 +328,8 @@ constexpr digest_pair known_digests[] = {
     {0xf0287120f2d667b1u, 0xb2939f0ca0c1ecf6u},  // gelu_tanh
     {0xc1edd0e0bffd16d0u, 0x4c0ffe1c07e076fcu},  // gelu_tanh_derivative
     {0x074f0f01e56ccbbdu, 0x5703444fa147396au},  // softplus
+    {0xf4f677d33fb59511u, 0xf52fae58272d85f0u},  // normal_cdf
+    {0xc0a0f65b0b3c8f9eu, 0x10f281a86ab15c4au},  // normal_density
 };
 
 // Hides a value from the optimiser, so that arithmetic happens at run time.
@@ -410,6 +430,8 @@ TEST_SUITE("core/math") {
                          {math::silu, T(-0.0), T(0), infinity<T>},
                          {math::silu_derivative, T(0), T(0.5), T(1)},
                          {math::gelu_tanh, T(-0.0), T(0), infinity<T>},
+                         {math::normal_cdf, T(0), T(0.5), T(1)},
+                         {math::normal_density, T(0), T(0.3989422804014327), T(0)},
                          {math::gelu_tanh_derivative, T(0), T(0.5), T(1)},
                          {math::softplus_derivative, T(0), T(0.5), T(1)},
                          {math::relu, T(0), T(0), infinity<T>},
@@ -452,7 +474,8 @@ TEST_SUITE("core/math") {
                           {math::sigmoid, math::sigmoid_derivative, 0.125, 6.0},
                           {math::silu, math::silu_derivative, 1.0, 8.0},
                           {math::gelu_tanh, math::gelu_tanh_derivative, 3.0, 8.0},
-                          {math::softplus, math::softplus_derivative, 0.1, 5.0}};
+                          {math::softplus, math::softplus_derivative, 0.1, 5.0},
+                          {math::normal_cdf, math::normal_density, 0.4, 10.0}};
     for (const pair& p : table) {
       CAPTURE(&p - table);
       for (double x = -9.0; x <= 9.0; x += 0.171) {
@@ -538,6 +561,8 @@ TEST_SUITE("core/math") {
     compare([](T a) { return math::gelu_tanh(a); }, math::gelu_tanh);
     compare([](T a) { return math::gelu_tanh_derivative(a); }, math::gelu_tanh_derivative);
     compare([](T a) { return math::softplus(a); }, math::softplus);
+    compare([](T a) { return math::normal_cdf(a); }, math::normal_cdf);
+    compare([](T a) { return math::normal_density(a); }, math::normal_density);
   }
 
   TEST_CASE_TEMPLATE("results have the same bits everywhere", T, float, double) {

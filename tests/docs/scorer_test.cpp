@@ -9,8 +9,8 @@
 
 // [region scorer]
 /// Scorer with one hidden layer: logits = silu(x V^T + c) W^T.
-struct mlp_scorer {
-  static constexpr const char* name = "mlp_scorer";
+struct hidden_layer_scorer {
+  static constexpr const char* name = "hidden_layer_scorer";
 
   talpa::index hidden = 16;  ///< H, >= 1
 
@@ -68,14 +68,14 @@ struct mlp_scorer {
     talpa::affine_backward(ctx, p.down, x, dh, dx, dx_mode);
   }
 };
-static_assert(talpa::scorer_policy<mlp_scorer>);
+static_assert(talpa::scorer_policy<hidden_layer_scorer>);
 // [end scorer]
 
 TEST_SUITE("docs/policies/scorer") {
   // [region laws]
-  TEST_CASE("mlp_scorer obeys the laws of scorers") {
+  TEST_CASE("hidden_layer_scorer obeys the laws of scorers") {
     for (const talpa::index hidden : {1, 6}) {
-      const mlp_scorer scorer{.hidden = hidden};
+      const hidden_layer_scorer scorer{.hidden = hidden};
       // A score is a sum of H outputs of one map, each times a weight below 4, with twice as many
       // roundings on the way.
       const talpa::testing::scorer_claims claims{.amplification =
@@ -91,7 +91,7 @@ TEST_SUITE("docs/policies/scorer") {
     // V = 2, c = 1, W = (3, -1): a = 2 x + 1 and logits = (3, -1) silu(a). silu(0) = 0.
     talpa::context<talpa::cpu> ctx(1);
     talpa::generator random(1);
-    const mlp_scorer scorer{.hidden = 1};
+    const hidden_layer_scorer scorer{.hidden = 1};
     auto p = scorer.init<double, talpa::cpu>(1, 2, random, "router.");
     p.down.weight.value()(0, 0) = 2.0;
     p.down.bias.value()(0, 0) = 1.0;
@@ -111,13 +111,13 @@ TEST_SUITE("docs/policies/scorer") {
 
   TEST_CASE("the example names its parameters and refuses a hidden layer of width 0") {
     talpa::generator random(1);
-    auto p = mlp_scorer{}.init<float, talpa::cpu>(3, 2, random, "router.");
+    auto p = hidden_layer_scorer{}.init<float, talpa::cpu>(3, 2, random, "router.");
     std::string names;
     p.visit([&](const talpa::parameter<float, talpa::cpu>& q) { names += q.name() + " "; });
     CHECK(names == "router.down.weight router.down.bias router.up.weight ");
     CHECK_THROWS_WITH_AS(
-        (mlp_scorer{.hidden = 0}.init<float, talpa::cpu>(3, 2, random, "router.")),
-        "talpa::mlp_scorer: 'hidden' is 0, expected >= 1 = width of the hidden layer",
+        (hidden_layer_scorer{.hidden = 0}.init<float, talpa::cpu>(3, 2, random, "router.")),
+        "talpa::hidden_layer_scorer: 'hidden' is 0, expected >= 1 = width of the hidden layer",
         talpa::value_error);
   }
 }

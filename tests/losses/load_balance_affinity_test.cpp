@@ -20,13 +20,12 @@ namespace {
 enum class source { gates, sigmoid, margin };
 
 /// Affinity of token n to expert e.
-double affinity_of(source from, const routed_layer<double>& layer, index n, index e,
-                   double max_threshold) {
+double affinity_of(source from, const routed_layer<double>& layer, index n, index e, double most) {
   if (from == source::gates) return layer.on(n, e) ? layer.gates(n, e) : 0.0;
   const auto sigmoid = [](double x) { return 1.0 / (1.0 + std::exp(-x)); };
   if (from == source::margin) {
     return probabilities(layer, n)[static_cast<std::size_t>(e)] -
-           max_threshold * sigmoid(layer.control(n, 0));
+           most * sigmoid(layer.control(n, 0));
   }
   double sum = 0.0;
   for (index j = 0; j < layer.experts(); ++j) sum += sigmoid(layer.logits(n, j));
@@ -36,7 +35,7 @@ double affinity_of(source from, const routed_layer<double>& layer, index n, inde
 /// E sum_e count_e / whole mean_n a_ne over tokens first .. last - 1; k = 0: whole is the number of
 /// selections.
 double slow_group(source from, const routed_layer<double>& layer, index first, index last, double k,
-                  double max_threshold) {
+                  double most) {
   double real = 0.0, selections = 0.0, sum = 0.0;
   for (index n = first; n < last; ++n) {
     if (!layer.real(n)) continue;
@@ -49,7 +48,7 @@ double slow_group(source from, const routed_layer<double>& layer, index first, i
     for (index n = first; n < last; ++n) {
       if (!layer.real(n)) continue;
       count += layer.on(n, e) ? 1.0 : 0.0;
-      mass += affinity_of(from, layer, n, e, max_threshold);
+      mass += affinity_of(from, layer, n, e, most);
     }
     sum += count / (k > 0.0 ? k * real : selections) * mass / real;
   }
@@ -120,9 +119,9 @@ TEST_SUITE("losses/load_balance") {
     using form = load_balance<balance::per_token, balance::per_layer, affinity::margin>;
     context<cpu> ctx(1);
     const double bound = bound_of<T>(1, 2, std::log(3.0));
-    for (const double most : {0.0, 0.5}) {  // 0 stands for 1 / E
-      const auto r = run_loss<T>(ctx, form{.affinity = {.max_threshold = most}}, {layer}, T{1},
-                                 grad_mode::overwrite, T{5});
+    for (const bool named : {false, true}) {  // the largest threshold is 1 / E
+      const auto r = run_loss<T>(ctx, named ? form{.affinity = {.relative = 1.0}} : form{}, {layer},
+                                 T{1}, grad_mode::overwrite, T{5});
       CHECK(within(r.value, 1.0, bound));
       CHECK(within(r.dlogits[0](0, 0), 0.375, bound));
       CHECK(within(r.dlogits[0](0, 1), -0.375, bound));
@@ -157,13 +156,13 @@ TEST_SUITE("losses/load_balance") {
                       {layer})
               .value,
           slow_group(source::gates, wide, 0, all, 0.0, 0.0), bound));
-      CHECK(
-          within(run_loss<T>(ctx,
-                             load_balance<balance::per_token, balance::per_layer, affinity::margin>{
-                                 .affinity = {.max_threshold = 0.5}},
-                             {layer})
-                     .value,
-                 slow_group(source::margin, wide, 0, all, 1.0, 0.5), bound));
+      CHECK(within(
+          run_loss<T>(ctx,
+                      load_balance<balance::per_token, balance::per_layer, affinity::margin>{
+                          .affinity = {.relative = 0.5 * static_cast<double>(wide.experts())}},
+                      {layer})
+              .value,
+          slow_group(source::margin, wide, 0, all, 1.0, 0.5), bound));
       double sum = 0.0, live = 0.0;
       for (index first = 0; first < all; first += length) {
         bool any = false;
@@ -196,7 +195,8 @@ TEST_SUITE("losses/load_balance") {
       routed_layer<float> layer = random_layer<float>(random, 21, experts, 1);
       add_control(random, layer);
       CHECK(row_term_difference(affinity::detail::sigmoid_row{}, layer) == "");
-      CHECK(row_term_difference(affinity::detail::margin_row{0.5}, layer) == "");
+      CHECK(row_term_difference(affinity::detail::margin_row{0.5 * static_cast<double>(experts)},
+                                layer) == "");
       using targeted = detail::balance_group<balance::per_target, affinity::gates>;
       CHECK(lane_group_difference<float>(targeted{{.k = 2}, {}}, random, experts) == "");
       using soft = detail::balance_group<balance::soft_mass, affinity::gates>;
@@ -215,8 +215,12 @@ TEST_SUITE("losses/load_balance") {
                          value_error);
     using margins = load_balance<balance::per_token, balance::per_layer, affinity::margin>;
     CHECK_THROWS_WITH_AS(
-        run_loss<double>(ctx, margins{.affinity = {.max_threshold = 2.0}}, {layer}),
-        "talpa::load_balance: 'affinity.max_threshold' is 2, expected 0..1", value_error);
+        run_loss<double>(ctx, margins{.affinity = {.relative = 2.5}}, {layer}),
+        "talpa::load_balance: 'affinity.relative' is 2.5, expected in (0, experts] = largest "
+        "threshold in units of 1 / experts",
+        value_error);
+    CHECK_THROWS_AS(run_loss<double>(ctx, margins{.affinity = {.relative = 0.0}}, {layer}),
+                    value_error);
     CHECK_THROWS_WITH_AS(
         run_loss<double>(ctx, margins{}, {layer}),
         "talpa::load_balance: 'layers[0].control' has shape [0, 0], expected [2, 1] = one number a "

@@ -100,6 +100,28 @@ std::string mismatch(const V& found, const table& expected, double roundings, do
   return "";
 }
 
+/// A row term that adds up the clean logits.
+struct reads_noise {
+  static constexpr row_term_uses uses{.affinity = true, .noise = true};
+
+  template <class T, class G>
+  typename G::template value<T> forward(const G& g, const routed_row<T>& in,
+                                        row_pointer<T> affinity) const {
+    g.for_each([&](auto e) { g.store(affinity, e, g.load(in.clean, e, T{0})); });
+    return g.uniform(T{0});
+  }
+  template <class T, class G>
+  void backward(const G& g, const routed_row<T>& in, const row_term_gradient<T>& d,
+                const routed_row_gradient<T>& out) const {
+    g.for_each([&](auto e) {
+      g.store(out.dlogits, e, g.uniform(T{0}));
+      if (in.deviation.data == nullptr) return;
+      g.store(out.dclean, e, math::mul(g.uniform(d.scale), g.load(d.affinity, e, T{0})));
+      g.store(out.ddeviation, e, g.uniform(T{0}));
+    });
+  }
+};
+
 }  // namespace
 
 TEST_SUITE("ops/routing_sums") {
@@ -405,6 +427,52 @@ TEST_SUITE("ops/routing_sums") {
         "talpa::ops::routing_sums_backward: 'scale' has shape [6, 3], expected [1, "
         "1] = one number",
         shape_error);
+  }
+
+  TEST_CASE("routing_sums refuses noise that is not there, and no room for its gradients") {
+    test_random random(88);
+    const routed_layer<float> layer = random_layer<float>(random, 6, 3, 1);
+    context<cpu> ctx(1);
+    matrix<float, cpu> affinity(1, 3), scale(1, 1), right(6, 3), wrong(6, 2);
+    routing_totals<float, cpu> sums;
+    sums.affinity = affinity.view();
+    routed_rows<float, cpu> rows = rows_of(layer);
+    const auto forward = [&] {
+      ops::routing_sums<cpu, float>(ctx, rows, sums, grad_mode::overwrite, reads_noise{});
+    };
+    CHECK_THROWS_WITH_AS(
+        forward(),
+        "talpa::ops::routing_sums: 'clean' has shape [0, 0], expected [6, 3] = shape of logits",
+        shape_error);
+    rows.clean = right.view();
+    CHECK_NOTHROW(forward());
+    rows.deviation = wrong.view();
+    CHECK_THROWS_WITH_AS(
+        forward(),
+        "talpa::ops::routing_sums: 'deviation' has shape [6, 2], expected [6, 3] = shape of logits",
+        shape_error);
+    rows.deviation = right.view();
+    CHECK_NOTHROW(forward());
+    routing_totals_gradient<float, cpu> wanted;
+    wanted.affinity = affinity.view();
+    matrix<float, cpu> dlogits(6, 3), dgates(6, 3), dclean(6, 3), ddeviation(6, 3);
+    const auto backward = [&](const routed_rows_gradient<float, cpu>& more) {
+      ops::routing_sums_backward<cpu, float>(ctx, rows, wanted, scale, dlogits.view(),
+                                             dgates.view(), grad_mode::overwrite, reads_noise{},
+                                             more);
+    };
+    CHECK_NOTHROW(backward({{}, dclean.view(), ddeviation.view()}));
+    CHECK_THROWS_WITH_AS(backward({{}, {}, ddeviation.view()}),
+                         "talpa::ops::routing_sums_backward: 'dclean' has shape [0, 0], expected "
+                         "[6, 3] = shape of logits",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(backward({{}, dclean.view(), wrong.view()}),
+                         "talpa::ops::routing_sums_backward: 'ddeviation' has shape [6, 2], "
+                         "expected [6, 3] = shape of logits",
+                         shape_error);
+    // Without noise there is no room to give.
+    rows.deviation = {};
+    CHECK_NOTHROW(backward({}));
   }
 }
 

@@ -35,6 +35,7 @@ struct routed_layer {
   index sequence_length = 0;
   matrix<T, cpu> control;            // [N, 1] or empty
   vector<std::int32_t, cpu> labels;  // [S] or empty
+  matrix<T, cpu> clean, deviation;   // [N, E] or empty
 
   routed_layer() = default;
   routed_layer(index tokens, index experts)
@@ -49,9 +50,13 @@ struct routed_layer {
     gates(n, e) = static_cast<T>(gate);
   }
   routed_view<T, cpu> view() const {
-    return {logits.view(),  {gates.view(), mask.view()},
-            padding.view(), sequence_length,
-            control.view(), labels.view()};
+    return {logits.view(),
+            {gates.view(), mask.view()},
+            padding.view(),
+            sequence_length,
+            control.view(),
+            labels.view(),
+            {clean.view(), deviation.view()}};
   }
 };
 
@@ -112,6 +117,13 @@ routed_layer<T> without_padding(const routed_layer<T>& layer) {
       kept.logits(to, e) = layer.logits(n, e);
       if (layer.on(n, e)) kept.turn_on(to, e, static_cast<double>(layer.gates(n, e)));
     }
+    if (layer.clean.size() > 0) {
+      if (to == 0) kept.clean = kept.deviation = matrix<T, cpu>(real, layer.experts());
+      for (index e = 0; e < layer.experts(); ++e) {
+        kept.clean(to, e) = layer.clean(n, e);
+        kept.deviation(to, e) = layer.deviation(n, e);
+      }
+    }
     ++to;
   }
   return kept;
@@ -132,6 +144,14 @@ routed_layer<double> widened(const routed_layer<T>& layer) {
     w.control.data()[n] = static_cast<double>(layer.control.data()[n]);
   }
   w.labels = layer.labels;
+  w.clean = matrix<double, cpu>(layer.clean.rows(), layer.clean.cols());
+  w.deviation = matrix<double, cpu>(layer.deviation.rows(), layer.deviation.cols());
+  for (index i = 0; i < layer.clean.size(); ++i) {
+    w.clean.data()[i] = static_cast<double>(layer.clean.data()[i]);
+  }
+  for (index i = 0; i < layer.deviation.size(); ++i) {
+    w.deviation.data()[i] = static_cast<double>(layer.deviation.data()[i]);
+  }
   return w;
 }
 
@@ -244,12 +264,21 @@ inline double z_loss(const std::vector<routed_layer<double>>& layers) {
   return total;
 }
 
+/// Squared coefficient of variation of some numbers.
+inline double variation(const std::vector<double>& amounts, double epsilon) {
+  const auto experts = static_cast<double>(amounts.size());
+  if (amounts.size() == 1) return 0.0;
+  double mean = 0.0, squares = 0.0;
+  for (const double x : amounts) mean += x / experts;
+  for (const double x : amounts) squares += (x - mean) * (x - mean);
+  return squares / (experts - 1.0) / (mean * mean + epsilon);
+}
+
 /// Squared coefficient of variation of the summed gates, summed over layers.
 inline double variation(const std::vector<routed_layer<double>>& layers, double epsilon) {
   double total = 0.0;
   for (const routed_layer<double>& layer : layers) {
     const index experts = layer.experts();
-    if (experts == 1) continue;
     std::vector<double> importance(static_cast<std::size_t>(experts), 0.0);
     for (index n = 0; n < layer.tokens(); ++n) {
       if (!layer.real(n)) continue;
@@ -257,10 +286,7 @@ inline double variation(const std::vector<routed_layer<double>>& layers, double 
         if (layer.on(n, e)) importance[static_cast<std::size_t>(e)] += layer.gates(n, e);
       }
     }
-    double mean = 0.0, squares = 0.0;
-    for (const double x : importance) mean += x / static_cast<double>(experts);
-    for (const double x : importance) squares += (x - mean) * (x - mean);
-    total += squares / static_cast<double>(experts - 1) / (mean * mean + epsilon);
+    total += variation(importance, epsilon);
   }
   return total;
 }
@@ -272,6 +298,7 @@ struct loss_result {
   std::vector<matrix<T, cpu>> dlogits;
   std::vector<matrix<T, cpu>> dgates;
   std::vector<matrix<T, cpu>> dcontrol;
+  std::vector<matrix<T, cpu>> dclean, ddeviation;
 };
 
 template <class T, class Loss>
@@ -282,18 +309,25 @@ loss_result<T> run_loss(context<cpu>& ctx, const Loss& loss,
   const std::vector<routed_view<T, cpu>> in = views(layers);
   const std::span<const routed_view<T, cpu>> span(in);
   const auto saved = loss.forward(ctx, span);
-  loss_result<T> result{saved.value(0, 0), {}, {}, {}};
+  loss_result<T> result{saved.value(0, 0), {}, {}, {}, {}, {}};
   std::vector<routed_gradient<T, cpu>> out;
   for (const auto& layer : layers) {
     result.dlogits.emplace_back(layer.tokens(), layer.experts());
     result.dgates.emplace_back(layer.tokens(), layer.experts());
     result.dcontrol.emplace_back(layer.control.rows(), layer.control.cols());
+    result.dclean.emplace_back(layer.deviation.rows(), layer.deviation.cols());
+    result.ddeviation.emplace_back(layer.deviation.rows(), layer.deviation.cols());
+    std::fill_n(result.dclean.back().data(), result.dclean.back().size(), before);
+    std::fill_n(result.ddeviation.back().data(), result.ddeviation.back().size(), before);
     std::fill_n(result.dcontrol.back().data(), result.dcontrol.back().size(), before);
     std::fill_n(result.dlogits.back().data(), result.dlogits.back().size(), before);
     std::fill_n(result.dgates.back().data(), result.dgates.back().size(), before);
   }
   for (std::size_t l = 0; l < layers.size(); ++l) {
-    out.push_back({result.dlogits[l].view(), result.dgates[l].view(), result.dcontrol[l].view()});
+    out.push_back({result.dlogits[l].view(),
+                   result.dgates[l].view(),
+                   result.dcontrol[l].view(),
+                   {result.dclean[l].view(), result.ddeviation[l].view()}});
   }
   matrix<T, cpu> upstream(1, 1);
   upstream(0, 0) = dvalue;
@@ -350,8 +384,8 @@ std::string lane_group_difference(const Group& loss, test_random& random, index 
   return "";
 }
 
-/// Number, array and gradients of a row term for the rows of a layer with a control, over lane
-/// groups of every width: empty when all have the bits of `serial`.
+/// Number, array and gradients of a row term for the rows of a layer with a control or noise, over
+/// lane groups of every width: empty when all have the bits of `serial`.
 template <class T, class Term>
 std::string row_term_difference(const Term& term, const routed_layer<T>& layer) {
   constexpr int width = 8;
@@ -360,25 +394,31 @@ std::string row_term_difference(const Term& term, const routed_layer<T>& layer) 
   matrix<T, cpu> wanted(1, experts);
   for (index e = 0; e < experts; ++e) wanted(0, e) = static_cast<T>(0.25 * static_cast<double>(e));
   const auto run = [&](auto make, index step) {
-    // A row of each: array, dlogits, dgates, then the number and dcontrol.
-    matrix<T, cpu> out(n, 3 * experts + 2);
+    // A row of each: array, dlogits, dgates, the number and dcontrol, dclean, ddeviation.
+    matrix<T, cpu> out(n, 5 * experts + 2);
     const routed_view<T, cpu> view = layer.view();
     for (index r = 0; r < n; r += step) {
       lane_scratch scratch(memory.data(), memory.size());
       const auto group = make(&scratch, static_cast<int>(std::min(step, n - r)));
-      const routed_row<T> in{{view.logits.row(r), view.logits.stride},
-                             {view.routing.gates.row(r), view.routing.gates.stride},
-                             {view.routing.mask.row(r), view.routing.mask.stride},
-                             {view.control.row(r), view.control.stride}};
+      routed_row<T> in{{view.logits.row(r), view.logits.stride},
+                       {view.routing.gates.row(r), view.routing.gates.stride},
+                       {view.routing.mask.row(r), view.routing.mask.stride},
+                       {view.control.row(r), view.control.stride}};
+      if (Term::uses.noise) {
+        in.clean = {view.noise.clean.row(r), view.noise.clean.stride};
+        in.deviation = {view.noise.deviation.row(r), view.noise.deviation.stride};
+      }
       T* const to = out.view().row(r);
       const index stride = out.view().stride;
       const auto number = term.template forward<T>(group, in, row_pointer<T>{to, stride});
       group.store(row_scalar<T>{to + 3 * experts, stride}, number);
       scratch.reset();
-      term.template backward<T>(
-          group, in, row_term_gradient<T>{{wanted.data(), 0}, T{0.5}, T{2}},
-          routed_row_gradient<T>{
-              {to + experts, stride}, {to + 2 * experts, stride}, {to + 3 * experts + 1, stride}});
+      term.template backward<T>(group, in, row_term_gradient<T>{{wanted.data(), 0}, T{0.5}, T{2}},
+                                routed_row_gradient<T>{{to + experts, stride},
+                                                       {to + 2 * experts, stride},
+                                                       {to + 3 * experts + 1, stride},
+                                                       {to + 3 * experts + 2, stride},
+                                                       {to + 4 * experts + 2, stride}});
     }
     return out;
   };
@@ -408,6 +448,16 @@ void add_control(test_random& random, routed_layer<T>& layer) {
   layer.control = matrix<T, cpu>(layer.tokens(), 1);
   for (index n = 0; n < layer.tokens(); ++n) {
     layer.control(n, 0) = static_cast<T>(random.uniform(-2.0, 2.0));
+  }
+}
+
+/// Gives a layer clean logits within `noise` of its logits, and deviations in (0.5, 1.5).
+template <class T>
+void add_noise(test_random& random, routed_layer<T>& layer, double noise) {
+  layer.clean = layer.deviation = matrix<T, cpu>(layer.tokens(), layer.experts());
+  for (index i = 0; i < layer.clean.size(); ++i) {
+    layer.clean.data()[i] = layer.logits.data()[i] + static_cast<T>(random.uniform(-noise, noise));
+    layer.deviation.data()[i] = static_cast<T>(random.uniform(0.5, 1.5));
   }
 }
 

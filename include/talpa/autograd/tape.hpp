@@ -412,8 +412,8 @@ class tape {
   /// its weight is that of weighted_sum. The loss is copied. It has
   ///   saved forward(ctx, std::span<const routed_view<T, B>>) const, with saved.value [1, 1];
   ///   void backward(ctx, layers, const saved&, dvalue, std::span<const routed_gradient<T, B>> out,
-  ///                 grad_mode) const, which writes all of dlogits and dgates, and of dcontrol
-  ///                 where that is not empty.
+  ///                 grad_mode) const, which writes all of dlogits and dgates, and of dcontrol and
+  ///                 dnoise where they are not empty.
   template <class Loss>
   variable_type apply_loss(const Loss& loss, std::initializer_list<routed_variable<T, B>> layers) {
     return apply_loss(loss, std::span<const routed_variable<T, B>>(layers.begin(), layers.size()));
@@ -682,6 +682,9 @@ class tape {
         entry.grad.dlogits = make(rows, cols);                                 // [N, E]
         entry.grad.dgates = make(rows, cols);                                  // [N, E]
         if (!entry.view.control.empty()) entry.grad.dcontrol = make(rows, 1);  // [N, 1]
+        if (!entry.view.noise.deviation.empty()) {
+          entry.grad.dnoise = {make(rows, cols), make(rows, cols)};  // [N, E], [N, E]
+        }
       }
       accumulate = accumulate || entry.touched;
     }
@@ -691,6 +694,10 @@ class tape {
         ops::fill(ctx_, T{0}, entry.grad.dlogits);
         ops::fill(ctx_, T{0}, entry.grad.dgates);
         if (!entry.grad.dcontrol.empty()) ops::fill(ctx_, T{0}, entry.grad.dcontrol);
+        if (!entry.grad.dnoise.dclean.empty()) {
+          ops::fill(ctx_, T{0}, entry.grad.dnoise.dclean);
+          ops::fill(ctx_, T{0}, entry.grad.dnoise.ddeviation);
+        }
       }
       entry.touched = true;
     }

@@ -167,6 +167,14 @@ template <class T, int W>
 [[gnu::always_inline]] inline pack<T, W> softplus(const pack<T, W>& a) {
   return talpa::detail::make_pack<T, W>([&](int i) { return math::softplus(a.v[i]); });
 }
+template <class T, int W>
+[[gnu::always_inline]] inline pack<T, W> normal_cdf(const pack<T, W>& a) {
+  return talpa::detail::make_pack<T, W>([&](int i) { return math::normal_cdf(a.v[i]); });
+}
+template <class T, int W>
+[[gnu::always_inline]] inline pack<T, W> normal_density(const pack<T, W>& a) {
+  return talpa::detail::make_pack<T, W>([&](int i) { return math::normal_density(a.v[i]); });
+}
 }  // namespace math
 
 /// A row (or, for token_pack, consecutive rows) of a matrix as lane groups read and write it.

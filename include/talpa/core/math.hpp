@@ -80,6 +80,9 @@ struct format<float> {
   static constexpr float exp_min = -120.0f;
   static constexpr float expm1_min = -17.4f;  // e^expm1_min < 2^-25, half an ulp below one
   static constexpr float gelu_range = 12.0f;  // |u(gelu_range)| > -exp_min, u as in gelu_tanh
+  // normal_range^2 / 2 < -exp_min, and e^(-normal_range^2 / 2) rounds to zero
+  static constexpr float normal_range = 15.25f;
+  static constexpr float normal_centre = 4.0f;  // see normal_tail
 
   // ln_two_high has 16 bits, so its product with an integer below 2^8 is exact;
   // ln 2 - ln_two_high - ln_two_low is 2^-44.
@@ -114,6 +117,8 @@ struct format<double> {
   static constexpr double exp_min = -760.0;
   static constexpr double expm1_min = -37.45;  // e^expm1_min < 2^-54
   static constexpr double gelu_range = 24.0;
+  static constexpr double normal_range = 38.875;
+  static constexpr double normal_centre = 6.0;
 
   // ln_two_high has 42 bits, for integers below 2^11; the remainder is 2^-102.
   static constexpr double log2_e = 1.4426950408889634;
@@ -446,6 +451,87 @@ template <class T>
   return math::fma(bounded * du, bell(e), gate);
 }
 
+// With w = a / (a + c), c = normal_centre, and q = 2 w - 1: (r(a) - 1/2) / w for
+// r(a) = (1 + 5/4 a) Phi(-a) e^(a^2 / 2), which lies between 0.498 and 0.57 for all a >= 0.
+// Interpolated at the Chebyshev nodes of 0 <= a <= normal_range and rounded to T. Degree 9, error
+// relative to r 2^-26.5.
+[[gnu::always_inline]] TALPA_HD inline float normal_tail_shape(float q) {
+  float p = -0.000156267226f;
+  p = math::fma(p, q, 9.11333482e-5f);
+  p = math::fma(p, q, 0.00174315588f);
+  p = math::fma(p, q, -0.00286888937f);
+  p = math::fma(p, q, -0.00991622638f);
+  p = math::fma(p, q, 0.0590240732f);
+  p = math::fma(p, q, -0.154943705f);
+  p = math::fma(p, q, 0.262296349f);
+  p = math::fma(p, q, -0.289487481f);
+  return math::fma(p, q, 0.132927701f);
+}
+
+// The same with degree 21, error 2^-55.4.
+[[gnu::always_inline]] TALPA_HD inline double normal_tail_shape(double q) {
+  double p = 3.3047532366820021e-9;
+  p = math::fma(p, q, 1.7181971096464678e-9);
+  p = math::fma(p, q, -4.2579307585128973e-8);
+  p = math::fma(p, q, 7.0729533166523005e-11);
+  p = math::fma(p, q, 3.4666927337464381e-7);
+  p = math::fma(p, q, -3.8403240652472301e-7);
+  p = math::fma(p, q, -2.1771353364320323e-6);
+  p = math::fma(p, q, 6.9976272466440513e-6);
+  p = math::fma(p, q, 3.7987771252499038e-6);
+  p = math::fma(p, q, -7.2425792187975712e-5);
+  p = math::fma(p, q, 0.00017716613837880801);
+  p = math::fma(p, q, 0.00011537094942167663);
+  p = math::fma(p, q, -0.0023780436703012692);
+  p = math::fma(p, q, 0.010223908561455561);
+  p = math::fma(p, q, -0.029582421184834611);
+  p = math::fma(p, q, 0.067122799530451763);
+  p = math::fma(p, q, -0.12603283706341153);
+  p = math::fma(p, q, 0.20004127463360777);
+  p = math::fma(p, q, -0.26880664428175988);
+  p = math::fma(p, q, 0.29882619723235776);
+  p = math::fma(p, q, -0.25221338255151354);
+  return math::fma(p, q, 0.10124834351559642);
+}
+
+// e^(-x^2 / 2) = value * scale for |x| <= normal_range; the square carries its rounding error.
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline scaled<T> bell_curve(T x) {
+  const T half = T(0.5) * x;
+  const T square = half * x;
+  const T lost = math::fma(half, x, -square);
+  const exp_parts<T> p = split_exp(-square);
+  const T value = math::fma(p.first, p.high + p.low, p.first);
+  return {math::fma(-lost, value, value), p.second};
+}
+
+// Phi(-a) for a >= 0.
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T normal_tail(T a) {
+  using F = format<T>;
+  const T bounded = select(a > F::normal_range, F::normal_range, a);
+  const scaled<T> e = bell_curve(bounded);
+  const T w = bounded / (bounded + F::normal_centre);
+  const T shape = math::fma(w, normal_tail_shape(math::fma(T(2), w, T(-1))), T(0.5));
+  return mul(e.value * (shape / math::fma(T(1.25), bounded, T(1))), e.scale);
+}
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T normal_cdf(T x) {
+  const T tail = normal_tail(absolute(x));
+  return select(x > T(0), T(1) - tail, tail);
+}
+
+inline constexpr double inverse_root_two_pi = 0.3989422804014327;
+
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T normal_density(T x) {
+  using F = format<T>;
+  const T a = absolute(x);
+  const scaled<T> e = bell_curve(select(a > F::normal_range, F::normal_range, a));
+  return mul(e.value * T(inverse_root_two_pi), e.scale);
+}
+
 template <class T>
 [[gnu::always_inline]] TALPA_HD inline T softplus(T x) {
   return select(x > T(0), x, T(0)) + detail::log1p(detail::exp(-absolute(x)));
@@ -598,6 +684,27 @@ template <class T>
 }
 [[gnu::always_inline]] TALPA_HD inline double softplus_derivative(double x) {
   return detail::sigmoid(x);
+}
+
+/// Computes the distribution function of the standard normal distribution,
+/// Phi(x) = integral of e^(-t^2 / 2) / sqrt(2 pi) from -inf to x; each tail is computed as such, so
+/// small values are as exact as others.
+///
+/// normal_cdf(0) = 1/2, normal_cdf(-inf) = 0, normal_cdf(inf) = 1, normal_cdf(NaN) = NaN.
+/// Error: at most 8 ulp below zero, at most 5 above; seen 4.7 and 2.2.
+/// Method: Phi(-a) = e^(-a^2 / 2) r(a) / (1 + 5/4 a), where r is nearly constant: a polynomial in
+/// a / (a + c), after Shepherd and Laframboise, Mathematics of Computation 36, 1981.
+[[gnu::always_inline]] TALPA_HD inline float normal_cdf(float x) { return detail::normal_cdf(x); }
+[[gnu::always_inline]] TALPA_HD inline double normal_cdf(double x) { return detail::normal_cdf(x); }
+
+/// Computes normal_cdf'(x) = e^(-x^2 / 2) / sqrt(2 pi).
+///
+/// Zero at +-inf, NaN at NaN. Error: at most 5 ulp; seen 2.95.
+[[gnu::always_inline]] TALPA_HD inline float normal_density(float x) {
+  return detail::normal_density(x);
+}
+[[gnu::always_inline]] TALPA_HD inline double normal_density(double x) {
+  return detail::normal_density(x);
 }
 
 /// Computes max(x, 0), exactly; NaN stays NaN, -0 stays -0.

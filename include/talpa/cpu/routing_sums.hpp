@@ -116,7 +116,7 @@ struct routing_sums_impl<cpu> {
   static void backward(context<cpu>& ctx, const routed_rows<T, cpu>& in,
                        const routing_totals_gradient<T, cpu>& dout, matrix_view<const T, cpu> scale,
                        matrix_view<T, cpu> dlogits, matrix_view<T, cpu> dgates, grad_mode mode,
-                       const Term& term, matrix_view<T, cpu> dcontrol) {
+                       const Term& term, const routed_rows_gradient<T, cpu>& more) {
     const index experts = in.experts();
     const block_grid grid(in);
     const bool overwrite = mode == grad_mode::overwrite;
@@ -124,8 +124,11 @@ struct routing_sums_impl<cpu> {
         dout.probability.data != nullptr || dout.squared_logsumexp.data != nullptr;
     const T factor = scale(0, 0);
     const workspace<cpu>::scope scope(ctx.scratch);
-    // A row term writes dlogits, dgates and dcontrol of a pack one behind the other.
-    const row_memory<T> memory(ctx, experts, has_term<Term> ? 2 * experts + 1 : experts);
+    // A row term writes dlogits, dgates, dcontrol, dclean and ddeviation of a pack one behind the
+    // other.
+    const bool noise = Term::uses.noise && !in.deviation.empty();
+    const index term_columns = (noise ? 4 : 2) * experts + 1;
+    const row_memory<T> memory(ctx, experts, has_term<Term> ? term_columns : experts);
 
     detail::parallel_for(ctx.threads, grid.count(), [&](index block, int thread) {
       const index g = block / grid.blocks;
@@ -134,7 +137,9 @@ struct routing_sums_impl<cpu> {
         if (overwrite) {
           std::fill_n(dgates.row(n), experts, T{0});
           std::fill_n(dlogits.row(n), experts, T{0});
-          if (!dcontrol.empty()) dcontrol(n, 0) = T{0};
+          if (!more.dcontrol.empty()) more.dcontrol(n, 0) = T{0};
+          if (!more.dclean.empty()) std::fill_n(more.dclean.row(n), experts, T{0});
+          if (!more.ddeviation.empty()) std::fill_n(more.ddeviation.row(n), experts, T{0});
         }
         if (dout.importance.data == nullptr || !real(in, n)) continue;
         detail::for_each_expert(in.mask.row(n), experts, [&](index e) {
@@ -148,9 +153,13 @@ struct routing_sums_impl<cpu> {
         memory.for_each_pack(thread, rows, [&](const auto& group, index r, int valid, T* tile) {
           T* const gates_tile = tile + valid * experts;
           T* const control_tile = gates_tile + valid * experts;
+          T* const clean_tile = control_tile + valid;
+          T* const deviation_tile = clean_tile + valid * experts;
           routed_row_gradient<T> to{{tile, experts}, {}, {}};
           if (Term::uses.gates) to.dgates = {gates_tile, experts};
           if (Term::uses.control) to.dcontrol = {control_tile, 1};
+          if (noise) to.dclean = {clean_tile, experts};
+          if (noise) to.ddeviation = {deviation_tile, experts};
           term.template backward<T>(group, row_of<Term>(in, first + r), wanted, to);
           for (int i = 0; i < valid; ++i) {
             const index n = first + r + i;
@@ -158,8 +167,10 @@ struct routing_sums_impl<cpu> {
             for (index e = 0; e < experts; ++e) {
               dlogits(n, e) += tile[i * experts + e];
               if (Term::uses.gates) dgates(n, e) += gates_tile[i * experts + e];
+              if (noise) more.dclean(n, e) += clean_tile[i * experts + e];
+              if (noise) more.ddeviation(n, e) += deviation_tile[i * experts + e];
             }
-            if (Term::uses.control) dcontrol(n, 0) += control_tile[i];
+            if (Term::uses.control) more.dcontrol(n, 0) += control_tile[i];
           }
         });
       }
@@ -235,6 +246,10 @@ struct routing_sums_impl<cpu> {
     routed_row<T> row{
         detail::row_at(in.logits, n), detail::row_at(in.gates, n), detail::row_at(in.mask, n), {}};
     if (Term::uses.control) row.control = detail::scalar_at(in.control, n);
+    if (Term::uses.noise) {
+      row.clean = detail::row_at(in.clean, n);
+      if (!in.deviation.empty()) row.deviation = detail::row_at(in.deviation, n);
+    }
     return row;
   }
 

@@ -53,8 +53,9 @@ std::size_t scorer_bytes(const Scorer& scorer, index tokens, index inputs, index
 /// from a scorer of its own, `selector.control`; a selector with a bias gets one number an expert,
 /// which no gradient changes; whoever balances the experts updates it between steps. A selector
 /// that behaves differently in training and at inference is told the mode.
+/// Losses see the noise of a scorer that adds some (noisy_scorer).
 /// Backward: dgates -> dlogits, dcontrol by the selector, plus what losses add to either, then the
-/// scorers.
+/// scorers; a scorer that adds noise also takes what losses have for it.
 /// Shapes: x [N, D], logits and gates [N, E], mask [N, ceil(E / 32)], control [N, 1], bias [1, E].
 /// Throws: shape_error, value_error of the parts.
 template <class Scorer, class Selector>
@@ -164,6 +165,9 @@ struct router {
                    batch.sequence_length,
                    kept.more.control,
                    batch.labels};
+    if constexpr (noisy_scorer<Scorer>) {
+      kept.routed.noise = scorer.noise(kept.scorer, kept.routed.logits);
+    }
     return kept;
   }
 
@@ -185,7 +189,13 @@ struct router {
                          kept.routed.routing.gates, kept.routed.routing.mask, dgates, dlogits,
                          kept.more, dcontrol);
     if (from_losses != nullptr) ops::axpy(ctx, T{1}, from_losses->dlogits, dlogits);
-    scorer.backward(ctx, p.scorer, kept.scorer, x, dlogits, dx, dx_mode);
+    if constexpr (noisy_scorer<Scorer>) {
+      const routed_noise_gradient<T, B> none;
+      scorer.backward(ctx, p.scorer, kept.scorer, x, dlogits, dx, dx_mode,
+                      from_losses != nullptr ? from_losses->dnoise : none);
+    } else {
+      scorer.backward(ctx, p.scorer, kept.scorer, x, dlogits, dx, dx_mode);
+    }
     if constexpr (controlled_selector<Selector>) {
       if (from_losses != nullptr && !from_losses->dcontrol.empty()) {
         ops::axpy(ctx, T{1}, from_losses->dcontrol, dcontrol);

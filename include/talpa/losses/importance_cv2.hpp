@@ -3,6 +3,7 @@
 
 #include <talpa/losses/explain.hpp>
 #include <talpa/routing/group_loss.hpp>
+#include <talpa/routing/squared_variation.hpp>
 
 #include <span>
 #include <type_traits>
@@ -20,27 +21,10 @@ struct importance_cv2_group {
   template <class G, class T>
   TALPA_HD group_value<typename G::template value<T>> operator()(
       const G& g, const totals_row<T>& in, const totals_derivative_row<T>& out) const {
-    const auto zero = g.uniform(T{0});
-    if (g.experts() == 1) {
-      g.for_each([&](auto e) { g.store(out.importance, e, zero); });
-      return {zero, zero};
-    }
-    const auto experts = g.uniform(static_cast<T>(g.experts()));
-    const auto free = g.uniform(static_cast<T>(g.experts() - 1));
-    const auto mean =
-        g.template sum<T>([&](auto e) { return g.load(in.importance, e, T{0}); }) / experts;
-    const auto deviation = [&](auto e) { return g.load(in.importance, e, T{0}) - mean; };
-    const auto variance =
-        g.template sum<T>([&](auto e) { return math::mul(deviation(e), deviation(e)); }) / free;
-    const auto norm = math::fma(mean, mean, g.uniform(static_cast<T>(epsilon)));
-    const auto value = variance / norm;
-    // d mean / d I_e = 1 / E; the deviations sum to zero, so the mean in them adds nothing.
-    const auto by_mean = math::mul(value, (mean + mean) / (math::mul(norm, experts)));
-    g.for_each([&](auto e) {
-      const auto d = deviation(e);
-      g.store(out.importance, e, (d + d) / math::mul(norm, free) - by_mean);
-    });
-    return {value, zero};
+    const auto value = squared_variation<T>(
+        g, epsilon, [&](auto e) { return g.load(in.importance, e, T{0}); },
+        [&](auto e, const auto& slope) { g.store(out.importance, e, slope); });
+    return {value, g.uniform(T{0})};
   }
 };
 

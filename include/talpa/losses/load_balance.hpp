@@ -130,7 +130,7 @@ struct sigmoid_row {
 struct margin_row {
   static constexpr row_term_uses uses{.affinity = true, .control = true};
 
-  double max_threshold;
+  double relative;
 
   template <class T, class G>
   TALPA_HD typename G::template value<T> forward(const G& g, const routed_row<T>& in,
@@ -158,8 +158,7 @@ struct margin_row {
  private:
   template <class T, class G>
   TALPA_HD typename G::template value<T> most(const G& g) const {
-    return g.uniform(max_threshold > 0.0 ? static_cast<T>(max_threshold)
-                                         : T{1} / static_cast<T>(g.experts()));
+    return g.uniform(static_cast<T>(relative / static_cast<double>(g.experts())));
   }
 };
 
@@ -174,19 +173,21 @@ struct sigmoid {
   double sum(double) const { return 1.0; }
 };
 
-/// a = softmax(logits) - max_threshold sigmoid(control), the margin over a learned threshold, which
-/// may be negative: AdaMoLE (arXiv 2405.00361). Reads control. Sums to 1 - E threshold, so that the
-/// value depends on the thresholds, and `ideal` is that of thresholds of 0.
+/// a = softmax(logits) - relative / E sigmoid(control), the margin over the threshold of
+/// learned_threshold, which may be negative: AdaMoLE (arXiv 2405.00361). Reads control. Sums to
+/// 1 - E threshold, so that the value depends on the thresholds, and `ideal` is that of thresholds
+/// of 0.
 struct margin {
   static constexpr bool probability = false, importance = false;
 
-  double max_threshold = 0.0;  ///< as the selector's, 0..1; 0 stands for 1 / E
+  double relative = 1.0;  ///< as the selector's: largest threshold in units of 1 / E, in (0, E]
 
-  void validate(const char* function) const {
-    check_value(max_threshold >= 0.0 && max_threshold <= 1.0, function, "affinity.max_threshold",
-                max_threshold, "0..1");
+  void validate(const char* function, index experts) const {
+    check_value(relative > 0.0 && relative <= static_cast<double>(experts), function,
+                "affinity.relative", relative,
+                "in (0, experts] = largest threshold in units of 1 / experts");
   }
-  detail::margin_row term() const { return {max_threshold}; }
+  detail::margin_row term() const { return {relative}; }
   double sum(double) const { return 1.0; }
 };
 
@@ -247,7 +248,7 @@ struct balance_group {
 /// Backward: da_ne = dvalue E / n f_e with n the group's real tokens, so for the softmax
 /// dlogits_ne = dvalue E / n p_ne (f_e - sum_j p_nj f_j); counts have no gradient. soft_mass also:
 /// dgates_ne = dvalue E / n P_e where the mask is set. affinity::gates: dgates_ne = da_ne where the
-/// mask is set, dlogits is zero. affinity::margin: dcontrol_n = -dvalue E / n max_threshold
+/// mask is set, dlogits is zero. affinity::margin: dcontrol_n = -dvalue relative / n
 /// sigmoid'(control_n) sum_e f_e.
 /// Shapes: per layer logits, gates [N, E], mask [N, ceil(E / 32)], control [N, 1] for
 /// affinity::margin; value [1, 1].
@@ -282,7 +283,9 @@ struct load_balance {
   template <class T, class B>
   saved<T, B> forward(context<B>& ctx, std::span<const routed_view<T, B>> layers) const {
     if constexpr (requires { fraction.validate(name); }) fraction.validate(name);
-    if constexpr (requires { affinity.validate(name); }) affinity.validate(name);
+    if constexpr (requires { affinity.validate(name, index{1}); }) {
+      for (const routed_view<T, B>& layer : layers) affinity.validate(name, layer.logits.cols);
+    }
     return group_loss_forward(ctx, name, Pooling::groups, group(), layers);
   }
   /// The same for one layer.

@@ -21,7 +21,9 @@ struct routed_rows {
   matrix_view<const std::uint32_t, B> mask;           // [N, ceil(E / 32)]
   vector_view<const std::uint8_t, B> padding_mask{};  // [N], 0 for padding; empty: no padding
   index group_rows = 0;  ///< tokens of a group, a divisor of N; 0: all tokens are one group
-  matrix_view<const T, B> control{};  // [N, 1], empty without one
+  matrix_view<const T, B> control{};    // [N, 1], empty without one
+  matrix_view<const T, B> clean{};      // [N, E] logits before noise, empty without one
+  matrix_view<const T, B> deviation{};  // [N, E] of the noise, empty where none was drawn
 
   index tokens() const { return logits.rows; }
   index experts() const { return logits.cols; }
@@ -51,12 +53,22 @@ struct routing_totals_gradient {
   vector_view<T, B> row_term{};           // [G]
 };
 
+/// Where a row term puts the gradients of what a routing has beside logits and gates. A member
+/// without data is not there.
+template <class T, backend B>
+struct routed_rows_gradient {
+  matrix_view<T, B> dcontrol{};    // [N, 1]
+  matrix_view<T, B> dclean{};      // [N, E]
+  matrix_view<T, B> ddeviation{};  // [N, E]
+};
+
 /// What a row term makes of a row and what it reads.
 struct row_term_uses {
   bool affinity = false;  ///< an array over the experts
   bool number = false;    ///< a number
   bool gates = false;     ///< writes dgates
   bool control = false;   ///< reads control and writes dcontrol
+  bool noise = false;     ///< reads clean and deviation; writes dclean and ddeviation
 };
 
 /// A row of a routing as a row term reads it.
@@ -66,6 +78,8 @@ struct routed_row {
   row_pointer<const T> gates;             // [E]
   row_pointer<const std::uint32_t> mask;  // [ceil(E / 32)]
   row_scalar<const T> control;            // no data unless the term reads it
+  row_pointer<const T> clean{};           // [E], likewise
+  row_pointer<const T> deviation{};       // [E], likewise, and no data where no noise was drawn
 };
 
 /// Where a row term writes its gradient; members that it does not write have no data.
@@ -74,6 +88,8 @@ struct routed_row_gradient {
   row_pointer<T> dlogits;  // [E]
   row_pointer<T> dgates;   // [E]
   row_scalar<T> dcontrol;
+  row_pointer<T> dclean{};      // [E], no data either where no noise was drawn
+  row_pointer<T> ddeviation{};  // [E], likewise
 };
 
 /// Gradient of one group's sums as the row term of each of its rows sees it.
@@ -192,6 +208,29 @@ void check_row_term(const char* function, const char* argument, const matrix_vie
   }
 }
 
+/// A row term that reads noise must be given clean logits; with a deviation, also room for both
+/// gradients in backward.
+template <class Term, class T, class B>
+void check_row_noise(const char* function, const routed_rows<T, B>& in) {
+  const index n = in.tokens(), e = in.experts();
+  if (Term::uses.noise) check_shape(function, "clean", in.clean, n, e, "shape of logits");
+  if (!in.deviation.empty()) {
+    check_shape(function, "deviation", in.deviation, n, e, "shape of logits");
+  }
+}
+template <class Term, class T, class B>
+void check_row_noise_gradient(const char* function, const routed_rows<T, B>& in,
+                              const routed_rows_gradient<T, B>& more) {
+  const bool wanted = Term::uses.noise && !in.deviation.empty();
+  const auto check = [&](const char* argument, const matrix_view<T, B>& view) {
+    if (wanted || !view.empty()) {
+      check_shape(function, argument, view, in.tokens(), in.experts(), "shape of logits");
+    }
+  };
+  check("dclean", more.dclean);
+  check("ddeviation", more.ddeviation);
+}
+
 template <class T, class B>
 void check_totals_matrix(const char* function, const char* argument, const matrix_view<T, B>& view,
                          index groups, index experts) {
@@ -253,6 +292,7 @@ void routing_sums(context<B>& ctx, const std::type_identity_t<routed_rows<T, B>>
   }
   if constexpr (Term::uses.number) check_size(function, "row_term", out.row_term, groups, "groups");
   detail::check_row_term<Term>(function, "control", in.control, in.tokens());
+  detail::check_row_noise<Term>(function, in);
   if (mode == grad_mode::ignore) return;
   routing_sums_impl<B>::forward(ctx, in, out, mode, term);
 }
@@ -262,8 +302,9 @@ void routing_sums(context<B>& ctx, const std::type_identity_t<routed_rows<T, B>>
 /// With s = scale[0, 0] and the gradient of the token's group, for real tokens:
 /// dlogits_ne (+)= s p_ne (dprobability_e - sum_j p_nj dprobability_j + 2 z_n dsquared_logsumexp),
 /// dgates_ne (+)= s dimportance_e where m_ne is set; a row term adds what its backward says.
-/// Shapes: scale [1, 1], dlogits, dgates [N, E], dcontrol [N, 1] for a row term that reads control,
-/// the others as in routing_sums.
+/// Shapes: scale [1, 1], dlogits, dgates [N, E]; of `more` dcontrol [N, 1] for a row term that
+/// reads control, dclean and ddeviation [N, E] for one that reads noise where some was drawn; the
+/// others as in routing_sums.
 /// Edges: overwrite leaves zero for padding and where nothing flows; accumulate leaves those alone.
 /// Cost: N E exponentials when a gradient of the logits is there; nothing is saved, p is recomputed
 /// with the same bits.
@@ -273,7 +314,8 @@ template <class B, floating T, class Term = no_row_term>
 void routing_sums_backward(context<B>& ctx, const std::type_identity_t<routed_rows<T, B>>& in,
                            const std::type_identity_t<routing_totals_gradient<T, B>>& dout,
                            input<T, B> scale, matrix_view<T, B> dlogits, output<T, B> dgates,
-                           grad_mode mode, const Term& term = {}, output<T, B> dcontrol = {}) {
+                           grad_mode mode, const Term& term = {},
+                           const std::type_identity_t<routed_rows_gradient<T, B>>& more = {}) {
   constexpr const char* function = "ops::routing_sums_backward";
   detail::check_routed_rows<T, B>(function, in);
   const index groups = in.groups(), experts = in.experts();
@@ -290,9 +332,11 @@ void routing_sums_backward(context<B>& ctx, const std::type_identity_t<routed_ro
     check_size(function, "drow_term", dout.row_term, groups, "groups");
   }
   detail::check_row_term<Term>(function, "control", in.control, in.tokens());
-  detail::check_row_term<Term>(function, "dcontrol", dcontrol, in.tokens());
+  detail::check_row_term<Term>(function, "dcontrol", more.dcontrol, in.tokens());
+  detail::check_row_noise<Term>(function, in);
+  detail::check_row_noise_gradient<Term>(function, in, more);
   if (mode == grad_mode::ignore) return;
-  routing_sums_impl<B>::backward(ctx, in, dout, scale, dlogits, dgates, mode, term, dcontrol);
+  routing_sums_impl<B>::backward(ctx, in, dout, scale, dlogits, dgates, mode, term, more);
 }
 
 }  // namespace talpa::ops

@@ -88,7 +88,8 @@ template <class T, class B>
 routed_rows<T, B> rows_of(token_groups groups, const routed_view<T, B>& layer,
                           bool include_padding = false) {
   routed_rows<T, B> rows{layer.logits,       layer.routing.gates,          layer.routing.mask,
-                         layer.padding_mask, group_rows_of(groups, layer), layer.control};
+                         layer.padding_mask, group_rows_of(groups, layer), layer.control,
+                         layer.noise.clean,  layer.noise.deviation};
   if (include_padding) rows.padding_mask = {};
   return rows;
 }
@@ -106,7 +107,7 @@ void check_member(const char* function, const char* list, std::size_t l, const c
 /// Shapes of each layer against its logits; equal numbers of experts where layers are pooled.
 template <class T, class B>
 void check_layers(const char* function, token_groups groups,
-                  std::span<const routed_view<T, B>> layers, bool needs_control = false) {
+                  std::span<const routed_view<T, B>> layers, const row_term_uses& uses = {}) {
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const routed_view<T, B>& layer = layers[l];
     const index n = layer.logits.rows, e = layer.logits.cols;
@@ -121,8 +122,16 @@ void check_layers(const char* function, token_groups groups,
       check_size(function, "padding_mask", layer.padding_mask, n, "one flag a token");
     }
     check_sequence_length(function, layer.sequence_length, n);
-    if (needs_control || !layer.control.empty()) {
+    if (uses.control || !layer.control.empty()) {
       check_member(function, "layers", l, "control", layer.control, n, 1, "one number a token");
+    }
+    if (uses.noise || !layer.noise.clean.empty()) {
+      check_member(function, "layers", l, "noise.clean", layer.noise.clean, n, e,
+                   "shape of logits, from a scorer that adds noise");
+    }
+    if (!layer.noise.deviation.empty()) {
+      check_member(function, "layers", l, "noise.deviation", layer.noise.deviation, n, e,
+                   "shape of logits");
     }
   }
 }
@@ -209,7 +218,7 @@ group_loss_saved<T, B> group_loss_forward(context<B>& ctx, const char* function,
                                           std::span<const routed_view<T, B>> layers) {
   const auto term = detail::row_term_of(loss);
   const bool padding = detail::includes_padding(loss);
-  detail::check_layers(function, groups, layers, term.uses.control);
+  detail::check_layers(function, groups, layers, term.uses);
   const detail::group_sizes sizes = detail::sizes_of(groups, layers);
   group_loss_saved<T, B> saved;
   saved.value = ctx.memory.template take<T>(1, 1);
@@ -257,9 +266,10 @@ group_loss_saved<T, B> group_loss_forward(context<B>& ctx, const char* function,
 }
 
 /// Backward of group_loss_forward: writes or adds d value / d logits, d value / d gates and, where
-/// there is one, d value / d control of each layer, times dvalue.
+/// they are there, d value / d control and by what a layer's noise shows, times dvalue.
 ///
-/// Shapes: dvalue [1, 1]; out: one pair of [N, E] a layer, dcontrol [N, 1] or empty.
+/// Shapes: dvalue [1, 1]; out: one pair of [N, E] a layer, dcontrol [N, 1] or empty, dnoise [N, E]
+/// or empty.
 /// Throws: shape_error, also when `saved` is not of these layers.
 template <class Loss, class T, class B>
 void group_loss_backward(context<B>& ctx, const char* function, token_groups groups,
@@ -268,7 +278,7 @@ void group_loss_backward(context<B>& ctx, const char* function, token_groups gro
                          std::span<const routed_gradient<T, B>> out, grad_mode mode) {
   const auto term = detail::row_term_of(loss);
   const bool padding = detail::includes_padding(loss);
-  detail::check_layers(function, groups, layers, term.uses.control);
+  detail::check_layers(function, groups, layers, term.uses);
   if (out.size() != layers.size()) {
     detail::throw_shape(function, "out", detail::concat("[", std::to_string(out.size()), "]"),
                         detail::concat("[", std::to_string(layers.size()), "]"),
@@ -292,6 +302,14 @@ void group_loss_backward(context<B>& ctx, const char* function, token_groups gro
       detail::check_member(function, "out", l, "dcontrol", out[l].dcontrol, n, 1,
                            "one number a token");
     }
+    const bool noise = term.uses.noise && !layers[l].noise.deviation.empty();
+    const auto check_noise = [&](const char* member, const matrix_view<T, B>& view) {
+      if (noise || !view.empty()) {
+        detail::check_member(function, "out", l, member, view, n, e, "shape of logits");
+      }
+    };
+    check_noise("dnoise.dclean", out[l].dnoise.dclean);
+    check_noise("dnoise.ddeviation", out[l].dnoise.ddeviation);
   }
   if (mode == grad_mode::ignore) return;
 
@@ -302,8 +320,9 @@ void group_loss_backward(context<B>& ctx, const char* function, token_groups gro
     if (l == 0 || groups != token_groups::all_layers) {
       derivative = walk.next(rows.groups(), rows.experts());
     }
-    ops::routing_sums_backward<B, T>(ctx, rows, derivative, dvalue, out[l].dlogits, out[l].dgates,
-                                     mode, term, out[l].dcontrol);
+    ops::routing_sums_backward<B, T>(
+        ctx, rows, derivative, dvalue, out[l].dlogits, out[l].dgates, mode, term,
+        {out[l].dcontrol, out[l].dnoise.dclean, out[l].dnoise.ddeviation});
   }
 }
 

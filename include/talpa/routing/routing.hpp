@@ -93,6 +93,21 @@ struct batch_info {
   }
 };
 
+/// What a scorer that adds noise shows of one forward. Without noise (at inference) the clean
+/// logits are the logits and there is no deviation.
+template <class T, backend B>
+struct routed_noise {
+  matrix_view<const T, B> clean{};      // [N, E] logits before noise, empty: a scorer without noise
+  matrix_view<const T, B> deviation{};  // [N, E] of the noise that was drawn, empty: none was
+};
+
+/// Gradients of losses with respect to a routed_noise, empty where no noise was drawn.
+template <class T, backend B>
+struct routed_noise_gradient {
+  matrix_view<T, B> dclean{};      // [N, E]
+  matrix_view<T, B> ddeviation{};  // [N, E]
+};
+
 /// What one router did to one batch, as losses and statistics read it.
 template <class T, backend B>
 struct routed_view {
@@ -102,6 +117,7 @@ struct routed_view {
   index sequence_length = 0;                          // 0: one sequence
   matrix_view<const T, B> control{};                  // [N, 1], empty without one
   vector_view<const std::int32_t, B> labels{};        // [S] or empty
+  routed_noise<T, B> noise{};                         // empty where the scorer adds none
 };
 
 /// Gradients of losses with respect to what one router did.
@@ -110,6 +126,7 @@ struct routed_gradient {
   matrix_view<T, B> dlogits;     // [N, E]
   matrix_view<T, B> dgates;      // [N, E]
   matrix_view<T, B> dcontrol{};  // [N, 1], empty where the router has no control
+  routed_noise_gradient<T, B> dnoise{};
 };
 
 /// Shapes of a batch_info against N tokens and E experts; throws shape_error or value_error.

@@ -59,4 +59,17 @@ template <class S>
 concept scorer_policy = scorer_has_name<S> && scorer_has_params<S> && scorer_has_saved<S> &&
     scorer_has_init<S> && scorer_has_forward<S> && scorer_has_backward<S>;
 
+/// A scorer that adds noise to its logits and shows it to losses: `noise(saved, logits)` gives the
+/// clean logits and the deviation, and backward takes the gradients of losses on them behind its
+/// other arguments.
+template <class S>
+concept noisy_scorer = scorer_policy<S> &&
+    requires(const S s, context<cpu>& ctx, typename S::template params<float, cpu>& params,
+             const typename S::template saved<float, cpu>& saved, matrix_view<const float, cpu> x,
+             matrix_view<float, cpu> dx, grad_mode m,
+             const routed_noise_gradient<float, cpu>& dnoise) {
+  { s.noise(saved, x) } -> std::same_as<routed_noise<float, cpu>>;
+  { s.backward(ctx, params, saved, x, x, dx, m, dnoise) } -> std::same_as<void>;
+};
+
 }  // namespace talpa

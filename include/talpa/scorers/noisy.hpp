@@ -19,8 +19,8 @@ namespace talpa {
 /// deviation with z normal numbers from a fresh stream of batch.random. At inference the logits are
 /// the clean ones.
 /// Backward: dclean = dlogits, dr = dlogits z sigmoid(r), dWn += dr^T x, dx gets dr Wn; z is drawn
-/// again. Losses on the chance to be selected read `clean` and `deviation` of saved and hand their
-/// gradients to backward in `extra`.
+/// again. Losses on the chance to be selected (load_cv2) read the clean logits and the deviation
+/// (`noise`); with their gradients dclean += dclean', dr += ddeviation' sigmoid(r).
 /// Shapes: x [N, D], Wn [E, D], logits, clean and deviation [N, E].
 /// Initialisation: Wn zero, so the deviation begins at ln 2 + floor for every token.
 /// Edges: at inference Wn gets no gradient and no number is drawn.
@@ -59,13 +59,6 @@ struct noisy {
     matrix_view<T, B> deviation;  // [N, E], likewise
     random_stream stream;
     bool active;  // in training
-  };
-
-  /// Gradients of losses on what saved shows; either may be empty.
-  template <class T, class B>
-  struct inner_gradient {
-    matrix_view<const T, B> dclean;      // [N, E]
-    matrix_view<const T, B> ddeviation;  // [N, E]
   };
 
   /// Parameters of Inner with `prefix`, then `prefix`noise.weight.
@@ -113,10 +106,18 @@ struct noisy {
     return kept;
   }
 
+  /// What losses may read of a forward whose result was `logits`.
+  template <class T, class B>
+  routed_noise<T, B> noise(const saved<T, B>& kept, matrix_view<const T, B> logits) const {
+    if (!kept.active) return {logits, {}};
+    return {kept.clean, kept.deviation};
+  }
+
+  /// Either member of `extra`, the gradients of losses on `noise`, may be empty.
   template <class T, class B>
   void backward(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept, input<T, B> x,
                 input<T, B> dlogits, output<T, B> dx, grad_mode dx_mode,
-                const std::type_identity_t<inner_gradient<T, B>>& extra = {}) const {
+                const std::type_identity_t<routed_noise_gradient<T, B>>& extra = {}) const {
     const typename workspace<B>::scope scope(ctx.scratch);
     input<T, B> dclean = dlogits;
     if (!extra.dclean.empty()) {
@@ -208,19 +209,42 @@ struct jittered {
     return kept;
   }
 
+  /// What losses may read of the noise of Inner.
+  template <class T, class B>
+  requires noisy_scorer<Inner> routed_noise<T, B> noise(const saved<T, B>& kept,
+                                                        matrix_view<const T, B> logits)
+  const { return inner.noise(kept.inner, logits); }
+
   template <class T, class B>
   void backward(context<B>& ctx, std::type_identity_t<typename Inner::template params<T, B>>& p,
                 const saved<T, B>& kept, input<T, B> x, input<T, B> dlogits, output<T, B> dx,
                 grad_mode dx_mode) const {
+    run_backward<T, B>(ctx, p, kept, x, dlogits, dx, dx_mode);
+  }
+  /// The same with gradients of losses on `noise`.
+  template <class T, class B>
+  requires noisy_scorer<Inner>
+  void backward(context<B>& ctx, std::type_identity_t<typename Inner::template params<T, B>>& p,
+                const saved<T, B>& kept, input<T, B> x, input<T, B> dlogits, output<T, B> dx,
+                grad_mode dx_mode,
+                const std::type_identity_t<routed_noise_gradient<T, B>>& extra) const {
+    run_backward<T, B>(ctx, p, kept, x, dlogits, dx, dx_mode, extra);
+  }
+
+ private:
+  template <class T, class B, class... Extra>
+  void run_backward(context<B>& ctx, typename Inner::template params<T, B>& p,
+                    const saved<T, B>& kept, input<T, B> x, input<T, B> dlogits, output<T, B> dx,
+                    grad_mode dx_mode, const Extra&... extra) const {
     if (!kept.active) {
-      inner.backward(ctx, p, kept.inner, x, dlogits, dx, dx_mode);
+      inner.backward(ctx, p, kept.inner, x, dlogits, dx, dx_mode, extra...);
       return;
     }
     const typename workspace<B>::scope scope(ctx.scratch);
     matrix_view<T, B> dmoved;
     if (dx_mode != grad_mode::ignore) dmoved = ctx.scratch.template take<T>(x.rows, x.cols);
     inner.backward(ctx, p, kept.inner, kept.moved, dlogits, dmoved,
-                   dx_mode == grad_mode::ignore ? dx_mode : grad_mode::overwrite);
+                   dx_mode == grad_mode::ignore ? dx_mode : grad_mode::overwrite, extra...);
     ops::jitter_backward(ctx, kept.stream, width, dmoved, dx, dx_mode);
   }
 };

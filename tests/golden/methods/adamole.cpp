@@ -65,7 +65,7 @@ void adamole(const golden_case& c, checker& check) {
     const double relative = most * static_cast<double>(c.integer("hparams.num_experts"));
     run(c, check, learned_threshold<linear_scorer>{.relative = relative, .control = {.bias = true}},
         load_balance<balance::per_token, balance::per_layer, affinity::margin>{
-            .affinity = {.max_threshold = most}});
+            .affinity = {.relative = relative}});
   } else if (kind == "fixed") {
     run(c, check, threshold<gate::renormalised>{.least = most},
         load_balance<balance::per_token, balance::per_layer>{});

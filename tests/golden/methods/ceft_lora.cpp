@@ -3,6 +3,7 @@
 #include "golden/runner.hpp"
 
 #include <talpa/experts/adapted_glu.hpp>
+#include <talpa/scorers/lora_scorer.hpp>
 
 #include <algorithm>
 #include <string>
@@ -32,16 +33,6 @@ matrix<double, cpu> transposed(matrix_view<const double, cpu> m) {
   return t;
 }
 
-matrix<double, cpu> product(const matrix<double, cpu>& a, const matrix<double, cpu>& b) {
-  matrix<double, cpu> c(a.rows(), b.cols());
-  for (index i = 0; i < a.rows(); ++i) {
-    for (index k = 0; k < a.cols(); ++k) {
-      for (index j = 0; j < b.cols(); ++j) c(i, j) += a(i, k) * b(k, j);
-    }
-  }
-  return c;
-}
-
 /// Forward and backward of a layer on the case's tokens, with what all cases have.
 template <class Layer, class Params>
 void compare_layer(const golden_case& c, checker& check, const Layer& layer, Params& p) {
@@ -56,24 +47,32 @@ void compare_layer(const golden_case& c, checker& check, const Layer& layer, Par
   check.equal("grads.x", dx, c.gradient());
 }
 
-/// LoRA on the router alone: the router's weight is W + s B A, whose gradient is that of A and B by
-/// the chain rule.
+/// LoRA on the router alone.
 template <class Selector>
 void tune_router(const golden_case& c, checker& check, const Selector& selector) {
-  const moe<Selector> layer{.router = {.selector = selector},
-                            .expert = {.hidden = c.integer("hyper.F")},
-                            .experts = c.integer("hyper.E")};
-  auto p = moe_params<Selector>(c, true);
-  const matrix<double, cpu> a = c.at("params.gate.A").rows(), b = c.at("params.gate.B").rows();
-  const double s = c.number("hyper.alpha") / c.number("hyper.r");
-  const matrix<double, cpu> update = product(b, a);
-  auto& weight = p.router.scorer.weight;
-  for (index i = 0; i < update.size(); ++i) weight.value().data[i] += s * update.data()[i];
+  using layer_type = moe_ffn<router<lora_scorer<linear_scorer>, Selector>>;
+  const index experts = c.integer("hyper.E");
+  const lora_scorer<linear_scorer> scorer{.rank = c.integer("hyper.r"),
+                                          .alpha = c.number("hyper.alpha")};
+  const layer_type layer{.router = {.scorer = scorer, .selector = selector},
+                         .expert = {.hidden = c.integer("hyper.F")},
+                         .experts = experts};
+  auto base = moe_params<Selector>(c, false);
+  const matrix<double, cpu> a =
+      c.at("params.gate.A", {scorer.rank, c.at("inputs.x").rows().cols()}).rows();
+  generator random(1);
+  typename layer_type::template params<double, cpu> p;
+  p.expert = std::move(base.expert);
+  p.router.scorer =
+      scorer.adapt<double, cpu>(std::move(base.router.scorer), a.cols(), experts, random, "");
+  put(a, 0, p.router.scorer.a);
+  put(transposed(c.at("params.gate.B", {experts, scorer.rank}).rows().view()), 0,
+      p.router.scorer.b);
   compare_layer(c, check, layer, p);
-  matrix<double, cpu> dweight(weight.grad());
-  for (index i = 0; i < dweight.size(); ++i) dweight.data()[i] *= s;
-  check.equal("grads.gate.A", product(transposed(b.view()), dweight), c.gradient());
-  check.equal("grads.gate.B", product(dweight, transposed(a.view())), c.gradient());
+  check.equal("grads.gate.A", p.router.scorer.a.grad(), c.gradient());
+  check.equal("grads.gate.B", transposed(p.router.scorer.b.grad()), c.gradient());
+  check.account("memory of gradients",
+                p.router.scorer.inner.weight.trained_size() == 0 ? "" : "the router trains");
 }
 
 /// LoRA on the three matrices of the listed experts.

@@ -16,9 +16,10 @@ namespace talpa::golden {
 struct loss_result {
   double value = 0.0;
   matrix<double, cpu> dlogits, dgates, dcontrol;  // dcontrol empty without a control
+  matrix<double, cpu> dclean, ddeviation;         // empty without noise
 
   routed_gradient<double, cpu> gradient() {
-    return {dlogits.view(), dgates.view(), dcontrol.view()};
+    return {dlogits.view(), dgates.view(), dcontrol.view(), {dclean.view(), ddeviation.view()}};
   }
 };
 
@@ -33,6 +34,8 @@ loss_result evaluate(const Loss& loss, const routed_view<double, cpu>& routed,
   found.dlogits = matrix<double, cpu>(routed.logits.rows, routed.logits.cols);
   found.dgates = found.dlogits;
   found.dcontrol = matrix<double, cpu>(routed.control.rows, routed.control.cols);
+  found.dclean = matrix<double, cpu>(routed.noise.deviation.rows, routed.noise.deviation.cols);
+  found.ddeviation = found.dclean;
   matrix<double, cpu> upstream(1, 1);
   upstream(0, 0) = coefficient;
   loss.backward(ctx, routed, kept, upstream, found.gradient(), grad_mode::overwrite);
