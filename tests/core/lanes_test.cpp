@@ -8,6 +8,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -33,9 +34,16 @@ auto row_value(const Value& value, int i) {
   } else if constexpr (G::tokens > 1) {
     return value.v[i];
   } else {
-    for (const auto& lane : value.v) REQUIRE(testing::same_number(lane, value.v[0]));
+    constexpr int lanes = static_cast<int>(sizeof(value.v) / sizeof(value.v[0]));
+    for (int l = 1; l < lanes; ++l) REQUIRE(testing::same_number(value.v[l], value.v[0]));
     return value.v[0];
   }
+}
+
+/// Whether a condition holds in element i of a pack.
+template <int W>
+bool holds(const pack<bool, W>& condition, int i) {
+  return condition.v[i] != 0;
 }
 
 /// collective(group, first row) for each row of `tokens`, on group G, one result a row.
@@ -374,8 +382,95 @@ TEST_SUITE("core/lanes") {
       CHECK(scratch.take(static_cast<std::size_t>(experts) * sizeof(double)) != nullptr);
     }
     scratch.reset();
-    CHECK(scratch.take(storage.size() / 64 * 64) == storage.data());
-    CHECK(scratch.take(1) == nullptr);
+    void* const first = scratch.take(1);
+    CHECK(reinterpret_cast<std::uintptr_t>(first) % 64 == 0);
+    CHECK(scratch.take(storage.size() - 64) == nullptr);
+  }
+
+  TEST_CASE_TEMPLATE("ranks are the largest values in order, and last_equal ends the first n", T,
+                     float, double) {
+    support::test_random random(14);
+    for (const index experts : sizes) {
+      CAPTURE(experts);
+      const index tokens = 19;
+      matrix<T, cpu> x(tokens, experts);
+      for (index n = 0; n < tokens; ++n) {
+        for (index e = 0; e < experts; ++e) {
+          x(n, e) = static_cast<T>(random.uniform(-1.0, 1.0));
+          if (n % 3 == 1) x(n, e) = static_cast<T>(random.below(3));  // many ties
+          if (n % 4 == 2 && e % 3 != 0) x(n, e) = static_cast<T>(-infinity);
+          if (n == 7) x(n, e) = e % 2 == 0 ? T{0} : -T{0};
+          if (n == 8) x(n, e) = static_cast<T>(-infinity);
+        }
+      }
+      for (const index most : {index{1}, index{2}, index{3}, index{4}, index{5}, index{8}, index{9},
+                               index{33}, experts}) {
+        if (most > experts) continue;
+        CAPTURE(most);
+        on_every_group([&](auto which, const char* name) {
+          CAPTURE(name);
+          using G = typename decltype(which)::group;
+          testing::for_each_row_on<G>(tokens, experts, [&](const auto& g, index first, int rows) {
+            const auto u = g.load_row(row_at(x, first), static_cast<T>(-infinity));
+            const auto value = [&](auto e) { return u[e]; };
+            const auto ranks = g.template ranks<T>(most, value);
+            const auto end = g.template last_equal<T>(g.uniform(static_cast<std::int32_t>(most)),
+                                                      ranks(most - 1), value);
+            for (int i = 0; i < rows; ++i) {
+              std::vector<T> sorted(x.view().row(first + i), x.view().row(first + i) + experts);
+              std::stable_sort(sorted.begin(), sorted.end(), [](T a, T b) { return a > b; });
+              for (index j = 0; j < most; ++j) {
+                CHECK(row_value<G>(ranks(j), i) == sorted[static_cast<std::size_t>(j)]);
+              }
+              // The experts with the value of the last rank, as many as the ranks before it leave.
+              const T last = sorted[static_cast<std::size_t>(most - 1)];
+              index left = most, wanted = -1;
+              for (const T y : sorted) left -= y > last ? 1 : 0;
+              for (index e = 0; e < experts; ++e) {
+                if (x(first + i, e) != last) continue;
+                if (left-- > 0) wanted = e;
+              }
+              if (left >= 0) wanted = experts - 1;
+              if (last == static_cast<T>(-infinity)) wanted = -1;
+              CHECK(row_value<G>(end, i) == wanted);
+            }
+          });
+        });
+      }
+    }
+  }
+
+  TEST_CASE_TEMPLATE("whole rows and masks are read and written as element by element", T, float,
+                     double) {
+    support::test_random random(15);
+    for (const index experts : sizes) {
+      CAPTURE(experts);
+      const index tokens = 21, words = mask_words(experts);
+      const matrix<T, cpu> x = wild_matrix<T>(tokens, experts, 16);
+      matrix<std::uint32_t, cpu> mask(tokens, words);
+      for (index i = 0; i < mask.size(); ++i) {
+        mask.data()[i] = static_cast<std::uint32_t>(random.below(1u << 31)) * 2 + 1;
+      }
+      on_every_group([&](auto which, const char* name) {
+        CAPTURE(name);
+        using G = typename decltype(which)::group;
+        matrix<T, cpu> y(tokens + 1, experts);
+        testing::poison<T>(y.view());
+        testing::for_each_row_on<G>(tokens, experts, [&](const auto& g, index first, int) {
+          const auto u = g.load_row(row_at(x, first), T{0});
+          const auto on = g.load_mask(row_at(mask, first));
+          g.store_row(row_pointer<T>{y.view().row(first), experts},
+                      [&](auto e) { return talpa::select(on(e), u[e], g.uniform(T{0})); });
+        });
+        for (index n = 0; n < tokens; ++n) {
+          for (index e = 0; e < experts; ++e) {
+            const bool on = ((mask(n, e / 32) >> (e % 32)) & 1u) != 0;
+            CHECK(testing::same_number(y(n, e), on ? x(n, e) : T{0}));
+          }
+        }
+        for (index e = 0; e < experts; ++e) CHECK(std::isnan(y(tokens, e)));
+      });
+    }
   }
 
   TEST_CASE("pack arithmetic is the arithmetic of its elements") {
@@ -391,14 +486,14 @@ TEST_SUITE("core/lanes") {
       CHECK((a - b).v[i] == a.v[i] - b.v[i]);
       CHECK((-a).v[i] == -a.v[i]);
       CHECK((a / b).v[i] == a.v[i] / b.v[i]);
-      CHECK((a < b).v[i] == (a.v[i] < b.v[i]));
-      CHECK((a > b).v[i] == (a.v[i] > b.v[i]));
-      CHECK((a <= b).v[i] == (a.v[i] <= b.v[i]));
-      CHECK((a >= b).v[i] == (a.v[i] >= b.v[i]));
-      CHECK((a == b).v[i] == (a.v[i] == b.v[i]));
-      CHECK(((a < b) & (b < c)).v[i] == (a.v[i] < b.v[i] && b.v[i] < c.v[i]));
-      CHECK(((a < b) | (b < c)).v[i] == (a.v[i] < b.v[i] || b.v[i] < c.v[i]));
-      CHECK((!(a < b)).v[i] == !(a.v[i] < b.v[i]));
+      CHECK(holds(a < b, i) == (a.v[i] < b.v[i]));
+      CHECK(holds(a > b, i) == (a.v[i] > b.v[i]));
+      CHECK(holds(a <= b, i) == (a.v[i] <= b.v[i]));
+      CHECK(holds(a >= b, i) == (a.v[i] >= b.v[i]));
+      CHECK(holds(a == b, i) == (a.v[i] == b.v[i]));
+      CHECK(holds((a < b) & (b < c), i) == (a.v[i] < b.v[i] && b.v[i] < c.v[i]));
+      CHECK(holds((a < b) | (b < c), i) == (a.v[i] < b.v[i] || b.v[i] < c.v[i]));
+      CHECK(holds(!(a < b), i) == !(a.v[i] < b.v[i]));
       CHECK(select(a < b, a, c).v[i] == (a.v[i] < b.v[i] ? a.v[i] : c.v[i]));
       CHECK(math::fma(a, b, c).v[i] == std::fma(a.v[i], b.v[i], c.v[i]));
       CHECK(math::mul(a, b).v[i] == math::mul(a.v[i], b.v[i]));

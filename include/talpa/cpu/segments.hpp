@@ -17,7 +17,7 @@ inline std::uint32_t mask_word(const std::uint32_t* row, index w, index experts)
 
 /// Calls f(e) for each expert of a mask row, ascending.
 template <class F>
-void for_each_expert(const std::uint32_t* row, index experts, F f) {
+[[gnu::always_inline]] inline void for_each_expert(const std::uint32_t* row, index experts, F f) {
   for (index w = 0; w < mask_words(experts); ++w) {
     for (std::uint32_t bits = mask_word(row, w, experts); bits != 0; bits &= bits - 1u) {
       f(w * mask_word_bits + static_cast<index>(std::countr_zero(bits)));

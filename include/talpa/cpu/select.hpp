@@ -10,12 +10,12 @@
 
 namespace talpa::detail {
 
-/// Tokens that run side by side: one 64-byte register of values.
+/// Tokens that run side by side: one vector register of values.
 template <class T>
-inline constexpr int packed_tokens = static_cast<int>(64 / sizeof(T));
+inline constexpr int packed_tokens = register_bytes / static_cast<int>(sizeof(T));
 
 /// Up to this many experts tokens are packed; beyond, the arrays of a pack leave the first cache.
-inline constexpr index packed_experts = 64;
+inline constexpr index packed_experts = 256;
 
 /// Calls row(group, first) for every row or pack of rows, on the group that suits E.
 template <class T, class Row>

@@ -138,18 +138,19 @@ template <class T, class G>
 TALPA_HD row_scalars<typename G::template value<T>> softmax_row(const G& g,
                                                                 row_pointer<const T> logits,
                                                                 row_pointer<T> probability) {
-  const auto top = g.template max<T>([&](auto e) { return g.load(logits, e, masked_logit<T>); });
+  const auto u = g.load_row(logits, masked_logit<T>);
+  const auto top = g.template max<T>([&](auto e) { return u[e]; });
   auto weight = g.template elements<T>();
-  g.for_each([&](auto e) { weight[e] = math::exp(g.load(logits, e, masked_logit<T>) - top); });
+  g.for_each([&](auto e) { weight[e] = math::exp(u[e] - top); });
   const auto sum = g.template sum<T>([&](auto e) { return weight[e]; });
+  auto p = g.template elements<T>();
+  g.for_each([&](auto e) { p[e] = weight[e] / sum; });
   const auto log_sum = math::log(sum);
   const auto zero = g.uniform(T{0});
   // -ln p_e = ln sum - (u_e - top); the mean of the second term is taken over p.
-  const auto mean = g.template sum<T>([&](auto e) {
-    const auto shifted = g.load(logits, e, masked_logit<T>) - top;
-    return talpa::select(weight[e] > zero, math::mul(weight[e] / sum, shifted), zero);
-  });
-  g.for_each([&](auto e) { g.store(probability, e, weight[e] / sum); });
+  const auto mean = g.template sum<T>(
+      [&](auto e) { return talpa::select(weight[e] > zero, math::mul(p[e], u[e] - top), zero); });
+  g.store_row(probability, [&](auto e) { return p[e]; });
   return {top + log_sum, log_sum - mean};
 }
 
@@ -165,9 +166,10 @@ struct totals_gradient_row {
 template <class T, class G>
 TALPA_HD void softmax_row_backward(const G& g, row_pointer<const T> logits,
                                    const totals_gradient_row<T>& gradient, row_pointer<T> dlogits) {
-  const auto top = g.template max<T>([&](auto e) { return g.load(logits, e, masked_logit<T>); });
+  const auto u = g.load_row(logits, masked_logit<T>);
+  const auto top = g.template max<T>([&](auto e) { return u[e]; });
   auto p = g.template elements<T>();
-  g.for_each([&](auto e) { p[e] = math::exp(g.load(logits, e, masked_logit<T>) - top); });
+  g.for_each([&](auto e) { p[e] = math::exp(u[e] - top); });
   const auto sum = g.template sum<T>([&](auto e) { return p[e]; });
   g.for_each([&](auto e) { p[e] = p[e] / sum; });
   auto wanted = g.template elements<T>();
@@ -179,8 +181,8 @@ TALPA_HD void softmax_row_backward(const G& g, row_pointer<const T> logits,
   const auto mean = g.template sum<T>([&](auto e) { return math::mul(p[e], wanted[e]); });
   const auto logsumexp = math::mul(g.uniform(2 * gradient.squared_logsumexp), top + math::log(sum));
   const auto scale = g.uniform(gradient.scale);
-  g.for_each([&](auto e) {
-    g.store(dlogits, e, math::mul(scale, math::mul(p[e], (wanted[e] - mean) + logsumexp)));
+  g.store_row(dlogits, [&](auto e) {
+    return math::mul(scale, math::mul(p[e], (wanted[e] - mean) + logsumexp));
   });
 }
 

@@ -32,7 +32,7 @@ namespace detail {
 /// (p^(q - 1) - 1) / (q - 1), ln p at q = 1: continuous in q. 0 for p = 0, where it is multiplied
 /// by p.
 template <class T, class G, class V>
-TALPA_HD V deformed_log(const G& g, const V& p, double q) {
+[[gnu::always_inline]] TALPA_HD inline V deformed_log(const G& g, const V& p, double q) {
   const auto zero = g.uniform(T{0});
   const auto log_p = math::log(p);
   const T shift = static_cast<T>(q - 1.0);
@@ -43,7 +43,7 @@ TALPA_HD V deformed_log(const G& g, const V& p, double q) {
 
 /// p^q for p > 0; 0 for p = 0.
 template <class T, class G, class V>
-TALPA_HD V power(const G& g, const V& p, double q) {
+[[gnu::always_inline]] TALPA_HD inline V power(const G& g, const V& p, double q) {
   const auto zero = g.uniform(T{0});
   const auto value = math::exp(math::mul(g.uniform(static_cast<T>(q)), math::log(p)));
   return talpa::select(p == zero, zero, value);

@@ -4,7 +4,6 @@
 #include <talpa/core/lanes.hpp>
 
 #include <cstdint>
-#include <limits>
 
 namespace talpa {
 
@@ -12,10 +11,10 @@ namespace talpa {
 /// group.
 template <class T, class G>
 struct pick_boundary {
-  typename G::template value<T> score;
-  typename G::template value<std::int32_t> expert;  ///< -1 where nothing was picked
+  typename G::template value<T> score;  ///< -inf where every expert with a score above is in
+  typename G::template value<std::int32_t> expert;  ///< last one with that score, -1 for none
 
-  /// Whether an expert that was offered, with score s, is among them.
+  /// Whether an expert with score s is among them; s = -inf is not.
   template <class Value, class Element>
   TALPA_HD typename G::template value<bool> holds(const Value& s, Element e) const {
     const auto higher = s > score, equal = s == score;
@@ -24,28 +23,21 @@ struct pick_boundary {
   }
 };
 
-/// Finds the first `wanted` experts of a row in the order (score descending, index ascending) among
-/// those where offered(e) holds, fewer where fewer are; `most` bounds wanted. Finite scores only.
-template <class T, class G, class Score, class Offered>
-TALPA_HD pick_boundary<T, G> first_k(const G& g, index most,
-                                     typename G::template value<std::int32_t> wanted, Score score,
-                                     Offered offered) {
-  auto last_score = g.uniform(std::numeric_limits<T>::infinity());
-  auto last_expert = g.uniform(std::int32_t{-1});
-  for (index pick = 0; pick < most; ++pick) {
-    const auto next = g.template arg_max<T>(score, [&](auto e) {
-      const auto open = offered(e);
-      const auto lower = score(e) < last_score, equal = score(e) == last_score;
-      const auto later = e.expert() > last_expert;
-      return open & (lower | (equal & later));
-    });
-    const auto some = next.expert > g.uniform(std::int32_t{-1});
-    const auto due = g.uniform(static_cast<std::int32_t>(pick)) < wanted;
-    const auto found = some & due;
-    last_score = talpa::select(found, next.value, last_score);
-    last_expert = talpa::select(found, next.expert, last_expert);
-  }
-  return {last_score, last_expert};
+/// Where the first n experts of a row with scores above -inf end, from its ranks; n >= 0 may differ
+/// from row to row, and reach beyond them. `last` is the score of rank n, +inf for n = 0.
+template <class T, class G, class Score>
+TALPA_HD pick_boundary<T, G> boundary_at(const G& g,
+                                         const typename G::template value<std::int32_t>& n,
+                                         const typename G::template value<T>& last, Score score) {
+  return {last, g.template last_equal<T>(n, last, score)};
+}
+
+/// Finds the first k <= E experts of a row in the order (score descending, index ascending) among
+/// those with a score above -inf, fewer where fewer are. Finite scores and -inf only.
+template <class T, class G, class Score>
+TALPA_HD pick_boundary<T, G> first_k(const G& g, index k, Score score) {
+  const auto ranks = g.template ranks<T>(k, score);
+  return boundary_at<T>(g, g.uniform(static_cast<std::int32_t>(k)), ranks(k - 1), score);
 }
 
 }  // namespace talpa

@@ -52,15 +52,18 @@ TALPA_HD void weigh(const G& g, const select_row<T>& row,
       return exponential.weight[e] / exponential.sum;
     }
   };
-  const auto on = [&](auto e) { return g.load_bit(row.recorded(), e); };
-  auto mass = g.uniform(T{1});
-  if constexpr (Weight::unit_mass) {
-    mass = g.template sum<T>([&](auto e) { return talpa::select(on(e), numerator(e), zero); });
+  const auto on = g.load_mask(row.recorded());
+  const auto wrong = talpa::select(exponential.invalid, nan, zero);
+  if constexpr (!Weight::unit_mass) {
+    g.store_row(row.gates,
+                [&](auto e) { return talpa::select(on(e), numerator(e) + wrong, zero); });
+  } else {
+    auto part = g.template elements<T>();
+    g.for_each([&](auto e) { part[e] = talpa::select(on(e), numerator(e), zero); });
+    const auto mass = g.template sum<T>([&](auto e) { return part[e]; });
+    g.store_row(row.gates,
+                [&](auto e) { return talpa::select(on(e), part[e] / mass + wrong, zero); });
   }
-  g.for_each([&](auto e) {
-    const auto value = talpa::select(exponential.invalid, nan, numerator(e) / mass);
-    g.store(row.gates, e, talpa::select(on(e), value, zero));
-  });
 }
 
 /// Backward of weigh with S constant. raw: du_e = p_e (m_e dg_e - sum_j p_j m_j dg_j) for all e, m

@@ -13,9 +13,7 @@ namespace talpa {
 /// The logits of a row, read once; -inf beyond the row.
 template <class T, class G>
 TALPA_HD auto row_logits(const G& g, row_pointer<const T> logits) {
-  auto u = g.template elements<T>();
-  g.for_each([&](auto e) { u[e] = g.load(logits, e, -std::numeric_limits<T>::infinity()); });
-  return u;
+  return g.load_row(logits, -std::numeric_limits<T>::infinity());
 }
 
 /// What the softmax of one row leaves behind, per lane group.

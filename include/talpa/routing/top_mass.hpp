@@ -45,27 +45,21 @@ template <class T, class Crossing, class G, class Logits>
 TALPA_HD pick_boundary<T, G> top_mass(const G& g, const Logits& u,
                                       const row_exponentials<T, G>& exponential,
                                       const mass_limit& limit) {
-  const auto masked = g.uniform(-std::numeric_limits<T>::infinity());
-  const auto none = g.uniform(std::int32_t{-1});
+  const auto infinity = g.uniform(std::numeric_limits<T>::infinity());
   const auto one = g.uniform(T{1});
   const auto p = g.uniform(static_cast<T>(limit.p));
   const auto logit = [&](auto e) { return u[e]; };
-  const auto top = g.template max<T>(logit);
+  const auto ranks = g.template ranks<T>(g.experts(), logit);
+  const auto top = ranks(0);
 
-  auto last_score = g.uniform(std::numeric_limits<T>::infinity());
-  auto last_expert = none;
-  auto read_score = last_score;
-  auto read_expert = none;
+  auto last_score = infinity;  // of the ranks that are on
+  auto on_ranks = g.uniform(std::int32_t{0});
   auto mass = g.uniform(T{0});
   auto open = exponential.valid;  // nothing has crossed yet
   for (index rank = 0; rank < g.experts() && (rank < limit.min_k || g.any(open)); ++rank) {
-    const auto next = g.template arg_max<T>(logit, [&](auto e) {
-      const auto offered = u[e] > masked, lower = u[e] < read_score, equal = u[e] == read_score;
-      const auto later = e.expert() > read_expert;
-      return offered & (lower | (equal & later));
-    });
-    const auto found = next.expert > none;
-    const auto sum = mass + math::exp(next.value - top) / exponential.sum;
+    const auto score = ranks(rank);
+    const auto found = score > -infinity;
+    const auto sum = mass + math::exp(score - top) / exponential.sum;
     mass = talpa::select(sum > one, one, sum);
     const auto above = mass > p, equal = mass == p;
     const auto crossed = limit.inclusive ? above | equal : above;
@@ -73,12 +67,10 @@ TALPA_HD pick_boundary<T, G> top_mass(const G& g, const Logits& u,
     open = open & (found & !crossed);
     const auto due = Crossing::keeps ? before & found : open;
     const auto on = rank < limit.min_k ? found : due;
-    read_score = talpa::select(found, next.value, read_score);
-    read_expert = talpa::select(found, next.expert, read_expert);
-    last_score = talpa::select(on, next.value, last_score);
-    last_expert = talpa::select(on, next.expert, last_expert);
+    last_score = talpa::select(on, score, last_score);
+    on_ranks = talpa::select(on, g.uniform(static_cast<std::int32_t>(rank + 1)), on_ranks);
   }
-  return {last_score, last_expert};
+  return boundary_at<T>(g, on_ranks, last_score, logit);
 }
 
 }  // namespace talpa

@@ -40,7 +40,7 @@ struct softmax {};
 /// Edges: fewer than k experts offered selects those; scores that all underflow to 0 give gates 0,
 /// not NaN; a row with NaN, +inf, or -inf everywhere, or a bias that is NaN or infinite, gets NaN
 /// gates on experts 0..k-1.
-/// Cost: k + 8 passes over the row, 2 n_groups + topk_groups more with groups.
+/// Cost: the choice of top_k and 8 passes over the row, 2 n_groups + topk_groups more with groups.
 /// Determinism: same bits for every lane group and backend.
 /// Throws: value_error from validate.
 /// Source: DeepSeek-AI 2024, DeepSeek-V3 (arXiv 2412.19437): biased_top_k<score::sigmoid>{.k = 8,
@@ -94,15 +94,11 @@ struct biased_top_k {
       choice[e] = talpa::select(offered & !invalid, s[e] + g.load(row.bias, e, T{0}), masked);
     });
     if (topk_groups < n_groups) keep_groups<T>(g, choice);
-    const auto offered = [&](auto e) { return choice[e] > masked; };
-    const auto end = first_k<T>(
-        g, k, g.uniform(static_cast<std::int32_t>(k)), [&](auto e) { return choice[e]; }, offered);
+    const auto end = first_k<T>(g, k, [&](auto e) { return choice[e]; });
     const auto fallback = g.uniform(static_cast<std::int32_t>(k));
     g.store_mask(row.mask, [&](auto e) {
-      const auto open = offered(e);
-      const auto chosen = end.holds(choice[e], e);
-      const auto first = e.expert() < fallback;
-      return (open & chosen & !invalid) | (invalid & first);
+      const auto chosen = end.holds(choice[e], e), first = e.expert() < fallback;
+      return talpa::select(invalid, first, chosen);
     });
     weigh_scores(g, row, s, invalid);
   }
@@ -206,16 +202,16 @@ struct biased_top_k {
     const auto zero = g.uniform(T{0});
     const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
     const auto factor = g.uniform(static_cast<T>(scale));
-    const auto on = [&](auto e) { return g.load_bit(row.recorded(), e); };
+    const auto on = g.load_mask(row.recorded());
     auto mass = g.uniform(T{1});
     if constexpr (std::same_as<Weight, gate::renormalised>) {
       mass = g.template sum<T>([&](auto e) { return talpa::select(on(e), s[e], zero); });
     }
     const auto nothing = mass == zero;
-    g.for_each([&](auto e) {
+    g.store_row(row.gates, [&](auto e) {
       const auto share = talpa::select(nothing, zero, math::mul(factor, s[e] / mass));
       const auto value = talpa::select(invalid, nan, share);
-      g.store(row.gates, e, talpa::select(on(e), value, zero));
+      return talpa::select(on(e), value, zero);
     });
   }
 };

@@ -78,16 +78,13 @@ struct unlimited_top_k {
   void validate(index) const {}
   template <class G, class T>
   TALPA_HD void select(const G& g, const select_row<T>& row) const {
-    const auto masked = g.uniform(-std::numeric_limits<T>::infinity());
     const auto u = row_logits(g, row.logits);
     const auto wanted = g.uniform(static_cast<std::int32_t>(k));
-    const auto offered = [&](auto e) { return u[e] > masked; };
-    const auto end = first_k<T>(
-        g, k, wanted, [&](auto e) { return u[e]; }, offered);
+    const auto end = first_k<T>(g, k, [&](auto e) { return u[e]; });
     const auto exponential = exponentials<T>(g, u);
     g.store_mask(row.mask, [&](auto e) {
-      const auto open = offered(e), chosen = end.holds(u[e], e), early = e.expert() < wanted;
-      return (exponential.valid & (open & chosen)) | (exponential.invalid & early);
+      const auto chosen = end.holds(u[e], e), early = e.expert() < wanted;
+      return talpa::select(exponential.valid, chosen, early);
     });
     weigh<Weight>(g, row, exponential);
   }
@@ -104,18 +101,19 @@ TALPA_HD auto weights_before_drop(const G& g, index k, row_pointer<const T> logi
   const auto u = row_logits(g, logits);
   const auto kept = g.count([&](auto e) { return g.load_bit(mask, e); });
   const auto wanted = g.uniform(static_cast<std::int32_t>(k)) - kept;
-  const auto other = [&](auto e) {
-    const auto open = u[e] > masked, off = !g.load_bit(mask, e);
-    return open & off;
-  };
-  const auto end = first_k<T>(
-      g, k, wanted, [&](auto e) { return u[e]; }, other);
+  const auto other = [&](auto e) { return talpa::select(g.load_bit(mask, e), masked, u[e]); };
+  const auto ranks = g.template ranks<T>(k, other);
+  auto last = g.uniform(std::numeric_limits<T>::infinity());
+  for (index j = 0; j < k; ++j) {
+    const auto reached = g.uniform(static_cast<std::int32_t>(j)) < wanted;
+    last = talpa::select(reached, ranks(j), last);
+  }
+  const auto end = boundary_at<T>(g, wanted, last, other);
   auto q = g.template elements<T>();
   g.for_each([&](auto e) {
     const auto on = g.load_bit(mask, e);
-    const auto open = other(e);
-    const auto dropped = end.holds(u[e], e);
-    const auto inside = on | (open & dropped);
+    const auto dropped = end.holds(other(e), e);
+    const auto inside = on | dropped;
     if constexpr (std::same_as<Weight, gate::softmax_selected>) {
       q[e] = talpa::select(inside, exponential.weight[e], zero);
     } else {

@@ -31,16 +31,18 @@ struct scaled_top_k {
     const auto wanted = g.uniform(static_cast<std::int32_t>(k));
     const auto u = row_logits(g, row.logits);
     const auto invalid = row_invalid<T>(g, u);
+    const auto lowest = g.uniform(std::numeric_limits<T>::lowest());
     const auto top = g.template max<T>([&](auto e) { return u[e]; });
-    auto score = g.template elements<T>();
-    g.for_each([&](auto e) { score[e] = (u[e] - top) + g.load(row.bias, e, T{0}); });
-    const auto offered = [&](auto e) { return u[e] > masked; };
-    const auto end = first_k<T>(
-        g, k, wanted, [&](auto e) { return score[e]; }, offered);
+    auto score = g.template elements<T>();  // -inf for those not offered
+    g.for_each([&](auto e) {
+      const auto own = (u[e] - top) + g.load(row.bias, e, T{0});
+      const auto finite = talpa::select(own > lowest, own, lowest);
+      score[e] = talpa::select(u[e] > masked, finite, masked);
+    });
+    const auto end = first_k<T>(g, k, [&](auto e) { return score[e]; });
     g.store_mask(row.mask, [&](auto e) {
-      const auto open = offered(e), chosen = end.holds(score[e], e), early = e.expert() < wanted;
-      const auto valid = !invalid;
-      return (valid & (open & chosen)) | (invalid & early);
+      const auto chosen = end.holds(score[e], e), early = e.expert() < wanted;
+      return talpa::select(invalid, early, chosen);
     });
   }
 };
