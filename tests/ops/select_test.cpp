@@ -83,8 +83,8 @@ TEST_SUITE("ops/select") {
   }
 
   TEST_CASE("the group that suits the number of experts changes no bit") {
-    // Packs of tokens up to 64 experts, single rows beyond.
-    for (const index experts : {63, 64, 65, 66}) {
+    // Packs of tokens up to 256 experts, single rows beyond.
+    for (const index experts : {63, 64, 65, 255, 256, 257}) {
       CAPTURE(experts);
       for (const index tokens : {1, 15, 16, 17, 1024, 1025, 1100}) {
         CAPTURE(tokens);

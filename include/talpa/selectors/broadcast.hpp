@@ -136,7 +136,8 @@ struct broadcast {
     const auto p = probabilities<T>(g, exponential);
     const auto broadcasts = unsure<T>(g, p) & exponential.valid;
     auto chosen = g.template elements<bool>();
-    g.for_each([&](auto e) { chosen[e] = g.load_bit(row.recorded(), e); });
+    const auto on = g.load_mask(row.recorded());
+    g.for_each([&](auto e) { chosen[e] = on(e); });
     g.store_mask(row.mask, [&](auto e) {
       const auto offered = u[e] > masked;
       return ((broadcasts & offered) | (chosen[e] & !broadcasts)) | exponential.invalid;
@@ -229,9 +230,8 @@ struct broadcast {
   template <class G, class T, class P, class Condition>
   TALPA_HD static void store_gates(const G& g, const select_row<T>& row, const P& p,
                                    const Condition& all) {
-    const row_pointer<const T> stored{row.gates.data, row.gates.stride};
-    g.for_each(
-        [&](auto e) { g.store(row.gates, e, talpa::select(all, p[e], g.load(stored, e, T{0}))); });
+    const auto own = g.load_row(row_pointer<const T>{row.gates.data, row.gates.stride}, T{0});
+    g.store_row(row.gates, [&](auto e) { return talpa::select(all, p[e], own[e]); });
   }
 };
 
