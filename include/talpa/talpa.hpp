@@ -222,6 +222,7 @@
 #include <talpa/selectors/rectified.hpp>
 #include <talpa/selectors/sinkhorn.hpp>
 #include <talpa/selectors/sparsegen.hpp>
+#include <talpa/selectors/straight_through.hpp>
 #include <talpa/selectors/threshold.hpp>
 #include <talpa/selectors/top_k.hpp>
 #include <talpa/selectors/top_p.hpp>
