@@ -4,6 +4,7 @@
 // Everything a CPU user needs: vocabulary, ops, policies, layers, tape, optimisers and the cpu
 // backend. Test helpers are in talpa/testing/.
 
+#include <talpa/analysis/best_subset.hpp>
 #include <talpa/analysis/completion_labels.hpp>
 #include <talpa/analysis/router_lens.hpp>
 #include <talpa/autograd/affine.hpp>
@@ -39,6 +40,7 @@
 #include <talpa/cpu/dropout.hpp>
 #include <talpa/cpu/eigen_map.hpp>
 #include <talpa/cpu/exp_scale.hpp>
+#include <talpa/cpu/expert_errors.hpp>
 #include <talpa/cpu/fill.hpp>
 #include <talpa/cpu/gated_activation.hpp>
 #include <talpa/cpu/gather.hpp>
@@ -46,6 +48,7 @@
 #include <talpa/cpu/group_loss.hpp>
 #include <talpa/cpu/grouped_gemm.hpp>
 #include <talpa/cpu/item.hpp>
+#include <talpa/cpu/kl_divergence.hpp>
 #include <talpa/cpu/layer_norm.hpp>
 #include <talpa/cpu/limit_experts.hpp>
 #include <talpa/cpu/loops.hpp>
@@ -106,11 +109,13 @@
 #include <talpa/losses/explain.hpp>
 #include <talpa/losses/gjs.hpp>
 #include <talpa/losses/importance_cv2.hpp>
+#include <talpa/losses/labelled.hpp>
 #include <talpa/losses/lambda.hpp>
 #include <talpa/losses/load_balance.hpp>
 #include <talpa/losses/load_cv2.hpp>
 #include <talpa/losses/localized_balance.hpp>
 #include <talpa/losses/losses.hpp>
+#include <talpa/losses/prior_approximate.hpp>
 #include <talpa/losses/router_z.hpp>
 #include <talpa/losses/top_k_mass.hpp>
 #include <talpa/ops/activation.hpp>
@@ -123,6 +128,7 @@
 #include <talpa/ops/cross_entropy.hpp>
 #include <talpa/ops/dropout.hpp>
 #include <talpa/ops/exp_scale.hpp>
+#include <talpa/ops/expert_errors.hpp>
 #include <talpa/ops/fill.hpp>
 #include <talpa/ops/gated_activation.hpp>
 #include <talpa/ops/gather.hpp>
@@ -130,6 +136,7 @@
 #include <talpa/ops/group_loss.hpp>
 #include <talpa/ops/grouped_gemm.hpp>
 #include <talpa/ops/item.hpp>
+#include <talpa/ops/kl_divergence.hpp>
 #include <talpa/ops/layer_norm.hpp>
 #include <talpa/ops/limit_experts.hpp>
 #include <talpa/ops/mix_logits.hpp>
