@@ -6,6 +6,8 @@
 
 #include <talpa/analysis/best_subset.hpp>
 #include <talpa/analysis/completion_labels.hpp>
+#include <talpa/analysis/neuron_clusters.hpp>
+#include <talpa/analysis/neuron_split.hpp>
 #include <talpa/analysis/router_lens.hpp>
 #include <talpa/autograd/affine.hpp>
 #include <talpa/autograd/bank.hpp>
@@ -89,6 +91,8 @@
 #include <talpa/experts/shared_lora.hpp>
 #include <talpa/layers/adapter_banks.hpp>
 #include <talpa/layers/allocation.hpp>
+#include <talpa/layers/dense_ffn.hpp>
+#include <talpa/layers/factored_ffn.hpp>
 #include <talpa/layers/infer.hpp>
 #include <talpa/layers/input_dropout.hpp>
 #include <talpa/layers/linear.hpp>
