@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Why: a dense feed-forward network works with all of its neurons for every token. FactorLLM cuts it
-// into experts and works with some of them, without training from the beginning.
+// Why: a dense feed-forward network works with all of its neurons for every token. FactorLLM cuts
+// it into experts and works with some of them, without training from the beginning.
 //
 // How: a dense SwiGLU network learns to name handwritten digits. Its neurons, grouped by the tokens
 // they work for, become four experts of which a router turns two on. The router learns from labels:

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a dense feed-forward network costs at inference when k of the E experts that its neurons were
-// split into work for a token. Each iteration times the dense network, the experts and the dense
-// network again: `vs_dense` is the median of experts / mean of its two neighbours, `floor` the same
-// ratio by flop count, k / E and the router. `flop/s` counts the operations that have to be done.
+// What a dense feed-forward network costs at inference when k of the E experts that its neurons
+// were split into work for a token. Each iteration times the dense network, the experts and the
+// dense network again: `vs_dense` is the median of experts / mean of its two neighbours, `floor`
+// the same ratio by flop count, k / E and the router. `flop/s` counts the operations that have to
+// be done.
 #include "beside.hpp"
 
 #include <talpa/talpa.hpp>

@@ -54,8 +54,8 @@ double bound_of(index tokens, index experts, double spread) {
 
 TEST_SUITE("losses/prior_approximate") {
   TEST_CASE_TEMPLATE("prior_approximate on two experts, by hand", T, float, double) {
-    // p = (1/2, 1/2), expert 1 is right: q = (1, e) / (1 + e). 1/2 (ln(1/2 / q_0) + ln(1/2 / q_1)) =
-    // ln((1 + e) / 2) - 1/2. The slopes differ by ln(q_1 / q_0) = 1: dlogits = (1/4, -1/4).
+    // p = (1/2, 1/2), expert 1 is right: q = (1, e) / (1 + e). 1/2 (ln(1/2 / q_0) + ln(1/2 / q_1))
+    // is ln((1 + e) / 2) - 1/2. The slopes differ by ln(q_1 / q_0) = 1: dlogits = (1/4, -1/4).
     routed_layer<T> layer(1, 2);
     layer.turn_on(0, 1, 1.0);
     context<cpu> ctx(1);

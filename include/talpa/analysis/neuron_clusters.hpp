@@ -82,8 +82,8 @@ std::vector<index> cluster_points(context<cpu>& ctx, const points& at, points& c
   return centre_of;
 }
 
-/// First centres by k-means++: a point at random, then points with probability proportional to their
-/// squared distance from the nearest centre so far.
+/// First centres by k-means++: a point at random, then points with probability proportional to
+/// their squared distance from the nearest centre so far.
 inline points spread_centres(const points& at, index count, std::uint64_t seed) {
   const random_stream stream = generator(seed).next();
   points centres(count, at.cols());
@@ -126,8 +126,8 @@ inline std::vector<index> count_up(index size) {
   return all;
 }
 
-/// Per token 1 for the `active` neurons with the largest |h|, ties to the lower one, else 0; a row a
-/// neuron [F, S].
+/// Per token 1 for the `active` neurons with the largest |h|, ties to the lower one, else 0; a row
+/// a neuron [F, S].
 template <class T>
 points activity(const char* function, matrix_view<const T, cpu> h, index active) {
   check_range(function, "active", active, 1, h.cols, "neurons");
@@ -236,12 +236,12 @@ struct weight_split {
 };
 
 /// Experts of neurons that work together: a neuron works for a token when its |h| is among the
-/// `active` largest. Looks for the greatest co-activation within experts, the number of (token, pair
-/// of neurons of one expert that both work for it).
+/// `active` largest. Looks for the greatest co-activation within experts, the number of (token,
+/// pair of neurons of one expert that both work for it).
 ///
 /// Forward: balanced k-means as weight_split, of what tokens each neuron works for, which has the
-/// same optimum for experts of one size; then two neurons of different experts are exchanged as long
-/// as the co-activation rises, so that at the end no exchange of two raises it.
+/// same optimum for experts of one size; then two neurons of different experts are exchanged as
+/// long as the co-activation rises, so that at the end no exchange of two raises it.
 /// Shapes: activations h [S, F] of S tokens, as dense_ffn::neurons gives them.
 /// Cost: F E S multiply-adds and an assignment a step of k-means, F^2 a sweep of exchanges; F^2
 /// integers of memory. Determinism: same split for the same seed.
@@ -273,10 +273,10 @@ struct coactivation_split {
 /// gather round the most active of them.
 ///
 /// Forward: rate_f = share of tokens for which |h_f| is among the `active` largest. The
-/// shared F / (E + shared) neurons of highest rate are shared. Of the rest the E of highest rate are
-/// the first centres; `iterations` times the others are assigned, equally many to each centre, with
-/// the least sum of absolute distances between what they work for, and centres become means. The
-/// representative of an expert is its neuron nearest to the last centre.
+/// shared F / (E + shared) neurons of highest rate are shared. Of the rest the E of highest rate
+/// are the first centres; `iterations` times the others are assigned, equally many to each centre,
+/// with the least sum of absolute distances between what they work for, and centres become means.
+/// The representative of an expert is its neuron nearest to the last centre.
 /// Shapes: activations h [S, F]; experts E are the routed ones, E + shared divides F.
 /// Edges: ties to the lower neuron.
 /// Cost: F E S and an assignment a step. Determinism: no random numbers.

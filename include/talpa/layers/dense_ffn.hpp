@@ -97,8 +97,8 @@ struct dense_ffn {
                          dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate);
   }
 
-  /// Writes what the neurons say, h = act(G x) * (U x) [N, F]. With `unit_length` tokens and rows of
-  /// G and U are divided by their lengths before, so that a neuron is judged by its direction.
+  /// Writes what the neurons say, h = act(G x) * (U x) [N, F]. With `unit_length` tokens and rows
+  /// of G and U are divided by their lengths before, so that a neuron is judged by its direction.
   template <floating T, backend B>
   void neurons(context<B>& ctx, const params<T, B>& p,
                std::type_identity_t<matrix_view<const T, B>> x,

@@ -51,8 +51,8 @@ matrix<T, cpu> rows_in_order(matrix_view<const T, cpu> from, const index* first,
 
 }  // namespace detail
 
-/// Puts the neurons of a dense network in the order of a split, in place: the network stays the same
-/// function but for the order of a sum, and its experts become blocks of rows, which
+/// Puts the neurons of a dense network in the order of a split, in place: the network stays the
+/// same function but for the order of a sum, and its experts become blocks of rows, which
 /// factored_ffn::borrow can look at.
 ///
 /// Throws: value_error when the split is not of its neurons; the network is then unchanged.
@@ -82,9 +82,9 @@ void reorder_neurons(Network& dense, const neuron_split& split) {
 /// router's; in training the same, or all experts with straight_through.
 /// Determinism: same bits for any number of threads.
 /// Throws: shape_error, value_error before any work.
-/// Source: FactorLLM (arXiv 2408.11855): router with bias, hard gates, rescale::floored in its code.
-/// The code hands the teacher's output to the next layer as its input, where only the first layer's
-/// is right: give `label` the tokens that the layer sees.
+/// Source: FactorLLM (arXiv 2408.11855): router with bias, hard gates, rescale::floored in its
+/// code. The code hands the teacher's output to the next layer as its input, where only the first
+/// layer's is right: give `label` the tokens that the layer sees.
 template <class Router = router<linear_scorer, top_k<gate::hard>>, class Rescale = rescale::exact,
           activation_function Act = silu>
 struct factored_ffn {
@@ -201,8 +201,8 @@ struct factored_ffn {
   };
 
   /// Pseudo-labels of tokens h: the k experts that, each by itself, come nearest to 1 / c of the
-  /// target, which is what the routed experts ought to add up to (the teacher's output, less that of
-  /// shared experts). In ctx.memory; ties to the lower expert.
+  /// target, which is what the routed experts ought to add up to (the teacher's output, less that
+  /// of shared experts). In ctx.memory; ties to the lower expert.
   ///
   /// Errors of expert e: mean over d of (f_e(h)_d - target_d / c)^2.
   /// Edges: with k = 1 of E = 2 and experts that are the dense network's own, both errors are equal

@@ -11,8 +11,9 @@
 
 namespace talpa {
 
-/// The loss Loss of one layer as if the experts of `labels` had been chosen for its tokens: its mask
-/// is put in the place of the router's. For tape::apply_loss, where the routing is the layer's own.
+/// The loss Loss of one layer as if the experts of `labels` had been chosen for its tokens: its
+/// mask is put in the place of the router's. For tape::apply_loss, where the routing is the layer's
+/// own.
 ///
 /// Forward, backward, cost: Loss.
 /// Shapes: labels [N, ceil(E / 32)], which live until backward.

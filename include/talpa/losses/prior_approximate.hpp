@@ -91,9 +91,9 @@ struct prior_approximate_group {
 /// Loss that teaches a router which experts a token needs: the divergence of its probabilities from
 /// the softmax of a mask that names them, its pseudo-labels.
 ///
-/// Forward: mean over real tokens of sum_e p'_e ln(p'_e / q'_e), p = softmax(logits), q = softmax of
-/// the bits of the mask, p' and q' clipped to [clip, 1 - clip]; summed over layers. The mask is that
-/// of the routed_view: give it the labels there, or by labelled<prior_approximate, B>.
+/// Forward: mean over real tokens of sum_e p'_e ln(p'_e / q'_e), p = softmax(logits), q = softmax
+/// of the bits of the mask, p' and q' clipped to [clip, 1 - clip]; summed over layers. The mask is
+/// that of the routed_view: give it the labels there, or by labelled<prior_approximate, B>.
 /// Backward: dlogits_e = dvalue p_e (s_e - sum_j p_j s_j) / n, s_e = ln(p_e / q'_e) + 1 where p_e
 /// was not clipped and 0 where it was, n the layer's real tokens; the mask is a constant, dgates is
 /// zero.

@@ -17,9 +17,9 @@ namespace talpa {
 /// Forward: g_e = 1 for the first k experts in the order (logit descending, index ascending) among
 /// those whose logit is not -inf, 0 for the others.
 /// Backward: not the derivative, which is zero, but that of p = softmax(u) in the place of g:
-/// du_e = p_e (m_e dg_e - sum_j p_j m_j dg_j) for all e, m the mask. It takes the gradients of gates
-/// that are 0 too. So in training every expert that is offered has its bit in the mask; at inference
-/// only those with gate 1 have, and selection and gates are those of top_k<gate::hard>.
+/// du_e = p_e (m_e dg_e - sum_j p_j m_j dg_j) for all e, m the mask. It takes the gradients of
+/// gates that are 0 too. So in training every expert that is offered has its bit in the mask; at
+/// inference only those with gate 1 have, and selection and gates are those of top_k<gate::hard>.
 /// Shapes: logits [N, E] -> gates [N, E], mask [N, ceil(E / 32)].
 /// Edges: fewer than k finite logits select those; in training a mask that is replayed names the
 /// experts to choose the k from; a loss that counts bits of the mask counts all in training; a row
