@@ -325,6 +325,28 @@ TEST_SUITE("layers/factored_ffn") {
     CHECK(same_bits(y.view(), z.view()));
   }
 
+  TEST_CASE("a step that repeats the one before takes no new memory") {
+    generator random(9);
+    const auto dense = make_dense(random);
+    const factored layer = layer_of(4, 2);
+    auto p = layer.split(dense, mixed_up(4), random);
+    const matrix<double, cpu> x = tokens(random);
+    matrix<double, cpu> y(rows, features), dx(rows, features);
+    context<cpu> ctx(1);
+    const auto step = [&] {
+      const workspace<cpu>::scope scope(ctx.memory);
+      const auto kept = layer.forward(ctx, p, x, y.view(), mode::training);
+      layer.label(ctx, p, x, y);
+      layer.backward(ctx, p, kept, x, y, dx.view(), grad_mode::overwrite);
+    };
+    step();
+    step();  // what was taken block by block may lie in one block now
+    const auto memory = ctx.memory.allocations(), scratch = ctx.scratch.allocations();
+    step();
+    CHECK(ctx.memory.allocations() == memory);
+    CHECK(ctx.scratch.allocations() == scratch);
+  }
+
   TEST_CASE("a split that does not fit is refused and changes nothing") {
     generator random(7);
     auto dense = make_dense(random);

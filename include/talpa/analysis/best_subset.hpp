@@ -17,7 +17,8 @@ namespace talpa {
 /// of equal ones the first in lexicographic order.
 /// Shapes: outputs [E N, O], an expert's tokens one behind the other, target [N, O] -> mask
 /// [N, ceil(E / 32)].
-/// Edges: k = E names all experts; NaN in the outputs of a token names its first k.
+/// Edges: k = E names all experts; NaN in a token's target or in its first k outputs names those k,
+/// elsewhere NaN is never chosen.
 /// Cost: N O binomial(E, k) k on one thread. Determinism: sums in double, in fixed order.
 /// Throws: value_error for k outside 1..E or E below 1, shape_error.
 /// Source: `get_label` of the code of FactorLLM (arXiv 2408.11855), which its forward does not use;
