@@ -4,7 +4,10 @@
 // Everything a CPU user needs: vocabulary, ops, policies, layers, tape, optimisers and the cpu
 // backend. Test helpers are in talpa/testing/.
 
+#include <talpa/analysis/best_subset.hpp>
 #include <talpa/analysis/completion_labels.hpp>
+#include <talpa/analysis/neuron_clusters.hpp>
+#include <talpa/analysis/neuron_split.hpp>
 #include <talpa/analysis/router_lens.hpp>
 #include <talpa/autograd/affine.hpp>
 #include <talpa/autograd/bank.hpp>
@@ -39,6 +42,7 @@
 #include <talpa/cpu/dropout.hpp>
 #include <talpa/cpu/eigen_map.hpp>
 #include <talpa/cpu/exp_scale.hpp>
+#include <talpa/cpu/expert_errors.hpp>
 #include <talpa/cpu/fill.hpp>
 #include <talpa/cpu/gated_activation.hpp>
 #include <talpa/cpu/gather.hpp>
@@ -46,6 +50,7 @@
 #include <talpa/cpu/group_loss.hpp>
 #include <talpa/cpu/grouped_gemm.hpp>
 #include <talpa/cpu/item.hpp>
+#include <talpa/cpu/kl_divergence.hpp>
 #include <talpa/cpu/layer_norm.hpp>
 #include <talpa/cpu/limit_experts.hpp>
 #include <talpa/cpu/loops.hpp>
@@ -86,6 +91,8 @@
 #include <talpa/experts/shared_lora.hpp>
 #include <talpa/layers/adapter_banks.hpp>
 #include <talpa/layers/allocation.hpp>
+#include <talpa/layers/dense_ffn.hpp>
+#include <talpa/layers/factored_ffn.hpp>
 #include <talpa/layers/infer.hpp>
 #include <talpa/layers/input_dropout.hpp>
 #include <talpa/layers/linear.hpp>
@@ -106,11 +113,13 @@
 #include <talpa/losses/explain.hpp>
 #include <talpa/losses/gjs.hpp>
 #include <talpa/losses/importance_cv2.hpp>
+#include <talpa/losses/labelled.hpp>
 #include <talpa/losses/lambda.hpp>
 #include <talpa/losses/load_balance.hpp>
 #include <talpa/losses/load_cv2.hpp>
 #include <talpa/losses/localized_balance.hpp>
 #include <talpa/losses/losses.hpp>
+#include <talpa/losses/prior_approximate.hpp>
 #include <talpa/losses/router_z.hpp>
 #include <talpa/losses/top_k_mass.hpp>
 #include <talpa/ops/activation.hpp>
@@ -123,6 +132,7 @@
 #include <talpa/ops/cross_entropy.hpp>
 #include <talpa/ops/dropout.hpp>
 #include <talpa/ops/exp_scale.hpp>
+#include <talpa/ops/expert_errors.hpp>
 #include <talpa/ops/fill.hpp>
 #include <talpa/ops/gated_activation.hpp>
 #include <talpa/ops/gather.hpp>
@@ -130,6 +140,7 @@
 #include <talpa/ops/group_loss.hpp>
 #include <talpa/ops/grouped_gemm.hpp>
 #include <talpa/ops/item.hpp>
+#include <talpa/ops/kl_divergence.hpp>
 #include <talpa/ops/layer_norm.hpp>
 #include <talpa/ops/limit_experts.hpp>
 #include <talpa/ops/mix_logits.hpp>
@@ -222,6 +233,7 @@
 #include <talpa/selectors/rectified.hpp>
 #include <talpa/selectors/sinkhorn.hpp>
 #include <talpa/selectors/sparsegen.hpp>
+#include <talpa/selectors/straight_through.hpp>
 #include <talpa/selectors/threshold.hpp>
 #include <talpa/selectors/top_k.hpp>
 #include <talpa/selectors/top_p.hpp>

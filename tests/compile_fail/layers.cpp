@@ -5,9 +5,11 @@
 // expect 3: talpa: infer takes at most one batch_info behind y
 // expect 4: talpa: merge needs adapters whose gates do not depend on the token, those of placement::dense or single, or the one behind a router whose gates sum to one (docs/policies/placement.md)
 // expect 5: talpa: merge makes one adapter of several lora or parallel_adapter, whose sum is one of more ranks (docs/policies/placement.md)
+// expect 6: talpa: factored_ffn rescales by the share k / E of a selector with a member k, for others write rescale::none as its second argument
 #include <talpa/cpu/gemm.hpp>
 #include <talpa/experts/lora.hpp>
 #include <talpa/experts/shared_lora.hpp>
+#include <talpa/layers/factored_ffn.hpp>
 #include <talpa/layers/infer.hpp>
 #include <talpa/layers/merge.hpp>
 #include <talpa/layers/moe_ffn.hpp>
@@ -15,6 +17,7 @@
 #include <talpa/placements/dense.hpp>
 #include <talpa/placements/embedded.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
+#include <talpa/selectors/dense.hpp>
 #include <talpa/selectors/top_k.hpp>
 
 #ifndef TALPA_MISTAKE
@@ -71,3 +74,10 @@ void nothing(talpa::context<cpu>& ctx, float x, float y) {
   talpa::infer(ctx, idle{}, 0, x, y, 1);
 #endif
 }
+
+#if TALPA_MISTAKE == 6
+using compensation = talpa::rescale::exact;
+#else
+using compensation = talpa::rescale::none;
+#endif
+talpa::factored_ffn<talpa::router<talpa::linear_scorer, talpa::dense>, compensation> soft;

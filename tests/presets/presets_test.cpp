@@ -5,6 +5,7 @@
 #include <talpa/presets/ceft.hpp>
 #include <talpa/presets/dyn_mole.hpp>
 #include <talpa/presets/esft.hpp>
+#include <talpa/presets/factor_llm.hpp>
 #include <talpa/presets/goat.hpp>
 #include <talpa/presets/gw_moe.hpp>
 #include <talpa/presets/hydra_lora.hpp>
@@ -110,6 +111,39 @@ TEST_SUITE("presets") {
     params.visit([](const parameter<float, cpu>& p) {
       CAPTURE(p.name());
       if (p.trainable()) CHECK(testing::largest(p.grad()) > 0.0);
+    });
+  }
+  TEST_CASE("factor_llm") {
+    CHECK(presets::factor_llm.experts == 4);
+    CHECK(presets::factor_llm.router.selector.k == 2);
+    CHECK(presets::factor_llm.scale() == 2.0);
+    // One step: experts learn from the task, the router with its bias from the losses alone.
+    generator random(3);
+    auto dense = dense_ffn<>{}.init<float, cpu>(inputs, 8, random);
+    auto params = presets::factor_llm.split(dense, contiguous_split(8, 4), random);
+    matrix<float, cpu> x(tokens, inputs), y(tokens, inputs), dx(tokens, inputs);
+    matrix<float, cpu> target(tokens, inputs), one(1, 1), dlogits(tokens, 4), dgates(tokens, 4);
+    fill_normal(x.view(), 1.0, random);
+    one(0, 0) = 1.0F;
+    context<cpu> ctx(1);
+    infer(ctx, dense_ffn<>{}, dense, x, target.view());
+    const auto kept = presets::factor_llm.forward(ctx, params, x, y.view(), mode::training);
+    routed_view<float, cpu> labelled = kept.routed;
+    labelled.routing = presets::factor_llm.label(ctx, params, x, target).chosen;
+    const routed_gradient<float, cpu> gradient{dlogits.view(), dgates.view()};
+    const auto balance = presets::factor_llm_losses.forward(ctx, kept.routed);
+    const auto route = presets::factor_llm_route_losses.forward(ctx, labelled);
+    CHECK(balance.value(0, 0) > 0.0F);
+    CHECK(route.value(0, 0) > 0.0F);
+    presets::factor_llm_losses.backward(ctx, kept.routed, balance, one, gradient,
+                                        grad_mode::overwrite);
+    presets::factor_llm_route_losses.backward(ctx, labelled, route, one, gradient,
+                                              grad_mode::accumulate);
+    presets::factor_llm.backward(ctx, params, kept, x, y, dx.view(), grad_mode::overwrite,
+                                 &gradient);
+    params.visit([](const parameter<float, cpu>& p) {
+      CAPTURE(p.name());
+      CHECK(testing::largest(p.grad()) > 0.0);
     });
   }
   TEST_CASE("dyn_mole") {

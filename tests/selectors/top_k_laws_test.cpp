@@ -12,7 +12,7 @@ namespace {
 
 /// One expert, few, k = E, and both sides of one and of two words of the mask.
 template <class Weight, class T>
-void laws() {
+void laws(const testing::selector_claims& claims = {}) {
   struct sizes {
     index experts, k;
   };
@@ -21,7 +21,7 @@ void laws() {
     if (support::sanitized && s.experts > 33) continue;
     CAPTURE(s.experts);
     CAPTURE(s.k);
-    support::obeys(testing::selector_laws<T>(top_k<Weight>{.k = s.k}, s.experts));
+    support::obeys(testing::selector_laws<T>(top_k<Weight>{.k = s.k}, s.experts, claims));
   }
 }
 
@@ -39,6 +39,10 @@ TEST_SUITE("selectors/top_k") {
   TEST_CASE("laws of top_k with softmax over the selected") {
     laws<gate::softmax_selected, float>();
     laws<gate::softmax_selected, double>();
+  }
+  TEST_CASE("laws of top_k with hard gates") {
+    laws<gate::hard, float>({.constant_gates = true});
+    laws<gate::hard, double>({.constant_gates = true});
   }
 }
 

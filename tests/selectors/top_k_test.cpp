@@ -159,6 +159,13 @@ TEST_SUITE("selectors/top_k") {
       CHECK(support::difference(du.view(), {1, 4, {0.0, 12.0 / 49.0, 0.0, -12.0 / 49.0}}, bound) ==
             "");
     }
+    SUBCASE("hard gates are one and have no gradient") {
+      const top_k<gate::hard> selector{.k = 2};
+      const auto r = select(selector, u);
+      CHECK(experts_of(r, 0) == experts{1, 3});
+      CHECK(support::difference(r.gates.view(), {1, 4, {0.0, 1.0, 0.0, 1.0}}, 0.0) == "");
+      CHECK(testing::largest(backward(selector, u, r, dg).view()) == 0.0);
+    }
   }
 
   TEST_CASE_TEMPLATE("top_k agrees with a slow reference on thousands of rows", Weight, gate::raw,

@@ -31,6 +31,11 @@ struct softmax_selected {
 struct softmax_probability {
   static constexpr bool unit_mass = true;
 };
+/// g_e = 1: on or off and nothing between (FactorLLM, MoEfication). The logits choose and get no
+/// gradient from the gates; straight_through gives them one.
+struct hard {
+  static constexpr bool unit_mass = false;
+};
 
 }  // namespace gate
 
@@ -42,12 +47,14 @@ TALPA_HD void weigh(const G& g, const select_row<T>& row,
   const auto zero = g.uniform(T{0});
   const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
   // Numerators over S: p_e for raw and renormalised, exp(u_e - max u) for softmax_selected,
-  // exp(p_e) for softmax_probability.
+  // exp(p_e) for softmax_probability, 1 for hard.
   const auto numerator = [&](auto e) {
     if constexpr (std::same_as<Weight, gate::softmax_selected>) {
       return exponential.weight[e];
     } else if constexpr (std::same_as<Weight, gate::softmax_probability>) {
       return math::exp(exponential.weight[e] / exponential.sum);
+    } else if constexpr (std::same_as<Weight, gate::hard>) {
+      return g.uniform(T{1});
     } else {
       return exponential.weight[e] / exponential.sum;
     }
@@ -68,7 +75,7 @@ TALPA_HD void weigh(const G& g, const select_row<T>& row,
 
 /// Backward of weigh with S constant. raw: du_e = p_e (m_e dg_e - sum_j p_j m_j dg_j) for all e, m
 /// the mask; renormalised and softmax_selected: du_e = g_e (dg_e - sum_{j in S} g_j dg_j);
-/// softmax_probability: dp_e = that, du_e = p_e (dp_e - sum_j p_j dp_j) for all e.
+/// softmax_probability: dp_e = that, du_e = p_e (dp_e - sum_j p_j dp_j) for all e; hard: 0.
 template <class Weight, class G, class T>
 TALPA_HD void weigh_backward(const G& g, const select_gradient_row<T>& row) {
   const auto zero = g.uniform(T{0});
@@ -79,7 +86,9 @@ TALPA_HD void weigh_backward(const G& g, const select_gradient_row<T>& row) {
     const auto mean = g.template sum<T>([&](auto e) { return math::mul(weight(e), dgate(e)); });
     g.for_each([&](auto e) { g.store(row.dlogits, e, math::mul(weight(e), dgate(e) - mean)); });
   };
-  if constexpr (std::same_as<Weight, gate::softmax_probability>) {
+  if constexpr (std::same_as<Weight, gate::hard>) {
+    g.for_each([&](auto e) { g.store(row.dlogits, e, zero); });
+  } else if constexpr (std::same_as<Weight, gate::softmax_probability>) {
     const auto exponential = exponentials<T>(g, row_logits(g, row.logits));
     const auto gate_of = [&](auto e) { return g.load(row.gates, e, T{0}); };
     const auto mean = g.template sum<T>([&](auto e) { return math::mul(gate_of(e), dgate(e)); });

@@ -15,7 +15,7 @@ namespace talpa {
 /// Forward: S = the first k experts in the order (logit descending, index ascending) among those
 /// whose logit is not -inf; g as Weight says, 0 outside S.
 /// Backward (S constant): raw: du_e = p_e (1[e in S] dg_e - sum_{j in S} p_j dg_j) for all e;
-/// renormalised and softmax_selected: du_e = g_e (dg_e - sum_{j in S} g_j dg_j).
+/// renormalised and softmax_selected: du_e = g_e (dg_e - sum_{j in S} g_j dg_j); hard: 0.
 /// Shapes: logits [N, E] -> gates [N, E], mask [N, ceil(E / 32)].
 /// Edges: k = E with raw equals dense; fewer than k finite logits select those; a row with NaN,
 /// +inf, or -inf everywhere gets NaN gates on experts 0..k-1.
@@ -61,6 +61,6 @@ struct top_k {
 };
 
 static_assert(selector_policy<top_k<gate::raw>> && selector_policy<top_k<gate::renormalised>> &&
-              selector_policy<top_k<gate::softmax_selected>>);
+              selector_policy<top_k<gate::softmax_selected>> && selector_policy<top_k<gate::hard>>);
 
 }  // namespace talpa

@@ -35,6 +35,10 @@ struct selector_claims {
   double gate_floor = 0.0;
   /// Largest derivative of a gate by a logit or by the control, at least 1.
   double slope = 1.0;
+  /// Gates do not move with the logits as long as the selection stays: every gradient is zero.
+  bool constant_gates = false;
+  /// select_backward is the derivative of the gates, and not a substitute for it.
+  bool derivative = true;
   /// Range of the controls to try, for a selector with a control.
   double control_low = -2.0, control_high = 2.0;
   /// Range of the biases to try, for a selector with a bias: multiples of logit_grid.
@@ -469,7 +473,7 @@ class selector_trial {
 
   /// Gradient of one row in double: of selecting, and of the gates of the row's random mask.
   void gradients() {
-    const bool constant = facts_.unit_mass && facts_.max_selected == 1;
+    const bool constant = claims_.constant_gates || (facts_.unit_mass && facts_.max_selected == 1);
     const gradient_accuracy accuracy{
         .roundings = claims_.amplification * (2.0 * static_cast<double>(experts_) + 8.0),
         .magnitude = static_cast<double>(experts_) * std::max(1.0, claims_.gate_floor),
@@ -509,6 +513,7 @@ class selector_trial {
                                    recorded == nullptr ? r.mask.view() : recorded->view(), upstream,
                                    du.view(), beside.view(), dcontrol.view());
         nonzero = nonzero || largest(du.view()) > 0.0;
+        if (!claims_.derivative) return;
         ++eligible;
         if (!far_from_kinks(u, forward, pattern) ||
             !far_from_kinks(beside.control, forward, pattern)) {
@@ -528,6 +533,8 @@ class selector_trial {
     }
     l.expect(nonzero || constant || experts_ == 1,
              [] { return std::string("all are, so nothing is proven"); });
+    l.expect(!nonzero || !claims_.constant_gates,
+             [] { return std::string("some are not, and constant_gates says they are"); });
     law enough(out_, "at least half of the rows lie away from a change of selection");
     enough.expect(2 * checked >= eligible,
                   [&] { return talpa::detail::concat(text(checked), " of ", text(eligible)); });
