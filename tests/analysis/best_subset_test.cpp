@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <limits>
 
-namespace talpa {
+namespace talpa::best_subset_test {
 
 using namespace support;
 
@@ -103,4 +103,4 @@ TEST_SUITE("analysis/best_subset") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::best_subset_test

@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-namespace talpa {
+namespace talpa::neuron_clusters_test {
 
 using namespace support;
 
@@ -247,4 +247,4 @@ TEST_SUITE("analysis/neuron_clusters") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::neuron_clusters_test

@@ -6,7 +6,7 @@
 
 #include <vector>
 
-namespace talpa {
+namespace talpa::neuron_split_test {
 
 TEST_SUITE("analysis/neuron_split") {
   TEST_CASE("blocks of neighbours, and an order that is given") {
@@ -54,4 +54,4 @@ TEST_SUITE("analysis/neuron_split") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::neuron_split_test

@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-namespace talpa {
+namespace talpa::dense_ffn_test {
 
 using namespace support;
 
@@ -61,4 +61,4 @@ TEST_SUITE("layers/dense_ffn") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::dense_ffn_test

@@ -18,7 +18,7 @@
 #include <concepts>
 #include <vector>
 
-namespace talpa {
+namespace talpa::factored_ffn_test {
 
 using namespace support;
 
@@ -418,4 +418,4 @@ TEST_SUITE("layers/factored_ffn") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::factored_ffn_test

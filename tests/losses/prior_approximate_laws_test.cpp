@@ -14,7 +14,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::prior_approximate_laws_test {
 
 using namespace support;
 
@@ -36,4 +36,4 @@ TEST_SUITE("losses/prior_approximate") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::prior_approximate_laws_test

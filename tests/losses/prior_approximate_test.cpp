@@ -14,7 +14,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::prior_approximate_test {
 
 using namespace support;
 
@@ -165,4 +165,4 @@ TEST_SUITE("losses/prior_approximate") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::prior_approximate_test

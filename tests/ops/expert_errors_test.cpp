@@ -10,7 +10,7 @@
 
 #include <cmath>
 
-namespace talpa {
+namespace talpa::expert_errors_test {
 
 using namespace support;
 
@@ -82,4 +82,4 @@ TEST_SUITE("ops/expert_errors") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::expert_errors_test

@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace talpa {
+namespace talpa::kl_divergence_test {
 
 using namespace support;
 
@@ -157,4 +157,4 @@ TEST_SUITE("ops/kl_divergence") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::kl_divergence_test

@@ -80,7 +80,7 @@ void compare(const biased_top_k<Score, Weight>& selector, index experts) {
   constexpr bool sigmoid = std::same_as<Score, score::sigmoid>;
   constexpr bool unit = std::same_as<Weight, gate::renormalised>;
   support::test_random random(91 + static_cast<std::uint64_t>(experts));
-  const index tokens = support::many(300);
+  const index tokens = support::many_rows(300);
   const auto u = support::eventful_logits<T>(random, tokens, experts);
   const auto dg = support::random_matrix<T>(random, tokens, experts);
   const auto bias = support::random_matrix<T>(random, 1, experts, 0.2);

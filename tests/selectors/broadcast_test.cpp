@@ -122,9 +122,9 @@ void compare(index k, double threshold) {
       return r;
     };
     // Each term p ln p has the error of p and of a logarithm, on terms that add up to ln E.
-    CHECK(support::compare_with_slow<float>(selector, support::many(1000), count, ++seed, how, 16.0,
-                                            slow) == "");
-    CHECK(support::compare_with_slow<double>(selector, support::many(1000), count, ++seed, how,
+    CHECK(support::compare_with_slow<float>(selector, support::many_rows(1000), count, ++seed, how,
+                                            16.0, slow) == "");
+    CHECK(support::compare_with_slow<double>(selector, support::many_rows(1000), count, ++seed, how,
                                              16.0, slow) == "");
   }
 }

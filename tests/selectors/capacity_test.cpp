@@ -234,7 +234,7 @@ TEST_SUITE("selectors/capacity") {
       for (const index k : {1, 2, 7}) {
         if (k > count) continue;
         for (const double factor : {0.1, 0.7, 1.25}) {
-          const index tokens = 3 * (support::many(100) + 7 * static_cast<index>(seed % 5));
+          const index tokens = 3 * (support::many_rows(100) + 7 * static_cast<index>(seed % 5));
           compare_with_reference<float, Weight, overflow::by_position, capacity::per_batch>(
               tokens, count, k, factor, ++seed);
           compare_with_reference<double, Weight, overflow::by_position, capacity::per_sequence>(

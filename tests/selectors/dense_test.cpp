@@ -67,7 +67,7 @@ TEST_SUITE("selectors/dense") {
     support::test_random random(17);
     for (const index experts : {1, 2, 7, 32, 33, 65, 200}) {
       CAPTURE(experts);
-      const index tokens = support::many(experts > 64 ? 200 : 1500);
+      const index tokens = support::many_rows(experts > 64 ? 200 : 1500);
       const matrix<T, cpu> u = support::eventful_logits<T>(random, tokens, experts);
       const matrix<T, cpu> dg = support::random_matrix<T>(random, tokens, experts);
       const auto r = select(u);

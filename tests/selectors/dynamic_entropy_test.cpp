@@ -75,9 +75,9 @@ void compare(const Entropy& kind) {
         };
         // Each term p ln p or p^q has the error of p and of a logarithm of size at most ln E + the
         // spread of the logits; 16 is generous for q up to 2 and the division.
-        CHECK(support::compare_with_slow<float>(selector, support::many(200), count, ++seed,
+        CHECK(support::compare_with_slow<float>(selector, support::many_rows(200), count, ++seed,
                                                 how<Weight>, 16.0, slow) == "");
-        CHECK(support::compare_with_slow<double>(selector, support::many(200), count, ++seed,
+        CHECK(support::compare_with_slow<double>(selector, support::many_rows(200), count, ++seed,
                                                  how<Weight>, 16.0, slow) == "");
       }
     }

@@ -32,8 +32,8 @@ TEST_SUITE("selectors/rectified") {
   TEST_CASE_TEMPLATE("rectified is relu on thousands of rows", T, float, double) {
     for (const index experts : {1, 2, 7, 33, 65}) {
       support::test_random random(5 + static_cast<std::uint64_t>(experts));
-      const auto u = support::eventful_logits<T>(random, support::many(1000), experts);
-      const auto dg = support::random_matrix<T>(random, support::many(1000), experts);
+      const auto u = support::eventful_logits<T>(random, support::many_rows(1000), experts);
+      const auto dg = support::random_matrix<T>(random, support::many_rows(1000), experts);
       const auto found = support::run_sided<T>(rectified{}, u, dg);
       bool same = true;
       for (index n = 0; n < u.rows(); ++n) {

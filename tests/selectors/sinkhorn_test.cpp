@@ -99,7 +99,7 @@ TEST_SUITE("selectors/sinkhorn") {
         CAPTURE(count);
         CAPTURE(k);
         support::test_random random(++seed);
-        const index tokens = support::many(350);
+        const index tokens = support::many_rows(350);
         const matrix<double, cpu> u = support::random_matrix<double>(random, tokens, count, 2.0);
         const batch_shape shape(random, tokens, tokens);
         const sinkhorn selector{.k = k};

@@ -55,7 +55,7 @@ template <class T, class Selector, class Size>
 void compare(const Selector& selector, index experts, Size size) {
   constexpr bool controlled = controlled_selector<Selector>;
   support::test_random random(31 + static_cast<std::uint64_t>(experts));
-  const index tokens = support::many(400);
+  const index tokens = support::many_rows(400);
   const auto u = support::eventful_logits<T>(random, tokens, experts);
   const auto dg = support::random_matrix<T>(random, tokens, experts);
   const auto c = support::random_matrix<T>(random, tokens, 1, 2.0);

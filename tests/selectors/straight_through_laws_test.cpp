@@ -6,7 +6,7 @@
 
 #include <doctest/doctest.h>
 
-namespace talpa {
+namespace talpa::straight_through_laws_test {
 
 using namespace support;
 
@@ -26,4 +26,4 @@ TEST_SUITE("selectors/straight_through") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::straight_through_laws_test

@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <limits>
 
-namespace talpa {
+namespace talpa::straight_through_test {
 
 using namespace support;
 
@@ -124,4 +124,4 @@ TEST_SUITE("selectors/straight_through") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::straight_through_test

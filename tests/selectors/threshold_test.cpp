@@ -39,7 +39,7 @@ std::vector<double> slow_softmax(const std::vector<double>& u) {
 template <class T, class Selector, class Bar>
 void compare(const Selector& selector, index experts, bool by_margin, bool raw, Bar bar) {
   support::test_random random(77 + static_cast<std::uint64_t>(experts));
-  const index tokens = support::many(400);
+  const index tokens = support::many_rows(400);
   const matrix<T, cpu> u = support::eventful_logits<T>(random, tokens, experts);
   const matrix<T, cpu> dg = support::random_matrix<T>(random, tokens, experts);
   const matrix<T, cpu> c = support::random_matrix<T>(random, tokens, 1, 2.0);

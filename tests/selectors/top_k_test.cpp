@@ -174,11 +174,11 @@ TEST_SUITE("selectors/top_k") {
     for (const index count : {1, 2, 3, 4, 8, 16, 31, 32, 33, 64, 65, 200}) {
       for (const index k : {1, 2, 7, 40}) {
         if (k > count) continue;
-        const index tokens = support::many(count > 64 ? 200 : 1500);
+        const index tokens = support::many_rows(count > 64 ? 200 : 1500);
         compare_with_reference<float, Weight>(tokens, count, k, ++seed);
         compare_with_reference<double, Weight>(tokens, count, k, ++seed);
       }
-      compare_with_reference<float, Weight>(support::many(300), count, count, ++seed);
+      compare_with_reference<float, Weight>(support::many_rows(300), count, count, ++seed);
     }
   }
 

@@ -42,9 +42,9 @@ void compare() {
         const auto slow = [&](const std::vector<double>& u) {
           return support::slow_top_p(u, p, min_k, Crossing::keeps, how<Weight>);
         };
-        CHECK(support::compare_with_slow<float>(selector, support::many(200), count, ++seed,
+        CHECK(support::compare_with_slow<float>(selector, support::many_rows(200), count, ++seed,
                                                 how<Weight>, 1.0, slow) == "");
-        CHECK(support::compare_with_slow<double>(selector, support::many(200), count, ++seed,
+        CHECK(support::compare_with_slow<double>(selector, support::many_rows(200), count, ++seed,
                                                  how<Weight>, 1.0, slow) == "");
       }
     }

@@ -48,7 +48,7 @@ inline constexpr bool sanitized = false;
 
 /// Rows of a comparison with a slow reference: an eighth under a sanitizer, which looks at how the
 /// rows are reached and runs ten to forty times slower.
-constexpr index many(index rows) { return sanitized ? (rows + 7) / 8 : rows; }
+constexpr index many_rows(index rows) { return sanitized ? (rows + 7) / 8 : rows; }
 
 /// [rows, cols] of values in [-scale, scale), about one in 16 of them four times as large: flat
 /// inputs hide mistakes that outliers show.

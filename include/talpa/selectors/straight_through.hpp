@@ -76,8 +76,11 @@ struct straight_through {
  private:
   template <class T, class G, class Logits, class Offered>
   TALPA_HD auto best(const G& g, const Logits& u, Offered offered) const {
-    return first_k<T>(
-        g, k, g.uniform(static_cast<std::int32_t>(k)), [&](auto e) { return u[e]; }, offered);
+    const auto never = g.uniform(-std::numeric_limits<T>::infinity());
+    return first_k<T>(g, k, [&](auto e) {
+      const auto open = offered(e);
+      return talpa::select(open, u[e], never);
+    });
   }
   /// 1 for the best k experts of the mask in training, for all of it at inference.
   template <class G, class T, class Logits, class Invalid>

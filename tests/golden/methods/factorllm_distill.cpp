@@ -3,7 +3,7 @@
 
 #include <talpa/cpu/kl_divergence.hpp>
 
-namespace talpa::golden {
+namespace talpa::golden::factorllm_distill_method {
 
 namespace {
 
@@ -41,4 +41,4 @@ const registration entry{"perft/factorllm_distill", factorllm_distill};
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::factorllm_distill_method

@@ -6,7 +6,7 @@
 #include <talpa/selectors/straight_through.hpp>
 #include <talpa/selectors/top_k.hpp>
 
-namespace talpa::golden {
+namespace talpa::golden::factorllm_gate_method {
 
 namespace {
 
@@ -36,4 +36,4 @@ const registration entry{"perft/factorllm_gate", factorllm_gate};
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::factorllm_gate_method

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-namespace talpa::golden {
+namespace talpa::golden::factorllm_mlp_method {
 
 namespace {
 
@@ -139,4 +139,4 @@ const registration entry{"perft/factorllm_mlp", factorllm_mlp};
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::factorllm_mlp_method

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <string>
 
-namespace talpa::golden {
+namespace talpa::golden::factorllm_subset_label_method {
 
 namespace {
 
@@ -31,4 +31,4 @@ const registration entry{"perft/factorllm_subset_label", factorllm_subset_label}
 
 }  // namespace
 
-}  // namespace talpa::golden
+}  // namespace talpa::golden::factorllm_subset_label_method
