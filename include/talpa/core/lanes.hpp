@@ -4,6 +4,7 @@
 #include <talpa/core/config.hpp>
 #include <talpa/core/index.hpp>
 #include <talpa/core/math.hpp>
+#include <talpa/core/registers.hpp>
 
 #include <concepts>
 #include <cstddef>
@@ -53,15 +54,6 @@
 namespace talpa {
 
 namespace detail {
-
-/// Bytes of the target's vector registers.
-#if defined(__AVX512F__)
-inline constexpr int register_bytes = 64;
-#elif defined(__AVX__)
-inline constexpr int register_bytes = 32;
-#else
-inline constexpr int register_bytes = 16;
-#endif
 
 /// Whether W values of type T are held in one vector register. Wider packs, which no kernel uses,
 /// are arrays: g++ takes vectors beyond the registers apart, value by value.
