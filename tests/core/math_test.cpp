@@ -15,7 +15,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace math = talpa::math;
+namespace talpa::math_test {
 
 namespace {
 
@@ -609,3 +609,5 @@ TEST_SUITE("core/math") {
     }
   }
 }
+
+}  // namespace talpa::math_test

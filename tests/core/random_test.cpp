@@ -12,15 +12,7 @@
 #include <string>
 #include <vector>
 
-using talpa::generator;
-using talpa::keep;
-using talpa::normal;
-using talpa::philox;
-using talpa::philox_block;
-using talpa::random_block;
-using talpa::random_stream;
-using talpa::uniform;
-using talpa::uniform_index;
+namespace talpa::random_test {
 
 namespace {
 
@@ -355,3 +347,5 @@ TEST_SUITE("core/random") {
     CHECK(digest(of_double) == 0x557e70039404229fu);
   }
 }
+
+}  // namespace talpa::random_test
