@@ -14,8 +14,8 @@ namespace talpa::presets {
 /// y = x W^T + s B (g * (A x)), g the softmax of the chosen ranks; a rank is chosen by its share
 /// plus a bias, which update_bias moves towards equal load after each step, in the place of a loss.
 /// Numbers: 8 of 64. s = alpha / 1 is that of the whole: in the place of a LoRA of rank R and alpha
-/// a it is alpha = a / R. The full text could not be read: that the weights are shares of all ranks
-/// and not of the chosen alone, and s = 2, are ours.
+/// a it is alpha = a / R. That the weights are shares of all ranks and not of the chosen alone, and
+/// s = 2, are choices made here and not the paper's.
 /// Source: Zhao et al. 2025 (arXiv 2501.15103).
 inline constexpr mole_linear<router<linear_scorer, biased_top_k<score::softmax, gate::raw>>, lora>
     smora{.router = {.selector = {.k = 8}}, .expert = {.rank = 1, .alpha = 2.0}, .experts = 64};
