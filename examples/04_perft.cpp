@@ -8,11 +8,10 @@
 //
 // To try: another question, another rank, parallel_adapter<>, placement::base_weighted.
 
-#include "quickstart/digits.hpp"
+#include "digit_training.hpp"
 
 #include <talpa/talpa.hpp>
 
-#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <type_traits>
@@ -24,6 +23,7 @@ using talpa::cpu, talpa::index;
 using router = talpa::router<talpa::linear_scorer, talpa::top_k<talpa::gate::renormalised>>;
 using base_layer = talpa::moe_ffn<router>;
 using matrix = talpa::matrix<float, cpu>;
+using tape = talpa::tape<float, cpu>;
 namespace data = talpa::examples;
 constexpr index width = data::pixel_count, classes = data::digit_count, batch_rows = 128;
 constexpr base_layer base{
@@ -32,17 +32,15 @@ constexpr base_layer base{
 struct batch {
   matrix x{batch_rows, width};
   talpa::vector<std::int32_t, cpu> labels{batch_rows};
-};
-batch take(const data::digits& d, const std::vector<index>& rows, std::size_t first, int shift) {
-  batch b;
-  for (index n = 0; n < batch_rows; ++n) {
-    const index row = rows[(first + static_cast<std::size_t>(n)) % rows.size()];
-    const std::uint8_t* const image = d.image(row);
-    for (index i = 0; i < width; ++i) b.x(n, i) = image[i] / float{data::max_intensity} - 0.3F;
-    b.labels[n] = (d.labels[static_cast<std::size_t>(row)] + shift) % 10;
+
+  void take(const data::digits& d, const std::vector<index>& rows, index first, int shift) {
+    for (index n = 0; n < batch_rows; ++n) {
+      const index row = data::row_at(rows, first + n);
+      for (index i = 0; i < width; ++i) x(n, i) = d.ink(row, i) - 0.3F;
+      labels[n] = (d.label(row) + shift) % 10;
+    }
   }
-  return b;
-}
+};
 
 /// Trains what is not frozen on the question digit + shift; returns the held-out accuracy.
 template <class Layer>
@@ -50,35 +48,19 @@ double train(const Layer& layer, typename Layer::template params<float, cpu>& pa
              talpa::affine_params<float, cpu>& head, const data::digits& d,
              const data::data_split& split, int shift, index steps) {
   talpa::context<cpu> ctx(1);  // small work, not worth a second thread
-  talpa::tape<float, cpu> t(ctx);
-  std::vector<talpa::parameter_group<float, cpu>> groups(1);
-  groups[0].learning_rate = 5e-3;
-  groups[0].add(params);
-  groups[0].add(head);
-  talpa::adamw<float, cpu> optimiser(std::move(groups));
-  const talpa::warmup_cosine schedule{.warmup_steps = 20, .total_steps = steps};
-  const auto logits_of = [&](const matrix& x, talpa::mode m) {
-    return t.linear(t.apply(layer, params, t.constant(x), m).y, head.weight, head.bias);
+  batch b;
+  const auto logits_of = [&](tape& t, talpa::mode m) {
+    return t.linear(t.apply(layer, params, t.constant(b.x), m).y, head.weight, head.bias);
   };
-  for (index step = 0; step < steps; ++step) {
-    const batch b = take(d, split.train, static_cast<std::size_t>(step * batch_rows), shift);
-    t.backward(t.cross_entropy(logits_of(b.x, talpa::mode::training), b.labels));
-    optimiser.step(ctx, schedule);
-    optimiser.zero_grad(ctx);
-    t.reset();
-  }
-  index right = 0, all = 0;
-  for (std::size_t first = 0; first + batch_rows <= split.held_out.size(); first += batch_rows) {
-    const batch b = take(d, split.held_out, first, shift);
-    const auto logits = logits_of(b.x, talpa::mode::inference).value();
-    for (index n = 0; n < batch_rows; ++n) {
-      right +=
-          std::max_element(logits.row(n), logits.row(n) + classes) - logits.row(n) == b.labels[n];
-    }
-    all += batch_rows;
-    t.reset();
-  }
-  return static_cast<double>(right) / static_cast<double>(all);
+  data::train(ctx, params, head, 5e-3, steps, [&](tape& t, index step) {
+    b.take(d, split.train, step * batch_rows, shift);
+    return t.cross_entropy(logits_of(t, talpa::mode::training), b.labels);
+  });
+  const index batches = std::ssize(split.held_out) / batch_rows;
+  return data::accuracy(ctx, b.labels, batches, [&](tape& t, index i) {
+    b.take(d, split.held_out, i * batch_rows, shift);
+    return logits_of(t, talpa::mode::inference);
+  });
 }
 
 }  // namespace

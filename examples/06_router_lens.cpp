@@ -1,28 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // Why: a few experts of a mixture do the work of one task: find them, prove it, tune only them.
 //
-// How: one mixture follows four instructions about handwritten digits; of the last it has seen few
-// images. Its router starts with a leaning of each instruction to two experts, as a trained one
-// has. Router Lens counts the experts behind the last instruction. Without them its answers break
-// (the causal test). Adapters on them alone, router and head frozen, make it good (CEFT), and the
-// other instructions keep what they had.
+// How: one mixture follows four instructions about handwritten digits; of the last it knows few
+// images. Its router begins with a leaning of each to two experts, as a trained one has. Router
+// Lens counts the experts behind the last. Without them its answers break (the causal test).
+// Adapters on them alone, the rest frozen, make it good (CEFT), and the others keep what they had.
 //
 // To try: no leaning, cumulative_experts instead of top_experts, stimulated experts.
 
-#include "quickstart/digits.hpp"
+#include "digit_training.hpp"
 
 #include <talpa/talpa.hpp>
 
-#include <algorithm>
-#include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <utility>
 #include <vector>
 
 namespace {
 using talpa::cpu, talpa::index;
-using matrix = talpa::matrix<float, cpu>;
+using tape = talpa::tape<float, cpu>;
 namespace data = talpa::examples;
 using selector = talpa::intervene<talpa::top_k<talpa::gate::raw>>;
 using base_layer = talpa::moe_ffn<talpa::router<talpa::linear_scorer, selector>>;
@@ -36,7 +32,7 @@ struct experiment {
   talpa::generator random{1};
   talpa::affine_params<float, cpu> head =
       talpa::linear{}.init<float, cpu>(width, data::digit_count, random, "head.");
-  matrix x{batch_rows, width};  // pixels, then which instruction
+  talpa::matrix<float, cpu> x{batch_rows, width};  // pixels, then which instruction
   talpa::vector<std::int32_t, cpu> labels{batch_rows};
 
   /// Instructions [from, to) by turns, about rows from the first on. Answers are, mod 10: the
@@ -45,63 +41,41 @@ struct experiment {
     const int factor[] = {1, 1, 9, 3}, shift[] = {0, 1, 9, 0};
     for (index n = 0; n < batch_rows; ++n) {
       const index i = from + n % (to - from);
-      const index end = to - from > 1 && i == last ? 30 : static_cast<index>(rows.size());
-      const index row = rows[static_cast<std::size_t>((first + n / (to - from)) % end)];
-      for (index c = 0; c < width; ++c) x(n, c) = c == data::pixel_count + i ? 4.0F : 0.0F;
-      for (index c = 0; c < data::pixel_count; ++c) x(n, c) = d.image(row)[c] / 16.0F - 0.3F;
-      labels[n] = (factor[i] * d.labels[static_cast<std::size_t>(row)] + shift[i]) % 10;
+      const index end = to - from > 1 && i == last ? 30 : std::ssize(rows);
+      const index row = data::row_at(rows, (first + n / (to - from)) % end);
+      for (index c = 0; c < data::pixel_count; ++c) x(n, c) = d.ink(row, c) - 0.3F;
+      for (index k = 0; k < instructions; ++k) x(n, data::pixel_count + k) = k == i ? 4.0F : 0.0F;
+      labels[n] = (factor[i] * d.label(row) + shift[i]) % 10;
     }
   }
 
-  /// Trains what is not frozen; returns the bytes of gradients and of the optimiser's state.
-  template <class Layer, class Params>
-  index train(const Layer& layer, Params& params, index from, index to, index steps) {
-    talpa::tape<float, cpu> t(ctx);
-    std::vector<talpa::parameter_group<float, cpu>> groups(1);
-    groups[0].learning_rate = 5e-3;
-    groups[0].add(params).add(head);
-    talpa::adamw<float, cpu> optimiser(std::move(groups));
-    for (index step = 0; step < steps; ++step) {
+  /// Trains what is not frozen; returns the bytes of gradients and moments.
+  index train(const auto& layer, auto& params, index from, index to, index steps) {
+    return data::train(ctx, params, head, 5e-3, steps, [&](tape& t, index step) {
       take(split.train, step * batch_rows / (to - from), from, to);
       const auto h =
           t.apply(layer, params, t.constant(x), talpa::mode::training, {.random = &random});
-      t.backward(t.cross_entropy(t.linear(h.y, head.weight, head.bias), labels));
-      optimiser.step(ctx);
-      optimiser.zero_grad(ctx);
-      t.reset();
-    }
-    index numbers = 0;  // of gradients and two moments
-    for (const auto* p : optimiser.parameters()) {
-      numbers += p->grad().size() + 2 * optimiser.state(*p).first.size();
-    }
-    return numbers * static_cast<index>(sizeof(float));
+      return t.cross_entropy(t.linear(h.y, head.weight, head.bias), labels);
+    });
   }
 
   /// Accuracy on an instruction; a lens counts the experts of its tokens.
-  template <class Layer, class Params>
-  double accuracy(const Layer& layer, Params& params, const std::vector<index>& rows,
+  double accuracy(const auto& layer, auto& params, const std::vector<index>& rows,
                   index instruction, talpa::router_lens* lens = nullptr) {
-    talpa::tape<float, cpu> t(ctx);
-    index right = 0, all = 0;
-    for (; all + batch_rows <= static_cast<index>(rows.size()); all += batch_rows) {
-      take(rows, all, instruction, instruction + 1);
+    return data::accuracy(ctx, labels, std::ssize(rows) / batch_rows, [&](tape& t, index i) {
+      take(rows, i * batch_rows, instruction, instruction + 1);
       const auto h = t.apply(layer, params, t.constant(x), talpa::mode::inference);
       if (lens != nullptr) lens->add(0, h.routed.view());
-      const auto logits = t.linear(h.y, head.weight, head.bias).value();
-      for (index n = 0; n < batch_rows; ++n) {
-        right += std::max_element(logits.row(n), logits.row(n) + 10) - logits.row(n) == labels[n];
-      }
-      t.reset();
-    }
-    return static_cast<double>(right) / static_cast<double>(all);
+      return t.linear(h.y, head.weight, head.bias);
+    });
   }
 };
 }  // namespace
 
 int main(int count, char** arguments) {
   experiment e{.d = data::load_digits(count > 1 ? arguments[1] : "examples/data/digits.csv")};
-  base_layer base{.router = {.selector = {.inner = {.k = 2}}}, .expert = {.hidden = 16}};
-  base.residual = 1.0;
+  const base_layer base{
+      .router = {.selector = {.inner = {.k = 2}}}, .expert = {.hidden = 16}, .residual = 1.0};
   auto params = base.init<float, cpu>(width, e.random, "base.");
   for (talpa::index k = 0; k < experts; ++k) {
     params.router.scorer.weight.value()(k, data::pixel_count + k / 2) += 0.5F;
@@ -109,7 +83,6 @@ int main(int count, char** arguments) {
   const auto of_base = e.train(base, params, 0, instructions, 800);
   params.freeze();
   e.head.freeze();
-
   talpa::router_lens lens(1, experts, 2);
   e.accuracy(base, params, e.split.train, last, &lens);
   const auto chosen = talpa::top_experts(lens.counts(), 2)[0];
@@ -139,11 +112,8 @@ int main(int count, char** arguments) {
     fine = fine &&
            (i == last ? without < before - 0.2 && after > before + 0.1 : after > before - 0.05);
   }
-  std::printf(
-      "bytes of gradients and optimiser: %td for the base, %td for adapters on all experts, "
-      "%td on these two\n",
-      of_base, of_all, of_chosen);
-  std::puts(fine ? "two experts carry the instruction"
-                 : "the experts did NOT carry the instruction");
+  std::printf("bytes of gradients and moments: base %td, adapters on all experts %td, on two %td\n",
+              of_base, of_all, of_chosen);
+  std::printf("two experts %s the instruction\n", fine ? "carry" : "do NOT carry");
   return fine ? 0 : 1;
 }

@@ -38,6 +38,11 @@ struct digits {
 
   index rows() const { return static_cast<index>(labels.size()); }
   const std::uint8_t* image(index row) const { return pixels.data() + row * pixel_count; }
+  /// A pixel of an image, 0..1.
+  float ink(index row, index pixel) const {
+    return static_cast<float>(image(row)[pixel]) / static_cast<float>(max_intensity);
+  }
+  int label(index row) const { return labels[static_cast<std::size_t>(row)]; }
 };
 
 namespace detail {

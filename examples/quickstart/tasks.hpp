@@ -52,15 +52,12 @@ struct example {
 
 inline std::uint8_t answer_of(const digits& data, example e) {
   return tasks[static_cast<std::size_t>(e.task)]
-      .answer[data.labels[static_cast<std::size_t>(e.row)]];
+      .answer[static_cast<std::size_t>(data.label(e.row))];
 }
 
 /// The input of one question: `input` [input_width] is overwritten.
 inline void write_input(const digits& data, example e, float* input) {
-  const std::uint8_t* image = data.image(e.row);
-  for (index p = 0; p < pixel_count; ++p) {
-    input[p] = static_cast<float>(image[p]) / static_cast<float>(max_intensity);
-  }
+  for (index p = 0; p < pixel_count; ++p) input[p] = data.ink(e.row, p);
   for (index t = 0; t < task_count; ++t) input[pixel_count + t] = t == e.task ? 1.0f : 0.0f;
 }
 
@@ -82,11 +79,11 @@ inline std::vector<example> examples_of(const std::vector<index>& rows, index ta
   return result;
 }
 
-/// Index of the largest of `class_count` logits; ties go to the lower index. A row with a NaN has
-/// no answer: -1.
-inline int predicted_class(const float* logits) {
+/// Index of the largest of `classes` logits; ties go to the lower index. A row with a NaN has no
+/// answer: -1.
+inline int predicted_class(const float* logits, index classes = class_count) {
   int best = 0;
-  for (int c = 0; c < class_count; ++c) {
+  for (int c = 0; c < classes; ++c) {
     if (logits[c] != logits[c]) return -1;
     if (logits[c] > logits[best]) best = c;
   }

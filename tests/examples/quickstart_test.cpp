@@ -370,10 +370,18 @@ TEST_SUITE("examples/quickstart/tasks") {
   TEST_CASE("predicted_class takes the lower of equals and has no answer for NaN") {
     float logits[10] = {0, 1, 3, 3, -1, 2, 3, 0, 0, 0};
     CHECK(predicted_class(logits) == 2);
+    CHECK(predicted_class(logits, 2) == 1);
     logits[9] = std::numeric_limits<float>::quiet_NaN();
     CHECK(predicted_class(logits) == -1);
     std::fill_n(logits, 10, -std::numeric_limits<float>::infinity());
     CHECK(predicted_class(logits) == 0);
+  }
+
+  TEST_CASE("ink is a pixel of an image in 0..1") {
+    digits data = made_digits(12);
+    data.pixels[static_cast<std::size_t>(pixel_count) + 3] = 4;
+    CHECK(data.ink(1, 3) == 0.25f);
+    CHECK(data.label(1) == data.labels[1]);
   }
 
   TEST_CASE("evaluate gives an oracle everything and a constant what it deserves") {
