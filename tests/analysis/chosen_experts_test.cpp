@@ -77,6 +77,32 @@ TEST_SUITE("analysis/chosen_experts") {
       CHECK(std::any_of(part.data, part.data + hidden * width, [](double d) { return d != 0.0; }));
     }
   }
+
+  TEST_CASE("the router tunes alone as if all did; nothing else has memory for a gradient") {
+    const index width = 4, count = 6, tokens = 40;
+    const layer_type layer{
+        .router = {.selector = {.k = 2}}, .expert = {.hidden = 3}, .experts = count};
+    generator first(5), second(5);
+    auto all = layer.init<double, cpu>(width, first);
+    auto alone = layer.init<double, cpu>(width, second);
+    alone.freeze();
+    alone.router.scorer.weight.train();
+    test_random random(82);
+    const matrix<double, cpu> x = random_matrix<double>(random, tokens, width);
+    const matrix<double, cpu> dy = random_matrix<double>(random, tokens, width);
+    matrix<double, cpu> y(tokens, width), dx(tokens, width);
+    for (auto* const p : {&all, &alone}) {
+      context<cpu> ctx;
+      const auto kept = layer.forward(ctx, *p, x, y.view(), mode::training);
+      layer.backward(ctx, *p, kept, x, dy, dx.view(), grad_mode::overwrite);
+    }
+    index stored = 0;
+    alone.visit([&](const parameter<double, cpu>& p) { stored += p.trained_size(); });
+    CHECK(stored == count * width);
+    const auto full = all.router.scorer.weight.grad(), part = alone.router.scorer.weight.grad();
+    CHECK(std::equal(full.data, full.data + count * width, part.data));
+    CHECK(std::any_of(part.data, part.data + count * width, [](double d) { return d != 0.0; }));
+  }
 }
 
 }  // namespace talpa::chosen_experts_test
