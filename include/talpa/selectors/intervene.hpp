@@ -71,6 +71,16 @@ class intervened_group : public G {
   TALPA_HD typename G::template value<U> load(row_scalar<const U> scalar) const {
     return G::load(scalar);
   }
+  template <class U>
+  TALPA_HD auto load_row(row_pointer<const U> row, U fill) const {
+    auto all = G::load_row(row, fill);
+    if constexpr (std::same_as<T, U>) {
+      if (row.data == change_->logits.data) {
+        G::for_each([&](auto e) { all[e] = (*change_)(*this, e); });
+      }
+    }
+    return all;
+  }
 
  private:
   const intervention<G, T>* change_;
