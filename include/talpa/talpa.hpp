@@ -59,6 +59,7 @@
 #include <talpa/cpu/mul.hpp>
 #include <talpa/cpu/noise.hpp>
 #include <talpa/cpu/overlay_rows.hpp>
+#include <talpa/cpu/packed_gemm.hpp>
 #include <talpa/cpu/pair_gates.hpp>
 #include <talpa/cpu/parallel.hpp>
 #include <talpa/cpu/ragged_gate.hpp>
@@ -66,6 +67,7 @@
 #include <talpa/cpu/rank_gate.hpp>
 #include <talpa/cpu/rank_share.hpp>
 #include <talpa/cpu/reduce.hpp>
+#include <talpa/cpu/register_tile.hpp>
 #include <talpa/cpu/routable_rows.hpp>
 #include <talpa/cpu/routing_sums.hpp>
 #include <talpa/cpu/scale.hpp>
@@ -77,6 +79,7 @@
 #include <talpa/cpu/slot_dropout.hpp>
 #include <talpa/cpu/softmax.hpp>
 #include <talpa/cpu/svd.hpp>
+#include <talpa/cpu/tiled_product.hpp>
 #include <talpa/cpu/unit_rows.hpp>
 #include <talpa/cpu/weight_norm.hpp>
 #include <talpa/experts/adapted_glu.hpp>
@@ -148,6 +151,7 @@
 #include <talpa/ops/mul.hpp>
 #include <talpa/ops/noise.hpp>
 #include <talpa/ops/overlay_rows.hpp>
+#include <talpa/ops/packed_gemm.hpp>
 #include <talpa/ops/pair_gates.hpp>
 #include <talpa/ops/ragged_gate.hpp>
 #include <talpa/ops/ragged_gemm.hpp>

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/index.hpp>
+#include <talpa/core/matrix.hpp>
+
+#include <Eigen/Core>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+namespace talpa::detail {
+
+/// Bytes of one row of a panel: a cache line, whatever the instruction set, so that packed matrices
+/// have one layout in all translation units.
+inline constexpr index panel_bytes = static_cast<index>(host_alignment);
+
+/// Columns of a panel.
+template <class T>
+inline constexpr index panel_width = panel_bytes / static_cast<index>(sizeof(T));
+
+/// Bytes of the vector registers of the instruction set that this translation unit is compiled for.
+template <class T>
+inline constexpr index vector_bytes =
+    std::max<index>(16, Eigen::internal::packet_traits<T>::size* static_cast<index>(sizeof(T)));
+
+/// f(0), f(1), ... f(Count - 1), each with its own constant. Indices that are constants keep arrays
+/// in registers.
+template <index Count, class F>
+[[gnu::always_inline]] inline void unrolled(F&& f) {
+  [&]<index... I>(std::integer_sequence<index, I...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<index, I>{}), ...);
+  }
+  (std::make_integer_sequence<index, Count>{});
+}
+
+/// A block of the result that stays in vector registers while K runs. Bytes is the width of a
+/// register, Registers their number.
+///
+/// Each element is the sum over k, in ascending order from +0, of a[k] b[k], by multiply-adds where
+/// the machine has them: the same bits in every position and for every width.
+template <class T, index Bytes = vector_bytes<T>,
+          index Registers = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS>
+struct register_tile {
+  static constexpr index lanes = Bytes / static_cast<index>(sizeof(T));
+  /// Panels side by side: two where one panel is one register.
+  static constexpr index panels = Bytes == panel_bytes ? 2 : 1;
+  static constexpr index vectors = panels * panel_bytes / Bytes;
+  /// As many rows as leave registers for a row of b, an element of a and a product.
+  static constexpr index rows = (Registers - vectors - 2) / vectors;
+  static constexpr index cols = panels * panel_width<T>;
+
+  // Aligned like its elements: c may lie anywhere.
+  typedef T vector __attribute__((vector_size(Bytes), aligned(alignof(T)), may_alias));
+  typedef T register_vector __attribute__((vector_size(Bytes)));
+
+  /// c = alpha a b + beta c for the whole tile; beta == 0 ignores what c held.
+  /// a [depth][rows]; b[p] [depth][panel_width], aligned to a cache line.
+  [[gnu::noinline]] static void run(index depth, const T* a, const T* const (&b)[panels], T alpha,
+                                    T beta, T* c, index stride) {
+    register_vector sum[rows][vectors];
+    unrolled<rows>([&](auto i) __attribute__((always_inline)) {
+      unrolled<vectors>([&](auto j)
+                            __attribute__((always_inline)) { sum[i][j] = register_vector{}; });
+      __builtin_prefetch(c + i * stride, 1);
+      __builtin_prefetch(c + i * stride + cols - 1, 1);
+    });
+    const T* row = b[0];
+    const index second = b[panels - 1] - b[0];
+    for (index k = 0; k < depth; ++k) {
+      register_vector right[vectors];
+      unrolled<vectors>([&](auto j) __attribute__((always_inline)) {
+        constexpr index column = j * lanes;
+        right[j] = *reinterpret_cast<const vector*>(
+            row + (column < panel_width<T> ? column : second + column - panel_width<T>));
+      });
+      unrolled<rows>([&](auto i) __attribute__((always_inline)) {
+        const T left = a[i];
+        unrolled<vectors>([&](auto j)
+                              __attribute__((always_inline)) { sum[i][j] += left * right[j]; });
+      });
+      // Panels come from L3 or memory when they are first read.
+      __builtin_prefetch(
+          reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(row) + 16 * panel_bytes));
+      a += rows;
+      row += panel_width<T>;
+    }
+    if (beta == T{0}) {
+      unrolled<rows>([&](auto i) __attribute__((always_inline)) {
+        unrolled<vectors>([&](auto j) __attribute__((always_inline)) {
+          *reinterpret_cast<vector*>(c + i * stride + j * lanes) = alpha * sum[i][j];
+        });
+      });
+    } else {
+      unrolled<rows>([&](auto i) __attribute__((always_inline)) {
+        unrolled<vectors>([&](auto j) __attribute__((always_inline)) {
+          vector& out = *reinterpret_cast<vector*>(c + i * stride + j * lanes);
+          out = alpha * sum[i][j] + beta * out;
+        });
+      });
+    }
+  }
+
+  /// The same for the first `tile_rows` rows and `tile_cols` columns, through a copy.
+  static void run_edge(index depth, const T* a, const T* const (&b)[panels], T alpha, T beta, T* c,
+                       index stride, index tile_rows, index tile_cols) {
+    alignas(host_alignment) T copy[rows * cols] = {};
+    if (beta != T{0}) {
+      for (index i = 0; i < tile_rows; ++i) {
+        for (index j = 0; j < tile_cols; ++j) copy[i * cols + j] = c[i * stride + j];
+      }
+    }
+    run(depth, a, b, alpha, beta, copy, cols);
+    for (index i = 0; i < tile_rows; ++i) {
+      for (index j = 0; j < tile_cols; ++j) c[i * stride + j] = copy[i * cols + j];
+    }
+  }
+};
+
+}  // namespace talpa::detail

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/view.hpp>
+#include <talpa/core/workspace.hpp>
+#include <talpa/cpu/context.hpp>
+#include <talpa/cpu/parallel.hpp>
+#include <talpa/cpu/register_tile.hpp>
+#include <talpa/ops/gemm.hpp>
+
+#include <algorithm>
+
+namespace talpa::detail {
+
+/// Most of K that a tile sums before it goes to c: a panel of b of this depth stays in L1.
+inline constexpr index tile_depth = 256;
+/// Most rows of c in one task: its block of a, tile_depth deep, stays in L2.
+inline constexpr index tile_task_rows = 144;
+/// Fewest columns of c in one task.
+inline constexpr index tile_task_cols = 512;
+/// Tasks that one product is cut into where its size allows.
+inline constexpr index tile_tasks = 16;
+/// Most of K and of the columns of b that are packed at a time, so that a product takes at most
+/// 8 MiB of scratch in floats for it.
+inline constexpr index packed_depth = 4096;
+inline constexpr index packed_cols = 512;
+
+/// Length of the pieces of `size`, as equal as multiples of `unit` allow, each at most `most`.
+inline index piece(index size, index most, index unit) {
+  const index pieces = std::max<index>(1, ceil_div(size, most));
+  return ceil_div(ceil_div(size, pieces), unit) * unit;
+}
+
+/// out[k][0..Width) = element k of vectors first, first + 1, ... of `source`, zero from `count` on,
+/// for k in [k0, k0 + depth). The vectors are rows of the source if `rows`, else its columns.
+template <index Width, class T>
+void pack_panel(matrix_view<const T, cpu> source, bool rows, index first, index count, index k0,
+                index depth, T* out) {
+  if (count < Width) std::fill_n(out, depth * Width, T{0});
+  if (!rows) {
+    for (index k = 0; k < depth; ++k) {
+      const T* const from = source.row(k0 + k) + first;
+      if (count >= Width) {
+        for (index i = 0; i < Width; ++i) out[k * Width + i] = from[i];
+      } else {
+        for (index i = 0; i < count; ++i) out[k * Width + i] = from[i];
+      }
+    }
+    return;
+  }
+  // A cache line of each row at a time: strides that are powers of two share few sets of L1.
+  constexpr index line = panel_width<T>;
+  for (index k = 0; k < depth; k += line) {
+    const index length = std::min(line, depth - k);
+    for (index i = 0; i < std::min(Width, count); ++i) {
+      const T* const from = source.row(first + i) + k0 + k;
+      T* const to = out + k * Width + i;
+      if (length == line) {
+        unrolled<line>([&](auto l) __attribute__((always_inline)) { to[l * Width] = from[l]; });
+      } else {
+        for (index l = 0; l < length; ++l) to[l * Width] = from[l];
+      }
+    }
+  }
+}
+
+/// Rows [k0, k0 + depth) and columns [first, first + cols) of op(b) as panels [depth, panel_width],
+/// one after the other.
+template <class T>
+void pack_panels(int threads, matrix_view<const T, cpu> b, transpose tb, index first, index cols,
+                 index k0, index depth, T* out) {
+  constexpr index width = panel_width<T>;
+  parallel_for_blocks(threads, ceil_div(cols, width), 8, [&](index panel, index panels, int) {
+    for (index p = panel; p < panel + panels; ++p) {
+      pack_panel<width, T>(b, tb == transpose::yes, first + p * width,
+                           std::min(width, cols - p * width), k0, depth, out + p * depth * width);
+    }
+  });
+}
+
+/// Elements of pack_panels' result.
+template <class T>
+index packed_size(index depth, index cols) {
+  return ceil_div(cols, panel_width<T>) * panel_width<T> * depth;
+}
+
+/// How the rows and columns of a product are cut into tasks, by its shape alone.
+template <class T>
+struct tile_tasks_of {
+  using tile = register_tile<T>;
+
+  tile_tasks_of(index m, index n, index k)
+      : rows(piece(m, tile_task_rows, tile::rows)),
+        depth(piece(k, tile_depth, 1)),
+        row_tasks(ceil_div(m, rows)) {
+    const index wide = std::max<index>(1, ceil_div(n, tile_task_cols));
+    cols = piece(n, ceil_div(n, std::min(wide, ceil_div(tile_tasks, row_tasks))), tile::cols);
+    col_tasks = ceil_div(n, cols);
+  }
+  /// Elements of the packed block of a that each thread needs.
+  index block_size() const { return rows * depth; }
+
+  index rows, depth, row_tasks, cols = 0, col_tasks = 0;
+};
+
+/// c = alpha op(a) b + beta c with b packed by pack_panels, k > 0. Not inlined, so that a program
+/// may instantiate it in one place.
+template <class T>
+void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
+                   const T* b, index k, T beta, matrix_view<T, cpu> c);
+
+template <class T>
+void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
+                   const T* b, index k, T beta, matrix_view<T, cpu> c) {
+  using tile = register_tile<T>;
+  constexpr index width = panel_width<T>;
+  const tile_tasks_of<T> cut(c.rows, c.cols, k);
+  const workspace<cpu>::scope scope(ctx.scratch);
+  const auto blocks = ctx.scratch.take<T>(ctx.threads, cut.block_size());
+
+  parallel_for(ctx.threads, cut.row_tasks * cut.col_tasks, [&](index task, int thread) {
+    const index row = task / cut.col_tasks * cut.rows, col = task % cut.col_tasks * cut.cols;
+    const index rows = std::min(cut.rows, c.rows - row), cols = std::min(cut.cols, c.cols - col);
+    T* const block = blocks.row(thread);
+    for (index k0 = 0; k0 < k; k0 += cut.depth) {
+      const index depth = std::min(cut.depth, k - k0);
+      const T kept = k0 == 0 ? beta : T{1};
+      for (index i = 0; i < rows; i += tile::rows) {
+        pack_panel<tile::rows, T>(a, ta == transpose::no, row + i, std::min(tile::rows, rows - i),
+                                  k0, depth, block + i * depth);
+      }
+      for (index j = 0; j < cols; j += tile::cols) {
+        const index tile_cols = std::min(tile::cols, cols - j);
+        const T* panel[tile::panels];
+        for (index p = 0; p < tile::panels; ++p) {
+          // A tile that ends within its first panel reads that one twice and drops the second sums.
+          const index at = col + j + (p * width < tile_cols ? p * width : 0);
+          panel[p] = b + at * k + k0 * width;
+        }
+        for (index i = 0; i < rows; i += tile::rows) {
+          const index tile_rows = std::min(tile::rows, rows - i);
+          T* const out = c.row(row + i) + col + j;
+          if (tile_rows == tile::rows && tile_cols == tile::cols) {
+            tile::run(depth, block + i * depth, panel, alpha, kept, out, c.stride);
+          } else {
+            tile::run_edge(depth, block + i * depth, panel, alpha, kept, out, c.stride, tile_rows,
+                           tile_cols);
+          }
+        }
+      }
+    }
+  });
+}
+
+/// c = alpha op(a) op(b) + beta c, k > 0, b packed piece by piece into scratch.
+template <class T>
+void tiled_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
+                   matrix_view<const T, cpu> b, transpose tb, T beta, matrix_view<T, cpu> c) {
+  const index k = cols_of(a, ta);
+  const workspace<cpu>::scope scope(ctx.scratch);
+  const index depth = piece(k, packed_depth, tile_depth);
+  const index cols = piece(c.cols, std::max(packed_cols, packed_depth * packed_cols / depth),
+                           register_tile<T>::cols);
+  const auto panels =
+      ctx.scratch.take<T>(packed_size<T>(std::min(depth, k), std::min(cols, c.cols)));
+  for (index col = 0; col < c.cols; col += cols) {
+    const index some_cols = std::min(cols, c.cols - col);
+    for (index k0 = 0; k0 < k; k0 += depth) {
+      const index some = std::min(depth, k - k0);
+      pack_panels<T>(ctx.threads, b, tb, col, some_cols, k0, some, panels.data);
+      panel_product<T>(ctx, alpha,
+                       ta == transpose::no ? a.col_range(k0, some) : a.row_range(k0, some), ta,
+                       panels.data, some, k0 == 0 ? beta : T{1}, c.col_range(col, some_cols));
+    }
+  }
+}
+
+}  // namespace talpa::detail
