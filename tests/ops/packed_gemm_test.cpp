@@ -11,7 +11,7 @@
 #include <limits>
 #include <vector>
 
-namespace talpa {
+namespace talpa::packed_gemm_test {
 
 using namespace support;
 
@@ -253,4 +253,4 @@ TEST_SUITE("ops/packed_gemm") {
   }
 }
 
-}  // namespace talpa
+}  // namespace talpa::packed_gemm_test
