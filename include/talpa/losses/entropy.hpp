@@ -41,22 +41,6 @@ struct entropy_row {
   }
 };
 
-/// Mean of the row term over the tokens of one group.
-template <class Term>
-struct entropy_group {
-  static constexpr used_totals uses{.row_term = true};
-
-  Term term;
-  bool include_padding;
-
-  template <class G, class T>
-  TALPA_HD group_value<typename G::template value<T>> operator()(
-      const G& g, const totals_row<T>& in, const totals_derivative_row<T>&) const {
-    const T count = in.tokens > T{0} ? in.tokens : T{1};
-    return {g.uniform(in.row_term / count), g.uniform(T{0}), g.uniform(in.tokens / count / count)};
-  }
-};
-
 }  // namespace detail
 
 /// Loss that is the mean entropy of the router's probabilities: its weight makes routers decide.
@@ -118,7 +102,7 @@ struct entropy_loss {
   }
 
  private:
-  detail::entropy_group<detail::entropy_row<Entropy>> group() const {
+  detail::mean_row_term<detail::entropy_row<Entropy>> group() const {
     return {{entropy}, include_padding};
   }
 };

@@ -101,21 +101,6 @@ struct lambda_sparsity_row {
   }
 };
 
-/// Mean of the row term over the tokens of one group.
-template <class Term>
-struct lambda_group {
-  static constexpr used_totals uses{.row_term = true};
-
-  Term term;
-
-  template <class G, class T>
-  TALPA_HD group_value<typename G::template value<T>> operator()(
-      const G& g, const totals_row<T>& in, const totals_derivative_row<T>&) const {
-    const T count = in.tokens > T{0} ? in.tokens : T{1};
-    return {g.uniform(in.row_term / count), g.uniform(T{0}), g.uniform(in.tokens / count / count)};
-  }
-};
-
 }  // namespace detail
 
 /// Loss that is the mean of 1 - lambda: it pushes the width lambda of the sparse simplex
@@ -169,7 +154,7 @@ struct lambda_mean {
   }
 
  private:
-  detail::lambda_group<detail::lambda_mean_row> group() const { return {{epsilon}}; }
+  detail::mean_row_term<detail::lambda_mean_row> group() const { return {{epsilon}}; }
 };
 
 static_assert(loss_policy<lambda_mean>);
@@ -231,7 +216,7 @@ struct lambda_sparsity {
   }
 
  private:
-  detail::lambda_group<detail::lambda_sparsity_row> group() const { return {{k, epsilon}}; }
+  detail::mean_row_term<detail::lambda_sparsity_row> group() const { return {{k, epsilon}}; }
 };
 
 static_assert(loss_policy<lambda_sparsity>);

@@ -72,20 +72,6 @@ struct prior_approximate_row {
   }
 };
 
-/// Mean of the row term over the tokens of one group.
-struct prior_approximate_group {
-  static constexpr used_totals uses{.row_term = true};
-
-  prior_approximate_row term;
-
-  template <class G, class T>
-  TALPA_HD group_value<typename G::template value<T>> operator()(
-      const G& g, const totals_row<T>& in, const totals_derivative_row<T>&) const {
-    const T count = in.tokens > T{0} ? in.tokens : T{1};
-    return {g.uniform(in.row_term / count), g.uniform(T{0}), g.uniform(in.tokens / count / count)};
-  }
-};
-
 }  // namespace detail
 
 /// Loss that teaches a router which experts a token needs: the divergence of its probabilities from
@@ -146,7 +132,7 @@ struct prior_approximate {
   }
 
  private:
-  detail::prior_approximate_group group() const { return {{clip}}; }
+  detail::mean_row_term<detail::prior_approximate_row> group() const { return {{clip}}; }
 };
 
 static_assert(loss_policy<prior_approximate>);

@@ -46,21 +46,6 @@ struct top_k_mass_row {
   }
 };
 
-/// Mean of the row term over the tokens of one group.
-template <class Term>
-struct top_k_mass_group {
-  static constexpr used_totals uses{.row_term = true};
-
-  Term term;
-
-  template <class G, class T>
-  TALPA_HD group_value<typename G::template value<T>> operator()(
-      const G& g, const totals_row<T>& in, const totals_derivative_row<T>&) const {
-    const T count = in.tokens > T{0} ? in.tokens : T{1};
-    return {g.uniform(in.row_term / count), g.uniform(T{0}), g.uniform(in.tokens / count / count)};
-  }
-};
-
 }  // namespace detail
 
 /// Loss that is the mean probability of the chosen experts over all (token, expert).
@@ -112,7 +97,7 @@ struct top_k_mass {
   }
 
  private:
-  static detail::top_k_mass_group<detail::top_k_mass_row> group() { return {}; }
+  static detail::mean_row_term<detail::top_k_mass_row> group() { return {}; }
 };
 
 static_assert(loss_policy<top_k_mass>);

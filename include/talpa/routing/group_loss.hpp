@@ -78,6 +78,22 @@ bool includes_padding(const Loss& loss) {
   }
 }
 
+/// Group loss that is the mean of a row term over the tokens of a group.
+template <class Term>
+struct mean_row_term {
+  static constexpr used_totals uses{.row_term = true};
+
+  Term term;
+  bool include_padding = false;
+
+  template <class G, class T>
+  TALPA_HD group_value<typename G::template value<T>> operator()(
+      const G& g, const totals_row<T>& in, const totals_derivative_row<T>&) const {
+    const T count = in.tokens > T{0} ? in.tokens : T{1};
+    return {g.uniform(in.row_term / count), g.uniform(T{0}), g.uniform(in.tokens / count / count)};
+  }
+};
+
 /// Tokens of one group of `layer`, 0 for all of them.
 template <class T, class B>
 index group_rows_of(token_groups groups, const routed_view<T, B>& layer) {
