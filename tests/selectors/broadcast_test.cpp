@@ -2,6 +2,7 @@
 #include "selectors/coupled.hpp"
 #include "selectors/slow_mass.hpp"
 #include "support/laws.hpp"
+#include "support/sanitized.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/limit_experts.hpp>

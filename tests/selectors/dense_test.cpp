@@ -2,6 +2,7 @@
 #include "selectors/slow_selection.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/sanitized.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/select.hpp>

@@ -2,6 +2,7 @@
 #include "selectors/sided.hpp"
 #include "selectors/slow_selection.hpp"
 #include "support/laws.hpp"
+#include "support/sanitized.hpp"
 
 #include <talpa/optim/sparsity_controller.hpp>
 #include <talpa/selectors/rectified.hpp>

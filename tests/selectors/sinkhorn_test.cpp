@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "selectors/coupled.hpp"
 #include "selectors/slow_selection.hpp"
+#include "support/sanitized.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/sinkhorn.hpp>

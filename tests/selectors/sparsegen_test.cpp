@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "selectors/sided.hpp"
 #include "selectors/slow_selection.hpp"
+#include "support/sanitized.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/selectors/sparsegen.hpp>

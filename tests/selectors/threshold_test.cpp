@@ -2,6 +2,7 @@
 #include "selectors/sided.hpp"
 #include "selectors/slow_selection.hpp"
 #include "support/laws.hpp"
+#include "support/sanitized.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/selectors/learned_threshold.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
-#include "support/random.hpp"
+#include "support/sanitized.hpp"
 
 #include <talpa/selectors/top_k.hpp>
 #include <talpa/testing/selector_laws.hpp>

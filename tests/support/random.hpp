@@ -34,22 +34,6 @@ class test_random {
   std::uint64_t state_;
 };
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool sanitized = true;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-inline constexpr bool sanitized = true;
-#else
-inline constexpr bool sanitized = false;
-#endif
-#else
-inline constexpr bool sanitized = false;
-#endif
-
-/// Rows of a comparison with a slow reference: an eighth under a sanitizer, which looks at how the
-/// rows are reached and runs ten to forty times slower.
-constexpr index many_rows(index rows) { return sanitized ? (rows + 7) / 8 : rows; }
-
 /// [rows, cols] of values in [-scale, scale), about one in 16 of them four times as large: flat
 /// inputs hide mistakes that outliers show.
 template <class T>
