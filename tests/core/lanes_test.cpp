@@ -2,9 +2,11 @@
 #include "support/random.hpp"
 
 #include <talpa/core/lanes.hpp>
+#include <talpa/cpu/token_pack.hpp>
 #include <talpa/testing/bounds.hpp>
 #include <talpa/testing/inputs.hpp>
 #include <talpa/testing/lanes.hpp>
+#include <talpa/testing/sim.hpp>
 
 #include <doctest/doctest.h>
 

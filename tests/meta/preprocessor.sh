@@ -34,7 +34,7 @@ function complain(what) { print path ":" line ": " what; bad = 1 }
     } else if (word == "define") {
       sub(/^define[ \t]+/, "", text)
       sub(/[^A-Za-z0-9_].*$/, "", text)
-      if (!(path == "include/talpa/core/config.hpp" && text == "TALPA_HD") &&
+      if (!(path == "include/talpa/core/config.hpp" && text ~ /^TALPA_(HD|UNROLL)$/) &&
           !(path == "include/talpa/version.hpp" && text ~ /^TALPA_VERSION_(MAJOR|MINOR|PATCH)$/))
         complain("defines the macro " text)
     } else if (word == "undef") {

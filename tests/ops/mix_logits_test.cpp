@@ -4,7 +4,9 @@
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/mix_logits.hpp>
+#include <talpa/cpu/token_pack.hpp>
 #include <talpa/testing/lanes.hpp>
+#include <talpa/testing/sim.hpp>
 
 #include <doctest/doctest.h>
 

@@ -3,7 +3,9 @@
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/routing_sums.hpp>
+#include <talpa/cpu/token_pack.hpp>
 #include <talpa/ops/routing_sums.hpp>
+#include <talpa/testing/sim.hpp>
 
 #include <doctest/doctest.h>
 

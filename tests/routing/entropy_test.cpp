@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <talpa/cpu/token_pack.hpp>
 #include <talpa/routing/entropy.hpp>
 #include <talpa/testing/bounds.hpp>
 #include <talpa/testing/gradient_check.hpp>
 #include <talpa/testing/lanes.hpp>
+#include <talpa/testing/sim.hpp>
 
 #include <doctest/doctest.h>
 

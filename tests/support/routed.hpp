@@ -6,8 +6,10 @@
 
 #include <talpa/core/mode.hpp>
 #include <talpa/cpu/context.hpp>
+#include <talpa/cpu/token_pack.hpp>
 #include <talpa/ops/group_loss.hpp>
 #include <talpa/routing/routing.hpp>
+#include <talpa/testing/sim.hpp>
 
 #include <algorithm>
 #include <cmath>

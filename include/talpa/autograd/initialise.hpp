@@ -3,6 +3,7 @@
 
 #include <talpa/core/matrix.hpp>
 #include <talpa/core/random.hpp>
+#include <talpa/core/transfer.hpp>
 
 namespace talpa {
 
@@ -29,6 +30,20 @@ void fill_normal(matrix_view<T, cpu> m, double deviation, generator& random) {
       m(r, c) = static_cast<T>(deviation * normal<double>(stream, i));
     }
   }
+}
+
+/// The same numbers in memory of another backend: made on the host, then copied.
+template <class T, backend B>
+void fill_uniform(matrix_view<T, B> m, double bound, generator& random) {
+  matrix<T, cpu> values(m.rows, m.cols);
+  fill_uniform(values.view(), bound, random);
+  to_device<T, B>(values, m);
+}
+template <class T, backend B>
+void fill_normal(matrix_view<T, B> m, double deviation, generator& random) {
+  matrix<T, cpu> values(m.rows, m.cols);
+  fill_normal(values.view(), deviation, random);
+  to_device<T, B>(values, m);
 }
 
 }  // namespace talpa

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <talpa/core/matrix.hpp>
+#include <talpa/core/storage.hpp>
+#include <talpa/core/view.hpp>
 
 #include <cstddef>
 #include <vector>
@@ -13,10 +14,7 @@ namespace talpa {
 /// never moves what it handed out, so a step that repeats the sizes of the one before allocates
 /// nothing. Not thread-safe: one context, one arena, one caller.
 template <backend B>
-class workspace;
-
-template <>
-class workspace<cpu> {
+class workspace {
  public:
   /// A place in the arena to return to.
   struct mark {
@@ -33,19 +31,19 @@ class workspace<cpu> {
     // One block with room for everything suffices: what earlier blocks take is not asked of it.
     for (std::size_t b = block_; b < blocks_.size(); ++b) {
       const std::size_t taken = b == block_ ? offset_ : 0;
-      if (static_cast<std::size_t>(blocks_[b].size()) - taken >= bytes) return;
+      if (blocks_[b].size() - taken >= bytes) return;
     }
-    blocks_.emplace_back(static_cast<index>(rounded(bytes)));
+    blocks_.emplace_back(rounded(bytes));
   }
 
-  /// Uninitialised storage of n elements, aligned to 64 bytes, valid until a rewind past it.
+  /// Uninitialised storage of n elements, aligned as storage<B> says, valid until a rewind past it.
   template <class T>
-  vector_view<T, cpu> take(index n) {
+  vector_view<T, B> take(index n) {
     return {static_cast<T*>(take_bytes(static_cast<std::size_t>(n) * sizeof(T))), n};
   }
   /// Uninitialised [rows, cols].
   template <class T>
-  matrix_view<T, cpu> take(index rows, index cols) {
+  matrix_view<T, B> take(index rows, index cols) {
     return {take<T>(rows * cols).data, rows, cols};
   }
 
@@ -71,36 +69,36 @@ class workspace<cpu> {
   /// Bytes of all blocks together.
   std::size_t capacity() const {
     std::size_t sum = 0;
-    for (const auto& block : blocks_) sum += static_cast<std::size_t>(block.size());
+    for (const auto& block : blocks_) sum += block.size();
     return sum;
   }
   /// Bytes in front of the current position.
   std::size_t used() const {
     std::size_t sum = offset_;
     for (std::size_t b = 0; b < block_ && b < blocks_.size(); ++b) {
-      sum += static_cast<std::size_t>(blocks_[b].size());
+      sum += blocks_[b].size();
     }
     return sum;
   }
   /// Number of allocations so far: constant from the second equal step on.
   index allocations() const { return static_cast<index>(blocks_.size()); }
 
-  /// What `take` really consumes for a request: whole cache lines.
+  static constexpr std::size_t alignment = detail::storage<B>::alignment;
+  /// What `take` really consumes for a request: whole units of alignment.
   static constexpr std::size_t rounded(std::size_t bytes) {
-    return (bytes + detail::host_alignment - 1) / detail::host_alignment * detail::host_alignment;
+    return (bytes + alignment - 1) / alignment * alignment;
   }
 
  private:
   void* take_bytes(std::size_t bytes) {
     const std::size_t needed = rounded(bytes);
-    while (block_ < blocks_.size() &&
-           static_cast<std::size_t>(blocks_[block_].size()) - offset_ < needed) {
+    while (block_ < blocks_.size() && blocks_[block_].size() - offset_ < needed) {
       ++block_;
       offset_ = 0;
     }
     if (block_ == blocks_.size()) {
       const std::size_t minimum = std::size_t{1} << 16;
-      blocks_.emplace_back(static_cast<index>(needed > minimum ? needed : minimum));
+      blocks_.emplace_back(needed > minimum ? needed : minimum);
       offset_ = 0;
     }
     std::byte* const start = blocks_[block_].data() + offset_;
@@ -108,7 +106,7 @@ class workspace<cpu> {
     return start;
   }
 
-  std::vector<detail::host_block<std::byte>> blocks_;
+  std::vector<detail::block<B>> blocks_;
   std::size_t block_ = 0;
   std::size_t offset_ = 0;
 };

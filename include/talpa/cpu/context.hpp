@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/core/check.hpp>
+#include <talpa/core/matrix.hpp>
 #include <talpa/core/workspace.hpp>
 #include <talpa/cpu/parallel.hpp>
 

@@ -18,21 +18,21 @@ class packed_matrix<T, cpu> {
 
   packed_matrix() = default;
   packed_matrix(context<cpu>& ctx, matrix_view<const T, cpu> b, transpose tb)
-      : block_(detail::packed_size<T>(detail::rows_of(b, tb), detail::cols_of(b, tb))),
+      : panels_(detail::packed_size<T>(detail::rows_of(b, tb), detail::cols_of(b, tb))),
         rows_(detail::rows_of(b, tb)),
         cols_(detail::cols_of(b, tb)) {
-    detail::pack_panels<T>(ctx.threads, b, tb, 0, cols_, 0, rows_, block_.data());
+    detail::pack_panels<T>(ctx.threads, b, tb, 0, cols_, 0, rows_, panels_.data());
   }
 
   /// K and N of op(b).
   index rows() const { return rows_; }
   index cols() const { return cols_; }
   /// Bytes that it owns: K times N rounded up to a cache line, times that of a scalar.
-  std::size_t bytes() const { return static_cast<std::size_t>(block_.size()) * sizeof(T); }
-  const T* panels() const { return block_.data(); }
+  std::size_t bytes() const { return static_cast<std::size_t>(panels_.size()) * sizeof(T); }
+  const T* panels() const { return panels_.data(); }
 
  private:
-  detail::host_block<T> block_;
+  vector<T, cpu> panels_;
   index rows_ = 0;
   index cols_ = 0;
 };

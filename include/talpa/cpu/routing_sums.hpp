@@ -3,6 +3,7 @@
 
 #include <talpa/cpu/segments.hpp>
 #include <talpa/cpu/select.hpp>
+#include <talpa/cpu/token_pack.hpp>
 #include <talpa/ops/routing_sums.hpp>
 
 #include <algorithm>

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <talpa/cpu/context.hpp>
+#include <talpa/cpu/token_pack.hpp>
 #include <talpa/ops/select.hpp>
 
-#include <cmath>
-#include <limits>
-#include <string>
+#include <algorithm>
+#include <cstdint>
 
 namespace talpa::detail {
 
@@ -106,29 +106,10 @@ struct select_impl<cpu> {
         });
   }
 
-  /// Throws value_error at the first real token whose logits cannot be normalised.
   template <class T>
   static void check_logits(const char* function, matrix_view<const T, cpu> logits,
                            vector_view<const std::uint8_t, cpu> padding_mask) {
-    for (index n = 0; n < logits.rows; ++n) {
-      if (!padding_mask.empty() && padding_mask[n] == 0) continue;
-      bool finite = false;
-      for (index e = 0; e < logits.cols; ++e) {
-        const T x = logits(n, e);
-        if (std::isnan(x) || x == std::numeric_limits<T>::infinity()) {
-          detail::throw_value(
-              function, "logits",
-              detail::concat(std::isnan(x) ? "nan" : "inf", " at ", detail::shape_text(n, e)),
-              "finite values, or -inf = expert masked for this token");
-        }
-        finite = finite || std::isfinite(x);
-      }
-      if (!finite) {
-        detail::throw_value(function, "logits",
-                            detail::concat("-inf in all of row ", std::to_string(n)),
-                            "at least one finite value = an expert to choose");
-      }
-    }
+    detail::check_logit_rows<T>(function, logits, padding_mask);
   }
 
  private:

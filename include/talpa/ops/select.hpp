@@ -6,8 +6,11 @@
 #include <talpa/core/mode.hpp>
 #include <talpa/core/scalar.hpp>
 
+#include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <limits>
+#include <string>
 #include <type_traits>
 
 namespace talpa {
@@ -120,6 +123,29 @@ void check_select_inputs(const select_inputs<T, B>& more, index tokens, index ex
     check_shape(Selector::name, "bias", more.bias, 1, experts, "one number an expert");
   }
   check_sequence_length(Selector::name, more.sequence_length, tokens);
+}
+
+/// Throws value_error at the first real token whose logits cannot be normalised.
+template <class T>
+void check_logit_rows(const char* function, matrix_view<const T, cpu> logits,
+                      vector_view<const std::uint8_t, cpu> padding_mask) {
+  for (index n = 0; n < logits.rows; ++n) {
+    if (!padding_mask.empty() && padding_mask[n] == 0) continue;
+    bool finite = false;
+    for (index e = 0; e < logits.cols; ++e) {
+      const T x = logits(n, e);
+      if (std::isnan(x) || x == std::numeric_limits<T>::infinity()) {
+        throw_value(function, "logits",
+                    concat(std::isnan(x) ? "nan" : "inf", " at ", shape_text(n, e)),
+                    "finite values, or -inf = expert masked for this token");
+      }
+      finite = finite || std::isfinite(x);
+    }
+    if (!finite) {
+      throw_value(function, "logits", concat("-inf in all of row ", std::to_string(n)),
+                  "at least one finite value = an expert to choose");
+    }
+  }
 }
 
 }  // namespace detail

@@ -3,9 +3,11 @@
 
 #include <talpa/core/lanes.hpp>
 #include <talpa/cpu/select.hpp>
+#include <talpa/cpu/token_pack.hpp>
 #include <talpa/routing/routing.hpp>
 #include <talpa/selectors/explain.hpp>
 #include <talpa/testing/lanes.hpp>
+#include <talpa/testing/sim.hpp>
 
 #include <cstdint>
 

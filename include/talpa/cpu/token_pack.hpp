@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/lanes.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <utility>
+
+namespace talpa {
+
+namespace detail {
+
+/// One step of transposing C rows of C values: x takes from y what lies D to the left of its place,
+/// y from x what lies D to the right.
+template <int D, class V, std::size_t... J>
+[[gnu::always_inline]] inline void swap_off_diagonal(V& x, V& y, std::index_sequence<J...>) {
+  constexpr std::size_t c = sizeof...(J), d = D;
+  const V a = x, b = y;
+  x = __builtin_shufflevector(a, b, static_cast<int>((J & d) != 0 ? c + J - d : J)...);
+  y = __builtin_shufflevector(a, b, static_cast<int>((J & d) != 0 ? c + J : J + d)...);
+}
+template <int D, int C, class V>
+[[gnu::always_inline]] inline void transpose_from(V (&r)[C]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < C; ++i) {
+    if ((i & D) == 0) swap_off_diagonal<D>(r[i], r[i + D], std::make_index_sequence<C>{});
+  }
+  if constexpr (D > 1) transpose_from<D / 2, C>(r);
+}
+/// r[i][j] becomes r[j][i].
+template <int C, class V>
+[[gnu::always_inline]] inline void transpose_rows(V (&r)[C]) {
+  transpose_from<C / 2, C>(r);
+}
+
+}  // namespace detail
+
+/// W tokens side by side, one in each element of a pack: the CPU's path for few experts. Rows at
+/// and beyond `valid` repeat the last valid row when read and are not written.
+template <int W>
+class token_pack {
+ public:
+  static constexpr int tokens = W;
+  template <class T>
+  using value = pack<T, W>;
+
+  struct element {
+    index slot;
+    [[gnu::always_inline]] pack<std::int32_t, W> expert() const {
+      return detail::make_pack<std::int32_t, W>(
+          [&](int) { return static_cast<std::int32_t>(slot); });
+    }
+  };
+
+  token_pack(index experts, int valid, lane_scratch* scratch)
+      : experts_(experts), valid_(valid), scratch_(scratch) {}
+
+  index experts() const { return experts_; }
+  template <class T>
+  [[gnu::always_inline]] static pack<T, W> uniform(T c) {
+    return detail::make_pack<T, W>([&](int) { return c; });
+  }
+  template <class F>
+  [[gnu::always_inline]] void for_each(F f) const {
+    for (index e = 0; e < experts_; ++e) f(element{e});
+  }
+  template <class T>
+  detail::element_array<pack<T, W>> elements() const {
+    return {static_cast<pack<T, W>*>(
+        scratch_->take(static_cast<std::size_t>(experts_) * sizeof(pack<T, W>)))};
+  }
+  template <class T>
+  [[gnu::always_inline]] pack<T, W> load(row_pointer<const T> row, element e, T) const {
+    return detail::make_pack<T, W>(
+        [&](int i) { return row.data[(i < valid_ ? i : valid_ - 1) * row.stride + e.slot]; });
+  }
+  template <class T>
+  [[gnu::always_inline]] void store(row_pointer<T> row, element e, const pack<T, W>& v) const {
+    for (int i = 0; i < valid_; ++i) row.data[i * row.stride + e.slot] = v.v[i];
+  }
+  template <class T>
+  detail::element_array<pack<T, W>> load_row(row_pointer<const T> row, T) const {
+    const auto x = elements<T>();
+    const index done = load_blocks<W>(row, reinterpret_cast<T*>(x.data), 0);
+    for (index e = done; e < experts_; ++e) x.data[e] = load(row, element{e}, T{});
+    return x;
+  }
+  template <class T, class F>
+  [[gnu::always_inline]] void store_row(row_pointer<T> row, F f) const {
+    pack<T, W> x[most_columns];
+    for (index first = 0; first < experts_; first += most_columns) {
+      const index columns = experts_ - first < most_columns ? experts_ - first : most_columns;
+      for (index j = 0; j < columns; ++j) x[j] = f(element{first + j});
+      store_columns({row.data + first, row.stride}, x, columns);
+    }
+  }
+  template <class T>
+  [[gnu::always_inline]] pack<T, W> load(row_scalar<const T> scalar) const {
+    return detail::make_pack<T, W>(
+        [&](int i) { return scalar.data[(i < valid_ ? i : valid_ - 1) * scalar.stride]; });
+  }
+  template <class T>
+  [[gnu::always_inline]] void store(row_scalar<T> scalar, const pack<T, W>& v) const {
+    for (int i = 0; i < valid_; ++i) scalar.data[i * scalar.stride] = v.v[i];
+  }
+  [[gnu::always_inline]] static bool any(const pack<bool, W>& condition) {
+    std::int32_t found = 0;
+    for (int i = 0; i < W; ++i) found |= condition.v[i];
+    return found != 0;
+  }
+  template <class T, class F>
+  [[gnu::always_inline]] pack<T, W> sum(F f) const {
+    pack<T, W> lanes[mask_word_bits];
+    const index held = experts_ < mask_word_bits ? experts_ : mask_word_bits;
+    for (index e = 0; e < held; ++e) lanes[e] = uniform(T{}) + f(element{e});
+    for (index first = held; first < experts_; first += mask_word_bits) {
+      const index more = experts_ - first < mask_word_bits ? experts_ - first : mask_word_bits;
+      for (index i = 0; i < more; ++i) lanes[i] = lanes[i] + f(element{first + i});
+    }
+    return detail::canonical_tree(lanes, experts_);
+  }
+  template <class T, class F>
+  [[gnu::always_inline]] pack<T, W> max(F f) const {
+    pack<T, W> best = uniform(-std::numeric_limits<T>::infinity());
+    for (index e = 0; e < experts_; ++e) {
+      const pack<T, W> x = f(element{e});
+      best = talpa::select(x > best, x, best);
+    }
+    return best;
+  }
+  template <class T, class F, class A>
+  [[gnu::always_inline]] expert_value<pack<T, W>, pack<std::int32_t, W>> arg_max(F f,
+                                                                                 A active) const {
+    expert_value<pack<T, W>, pack<std::int32_t, W>> best{
+        uniform(-std::numeric_limits<T>::infinity()), uniform(std::int32_t{-1})};
+    for (index e = 0; e < experts_; ++e) {
+      const pack<T, W> x = f(element{e});
+      const pack<bool, W> wins =
+          active(element{e}) & ((x > best.value) | (best.expert < uniform(std::int32_t{0})));
+      best.value = talpa::select(wins, x, best.value);
+      best.expert = talpa::select(wins, element{e}.expert(), best.expert);
+    }
+    return best;
+  }
+  template <class T, class F>
+  [[gnu::always_inline]] detail::rank_array<pack<T, W>> ranks(index most, F f) const {
+    pack<T, W>* const r = static_cast<pack<T, W>*>(
+        scratch_->take(static_cast<std::size_t>(experts_ < 8 ? 8 : experts_) * sizeof(pack<T, W>)));
+    const auto at = [&](index e) { return f(element{e}); };
+    const auto lowest = uniform(-std::numeric_limits<T>::infinity());
+    if (most <= 1) {
+      detail::insert_largest<1, T>(r, experts_, lowest, at);
+    } else if (most == 2) {
+      detail::insert_largest<2, T>(r, experts_, lowest, at);
+    } else if (most <= 4) {
+      detail::insert_largest<4, T>(r, experts_, lowest, at);
+    } else if (most <= 8) {
+      detail::insert_largest<8, T>(r, experts_, lowest, at);
+    } else {
+      for (index e = 0; e < experts_; ++e) r[e] = at(e);
+      detail::sort_descending(r, experts_);
+    }
+    return {r};
+  }
+  template <class T, class F>
+  [[gnu::always_inline]] pack<std::int32_t, W> last_equal(const pack<std::int32_t, W>& n,
+                                                          const pack<T, W>& x, F f) const {
+    const auto none = uniform(std::int32_t{-1});
+    const auto some = x > uniform(-std::numeric_limits<T>::infinity());
+    auto last = uniform(static_cast<std::int32_t>(experts_ - 1));
+    const auto reached = count([&](element e) { return f(e) >= x; });
+    const auto cut = some & (reached > n);
+    if (any(cut)) {
+      auto left = n - count([&](element e) { return f(e) > x; });
+      auto taken = none;
+      for (index e = 0; e < experts_; ++e) {
+        const auto takes = (f(element{e}) == x) & (left > uniform(std::int32_t{0}));
+        taken = talpa::select(takes, element{e}.expert(), taken);
+        left = minus_one(left, takes);
+      }
+      last = talpa::select(cut, taken, last);
+    }
+    return talpa::select(some, last, none);
+  }
+  template <class F>
+  [[gnu::always_inline]] pack<std::int32_t, W> count(F f) const {
+    pack<std::int32_t, W> n = uniform(std::int32_t{0});
+    for (index e = 0; e < experts_; ++e) n = minus_one(n, f(element{e}));
+    return -n;
+  }
+  struct mask_row {
+    const pack<std::int32_t, W>* words;
+    [[gnu::always_inline]] pack<bool, W> operator()(element e) const {
+      const int place = static_cast<int>(e.slot % mask_word_bits);
+      const pack<std::int32_t, W>& word = words[e.slot / mask_word_bits];
+      if constexpr (detail::in_register<std::int32_t, W>) {
+        return {(word.v & static_cast<std::int32_t>(1u << place)) != 0};
+      } else {
+        return detail::make_pack<bool, W>([&](int i) { return ((word.v[i] >> place) & 1) != 0; });
+      }
+    }
+  };
+  mask_row load_mask(row_pointer<const std::uint32_t> mask) const {
+    const index count = mask_words(experts_);
+    auto* const words = static_cast<pack<std::int32_t, W>*>(
+        scratch_->take(static_cast<std::size_t>(count) * sizeof(pack<std::int32_t, W>)));
+    for (index w = 0; w < count; ++w) {
+      words[w] = detail::make_pack<std::int32_t, W>([&](int i) {
+        return static_cast<std::int32_t>(
+            mask.data[(i < valid_ ? i : valid_ - 1) * mask.stride + w]);
+      });
+    }
+    return {words};
+  }
+  [[gnu::always_inline]] pack<bool, W> load_bit(row_pointer<const std::uint32_t> mask,
+                                                element e) const {
+    return detail::make_pack<bool, W>([&](int i) {
+      const std::uint32_t word =
+          mask.data[(i < valid_ ? i : valid_ - 1) * mask.stride + e.slot / mask_word_bits];
+      return ((word >> (e.slot % mask_word_bits)) & 1u) != 0;
+    });
+  }
+  template <class F>
+  [[gnu::always_inline]] void store_mask(row_pointer<std::uint32_t> mask, F f) const {
+    for (index w = 0; w < mask_words(experts_); ++w) {
+      pack<std::int32_t, W> word = uniform(std::int32_t{0});
+      const index first = w * mask_word_bits;
+      const index last = first + mask_word_bits < experts_ ? first + mask_word_bits : experts_;
+      for (index e = first; e < last; ++e) {
+        const auto bit = uniform(static_cast<std::int32_t>(1u << (e - first)));
+        word = word + talpa::select(f(element{e}), bit, uniform(std::int32_t{0}));
+      }
+      const auto words = detail::values_of(word);
+      for (int i = 0; i < valid_; ++i) {
+        mask.data[i * mask.stride + w] = static_cast<std::uint32_t>(words.v[i]);
+      }
+    }
+  }
+
+ private:
+  static constexpr index most_columns = 16;
+
+  /// n - 1 where the condition holds.
+  [[gnu::always_inline]] static pack<std::int32_t, W> minus_one(const pack<std::int32_t, W>& n,
+                                                                const pack<bool, W>& condition) {
+    if constexpr (detail::in_register<std::int32_t, W>) {
+      return {n.v + condition.v};
+    } else {
+      return detail::make_pack<std::int32_t, W>([&](int i) { return n.v[i] + condition.v[i]; });
+    }
+  }
+  /// The experts of `first` and later that come in blocks of C, C / 2, ..., 4, transposed C tokens
+  /// at a time, where C values fill a register or a part of it.
+  template <int C, class T>
+  [[gnu::always_inline]] index load_blocks(row_pointer<const T> row, T* x, index first) const {
+    if constexpr (C < 4) {
+      return first;
+    } else if constexpr (!detail::in_register<T, C>) {
+      return load_blocks<C / 2>(row, x, first);
+    } else {
+      for (; first + C <= experts_; first += C) {
+        for (int part = 0; part < W; part += C) {
+          typename detail::pack_storage<T, C>::type r[C];
+#pragma GCC unroll 16
+          for (int i = 0; i < C; ++i) {
+            const int token = part + i < valid_ ? part + i : valid_ - 1;
+            __builtin_memcpy(&r[i], row.data + token * row.stride + first, sizeof(r[i]));
+          }
+          detail::transpose_rows<C>(r);
+#pragma GCC unroll 16
+          for (int i = 0; i < C; ++i) {
+            __builtin_memcpy(x + (first + i) * W + part, &r[i], sizeof(r[i]));
+          }
+        }
+      }
+      return load_blocks<C / 2>(row, x, first);
+    }
+  }
+  template <class T>
+  [[gnu::always_inline]] void store_columns(row_pointer<T> row, const pack<T, W>* x,
+                                            index columns) const {
+    const index done = store_blocks<W>(row, reinterpret_cast<const T*>(x), 0, columns);
+    for (index j = done; j < columns; ++j) store(row, element{j}, x[j]);
+  }
+  template <int C, class T>
+  [[gnu::always_inline]] index store_blocks(row_pointer<T> row, const T* x, index first,
+                                            index columns) const {
+    if constexpr (C < 4) {
+      return first;
+    } else if constexpr (!detail::in_register<T, C>) {
+      return store_blocks<C / 2>(row, x, first, columns);
+    } else {
+      for (; first + C <= columns; first += C) {
+        for (int part = 0; part < valid_; part += C) {
+          typename detail::pack_storage<T, C>::type r[C];
+#pragma GCC unroll 16
+          for (int i = 0; i < C; ++i) {
+            __builtin_memcpy(&r[i], x + (first + i) * W + part, sizeof(r[i]));
+          }
+          detail::transpose_rows<C>(r);
+#pragma GCC unroll 16
+          for (int i = 0; i < C; ++i) {
+            if (part + i < valid_) {
+              __builtin_memcpy(row.data + (part + i) * row.stride + first, &r[i], sizeof(r[i]));
+            }
+          }
+        }
+      }
+      return store_blocks<C / 2>(row, x, first, columns);
+    }
+  }
+
+  index experts_;
+  int valid_;
+  lane_scratch* scratch_;
+};
+
+}  // namespace talpa

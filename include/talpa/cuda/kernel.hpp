@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/backend.hpp>
+#include <talpa/core/config.hpp>
+#include <talpa/core/index.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+// How kernels are written. A kernel body is a trivially copyable struct with
+//
+//   template <class Block> TALPA_HD void operator()(Block& block) const;
+//
+// which every thread of every block runs. It is the same source for nvcc, which makes a kernel of
+// it, and for a C++ compiler, which runs each thread of a block as a thread of the host
+// (testing/simulated.hpp), where a missing barrier is a data race that a sanitizer sees. A Block
+// offers
+//
+//   Block::threads()             threads of a block, a constant, a multiple of 32
+//   block.thread()               this one, 0 .. threads() - 1
+//   block.index(), block.count() this block among those of the launch
+//   block.sync()                 barrier of the block
+//   block.template shared<T>()   start of the shared memory that the launch asked for
+//   block.ballot(c, lanes)       of the lanes of this warp: bit l is the condition of lane l
+//   block.shuffle(x, l, lanes)   x of lane l of this warp
+//   block.shuffle_xor(x, d, lanes)   x of the lane whose number differs by the bits d
+//   block.sync_lanes(lanes)      barrier of these lanes, also for what they wrote to memory
+//
+// `lanes` are bits: each of these lanes makes the same call, together. No collective stands under a
+// condition on which they may disagree.
+
+namespace talpa {
+
+/// Whether the ops of a backend are kernel bodies: launcher<B> runs them.
+template <class B>
+inline constexpr bool runs_kernels = false;
+template <>
+inline constexpr bool runs_kernels<gpu> = true;
+
+template <class B>
+concept kernel_backend = backend<B> && runs_kernels<B>;
+
+namespace detail {
+
+/// Runs a body: `template <int Threads, class Body> static void run(context<B>&, index blocks,
+/// std::size_t shared_bytes, const Body&)`.
+template <class B>
+struct launcher {
+  static_assert(always_false<B>,
+                "talpa: kernels cannot be launched on this backend here, include "
+                "talpa/cuda/context.cuh for gpu (docs/architecture.md)");
+};
+
+/// Runs `blocks` blocks of Threads threads with as many bytes of shared memory each.
+template <int Threads, kernel_backend B, class Body>
+void launch(context<B>& ctx, index blocks, std::size_t shared_bytes, const Body& body) {
+  static_assert(Threads > 0 && Threads % 32 == 0 && Threads <= 1024,
+                "talpa: a block has whole warps, 32 at most");
+  if (blocks > 0) launcher<B>::template run<Threads>(ctx, blocks, shared_bytes, body);
+}
+
+}  // namespace detail
+
+}  // namespace talpa

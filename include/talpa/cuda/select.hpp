@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/transfer.hpp>
+#include <talpa/cuda/loops.hpp>
+#include <talpa/cuda/warp_tile.hpp>
+#include <talpa/ops/select.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+namespace talpa::kernels {
+
+/// Threads of a block that routes.
+inline constexpr int row_threads = 128;
+/// Most experts of a row on a device: 32 lanes with 16 registers each.
+inline constexpr index most_row_experts = 512;
+
+/// Calls f(group, n) for each row, W lanes each in turn.
+template <int W, int Slots, class F>
+struct group_loop {
+  F f;
+  index rows;
+  index experts;
+
+  template <class Block>
+  TALPA_HD void operator()(Block& block) const {
+    constexpr index groups = Block::threads() / W;
+    const warp_tile<W, Slots, Block> group(block, experts);
+    for (index n = block.index() * groups + block.thread() / W; n < rows;
+         n += block.count() * groups) {
+      f(group, n);
+    }
+  }
+};
+
+/// run(width, slots), two constants, for the lane group that suits E. Throws value_error for more
+/// experts than a group holds.
+template <class Run>
+void with_group(const char* function, index experts, Run run) {
+  check_range(function, "experts", experts, 1, most_row_experts, "experts of a row on a device");
+  const auto with = [&]<int W, int Slots>() {
+    run(std::integral_constant<int, W>{}, std::integral_constant<int, Slots>{});
+  };
+  if (experts <= 8) {
+    with.template operator()<8, 1>();
+  } else if (experts <= 32) {
+    with.template operator()<32, 1>();
+  } else if (experts <= 64) {
+    with.template operator()<32, 2>();
+  } else if (experts <= 128) {
+    with.template operator()<32, 4>();
+  } else if (experts <= 256) {
+    with.template operator()<32, 8>();
+  } else {
+    with.template operator()<32, 16>();
+  }
+}
+
+/// Blocks for a loop over rows by groups of W lanes.
+template <int W>
+constexpr index group_blocks(index rows) {
+  return std::min(ceil_div(rows, row_threads / W), index{1} << 20);
+}
+
+/// f(group, n) for each row on the lane group that suits E; f is a struct with `template <class G>
+/// TALPA_HD void operator()(const G& g, index n) const`. Throws value_error for more experts than a
+/// group holds.
+template <class B, class F>
+void for_each_group(context<B>& ctx, const char* function, index rows, index experts, const F& f) {
+  with_group(function, experts, [&](auto width, auto slots) {
+    constexpr int w = decltype(width)::value, s = decltype(slots)::value;
+    detail::launch<row_threads>(ctx, group_blocks<w>(rows), 0,
+                                group_loop<w, s, F>{f, rows, experts});
+  });
+}
+
+template <class T, class B>
+TALPA_HD row_pointer<T> row_at(matrix_view<T, B> view, index row) {
+  return {view.row(row), view.stride};
+}
+/// The number of a token in a column [N, 1]; no data where there is no column.
+template <class T, class B>
+TALPA_HD row_scalar<T> scalar_at(matrix_view<T, B> column, index row) {
+  return {column.data == nullptr ? nullptr : column.row(row), column.stride};
+}
+
+/// Selects (or replays the mask of) one row; padding gets neither gates nor mask.
+template <bool Replays, class Selector, class T, class B>
+struct select_one_row {
+  Selector selector;
+  matrix_view<const T, B> logits;
+  vector_view<const std::uint8_t, B> padding_mask;
+  matrix_view<T, B> gates;
+  matrix_view<std::uint32_t, B> mask;
+  select_inputs<T, B> more;
+
+  template <class G>
+  TALPA_HD void operator()(const G& g, index n) const {
+    const select_row<T> row{row_at(logits, n), row_at(gates, n), row_at(mask, n),
+                            row_pointer<const T>{more.bias.data, 0}, scalar_at(more.control, n)};
+    if (!padding_mask.empty() && padding_mask[n] == 0) {
+      g.store_mask(row.mask, [&](auto) { return false; });
+      g.store_row(row.gates, [&](auto) { return T{0}; });
+    } else if constexpr (Replays) {
+      selector.replay(g, row);
+    } else {
+      selector.select(g, row);
+    }
+  }
+};
+
+template <class Selector, class T, class B>
+struct select_backward_one_row {
+  Selector selector;
+  matrix_view<const T, B> logits, gates;
+  matrix_view<const std::uint32_t, B> mask;
+  matrix_view<const T, B> dgates;
+  matrix_view<T, B> dlogits;
+  select_inputs<T, B> more;
+  matrix_view<T, B> dcontrol;
+
+  template <class G>
+  TALPA_HD void operator()(const G& g, index n) const {
+    const select_gradient_row<T> row{
+        row_at(logits, n),          row_at(gates, n),      row_at(mask, n),
+        row_at(dgates, n),          row_at(dlogits, n),    row_pointer<const T>{more.bias.data, 0},
+        scalar_at(more.control, n), scalar_at(dcontrol, n)};
+    std::uint32_t bits = 0;
+    for (index w = 0; w < mask.cols; ++w) bits |= mask(n, w);
+    if (bits != 0) {
+      selector.select_backward(g, row);
+    } else {
+      g.store_row(row.dlogits, [&](auto) { return T{0}; });
+      if (dcontrol.data != nullptr) g.store(row.dcontrol, T{0});
+    }
+  }
+};
+
+}  // namespace talpa::kernels
+
+namespace talpa::ops {
+
+template <kernel_backend B>
+struct select_impl<B> {
+  template <class T, class Selector>
+  static void select(context<B>& ctx, const Selector& selector, matrix_view<const T, B> logits,
+                     vector_view<const std::uint8_t, B> padding_mask, matrix_view<T, B> gates,
+                     matrix_view<std::uint32_t, B> mask, const select_inputs<T, B>& more) {
+    kernels::for_each_group(ctx, Selector::name, logits.rows, logits.cols,
+                            kernels::select_one_row<false, Selector, T, B>{
+                                selector, logits, padding_mask, gates, mask, more});
+  }
+
+  template <class T, class Selector>
+  static void replay(context<B>& ctx, const Selector& selector, matrix_view<const T, B> logits,
+                     vector_view<const std::uint8_t, B> padding_mask,
+                     matrix_view<std::uint32_t, B> mask, matrix_view<T, B> gates,
+                     const select_inputs<T, B>& more) {
+    kernels::for_each_group(ctx, Selector::name, logits.rows, logits.cols,
+                            kernels::select_one_row<true, Selector, T, B>{
+                                selector, logits, padding_mask, gates, mask, more});
+  }
+
+  template <class T, class Selector>
+  static void select_backward(context<B>& ctx, const Selector& selector,
+                              matrix_view<const T, B> logits, matrix_view<const T, B> gates,
+                              matrix_view<const std::uint32_t, B> mask,
+                              matrix_view<const T, B> dgates, matrix_view<T, B> dlogits,
+                              const select_inputs<T, B>& more, matrix_view<T, B> dcontrol) {
+    kernels::for_each_group(ctx, Selector::name, logits.rows, logits.cols,
+                            kernels::select_backward_one_row<Selector, T, B>{
+                                selector, logits, gates, mask, dgates, dlogits, more, dcontrol});
+  }
+
+  /// Throws value_error at the first real token whose logits cannot be normalised; copies them to
+  /// the host and waits.
+  template <class T>
+  static void check_logits(const char* function, matrix_view<const T, B> logits,
+                           vector_view<const std::uint8_t, B> padding_mask) {
+    const matrix<T, cpu> values = to_host(logits);
+    const matrix<std::uint8_t, cpu> real = to_host(as_column(padding_mask));
+    detail::check_logit_rows<T>(function, values.view(),
+                                {real.data(), padding_mask.empty() ? 0 : padding_mask.size});
+  }
+};
+
+}  // namespace talpa::ops

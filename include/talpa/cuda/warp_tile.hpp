@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/lanes.hpp>
+#include <talpa/cuda/kernel.hpp>
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+namespace talpa {
+
+namespace detail {
+
+/// Values of one lane for the elements it holds, in registers: only loops that are unrolled index
+/// it.
+template <class T, int Slots>
+struct slot_array {
+  T values[Slots];
+  template <class Element>
+  TALPA_HD T& operator[](Element e) {
+    return values[e.slot];
+  }
+  template <class Element>
+  TALPA_HD const T& operator[](Element e) const {
+    return values[e.slot];
+  }
+};
+
+TALPA_HD inline int count_bits(std::uint32_t x) {
+  x = x - ((x >> 1) & 0x55555555u);
+  x = (x & 0x33333333u) + ((x >> 2) & 0x33333333u);
+  return static_cast<int>((((x + (x >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24);
+}
+
+}  // namespace detail
+
+/// Lane group of W neighbouring lanes of a warp that share one row: the device's form of `sim<W>`.
+/// Lane l holds the elements l, l + W, ..., in Slots registers, so that it serves rows of up to
+/// W * Slots experts.
+template <int W, int Slots, class Block>
+class warp_tile {
+  static_assert(W > 0 && W <= 32 && 32 % W == 0,
+                "talpa: a lane group divides the 32 virtual lanes");
+
+ public:
+  static constexpr int tokens = 1;
+  template <class T>
+  using value = T;
+
+  struct element {
+    int slot;
+    int lane;
+    TALPA_HD std::int32_t expert() const { return static_cast<std::int32_t>(slot * W + lane); }
+  };
+
+  TALPA_HD warp_tile(Block& block, index experts)
+      : block_(block), experts_(static_cast<int>(experts)), lane_(block.thread() % W) {
+    const int first = block.thread() % 32 / W * W;
+    first_ = first;
+    lanes_ = W == 32 ? 0xffffffffu : ((1u << (W % 32)) - 1u) << first;
+  }
+
+  TALPA_HD index experts() const { return experts_; }
+  template <class T>
+  TALPA_HD static T uniform(T c) {
+    return c;
+  }
+  template <class F>
+  TALPA_HD void for_each(F f) const {
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) f(at(s));
+  }
+  template <class T>
+  TALPA_HD static detail::slot_array<T, Slots> elements() {
+    return {};
+  }
+  template <class T>
+  TALPA_HD T load(row_pointer<const T> row, element e, T fill) const {
+    return inside(e) ? row.data[e.expert()] : fill;
+  }
+  template <class T>
+  TALPA_HD void store(row_pointer<T> row, element e, T v) const {
+    if (inside(e)) row.data[e.expert()] = v;
+  }
+  template <class T>
+  TALPA_HD detail::slot_array<T, Slots> load_row(row_pointer<const T> row, T fill) const {
+    detail::slot_array<T, Slots> x;
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) x.values[s] = load(row, at(s), fill);
+    return x;
+  }
+  template <class T, class F>
+  TALPA_HD void store_row(row_pointer<T> row, F f) const {
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) store(row, at(s), f(at(s)));
+  }
+  template <class T>
+  TALPA_HD static T load(row_scalar<const T> scalar) {
+    return *scalar.data;
+  }
+  template <class T>
+  TALPA_HD void store(row_scalar<T> scalar, T v) const {
+    if (lane_ == 0) *scalar.data = v;
+  }
+  TALPA_HD static bool any(bool condition) { return condition; }
+  template <class T, class F>
+  TALPA_HD T sum(F f) const {
+    constexpr int held = mask_word_bits / W;  // virtual lanes in each lane
+    constexpr int used = Slots < held ? Slots : held;
+    T lanes[used];
+    TALPA_UNROLL
+    for (int i = 0; i < used; ++i) lanes[i] = T{0};
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      lanes[s % used] = lanes[s % used] + (inside(at(s)) ? f(at(s)) : T{0});
+    }
+    // The upper half of the virtual lanes onto the lower; those beyond `used` hold +0.
+    TALPA_UNROLL
+    for (int half = held / 2; half > 0; half /= 2) {
+      TALPA_UNROLL
+      for (int i = 0; i < half; ++i) {
+        if (i + half < used) lanes[i] = lanes[i] + lanes[i + half];
+      }
+    }
+    return butterfly(lanes[0], [](T a, T b) { return a + b; });
+  }
+  template <class T, class F>
+  TALPA_HD T max(F f) const {
+    T best = -std::numeric_limits<T>::infinity();
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      const T x = f(at(s));
+      best = inside(at(s)) && x > best ? x : best;
+    }
+    return butterfly(best, [](T a, T b) { return b > a ? b : a; });
+  }
+  template <class T, class F, class A>
+  TALPA_HD expert_value<T, std::int32_t> arg_max(F f, A active) const {
+    T best = -std::numeric_limits<T>::infinity();
+    std::int32_t expert = -1;
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      const T x = f(at(s));
+      const bool wins = inside(at(s)) && active(at(s)) && (x > best || expert < 0);
+      best = wins ? x : best;
+      expert = wins ? at(s).expert() : expert;
+    }
+    TALPA_UNROLL
+    for (int distance = W / 2; distance > 0; distance /= 2) {
+      const T other = block_.shuffle_xor(best, distance, lanes_);
+      const std::int32_t other_expert = block_.shuffle_xor(expert, distance, lanes_);
+      const bool wins = other_expert >= 0 &&
+                        (expert < 0 || other > best || (other == best && other_expert < expert));
+      best = wins ? other : best;
+      expert = wins ? other_expert : expert;
+    }
+    return {best, expert};
+  }
+  /// The ranks of a row, each found when it is first asked for: r(j), r(j + 1), ... cost one
+  /// reduction each, going back starts again.
+  template <class T>
+  class rank_values {
+   public:
+    TALPA_HD rank_values(const warp_tile& group, const detail::slot_array<T, Slots>& sorted)
+        : group_(group), sorted_(sorted), left_(sorted) {
+      advance();
+      first_ = current_;
+    }
+    TALPA_HD T operator()(index j) const {
+      if (j == 0) return first_;
+      if (j < position_) {
+        left_ = sorted_;
+        position_ = -1;
+      }
+      while (position_ < j) advance();
+      return current_;
+    }
+
+   private:
+    /// Takes the largest of what is left: one lane that has it at its head gives it away.
+    TALPA_HD void advance() const {
+      current_ = group_.butterfly(left_.values[0], [](T a, T b) { return b > a ? b : a; });
+      const std::uint32_t holders = group_.ballot(left_.values[0] == current_);
+      const bool gives = (holders & (~holders + 1u)) == 1u << group_.lane_;
+      TALPA_UNROLL
+      for (int s = 0; s < Slots; ++s) {
+        const T next = s + 1 < Slots ? left_.values[s + 1 < Slots ? s + 1 : s]
+                                     : -std::numeric_limits<T>::infinity();
+        left_.values[s] = gives ? next : left_.values[s];
+      }
+      ++position_;
+    }
+
+    const warp_tile& group_;
+    detail::slot_array<T, Slots> sorted_;
+    mutable detail::slot_array<T, Slots> left_;
+    mutable T current_{};
+    T first_{};
+    mutable index position_ = -1;
+  };
+  template <class T, class F>
+  TALPA_HD rank_values<T> ranks(index, F f) const {
+    detail::slot_array<T, Slots> x;
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      x.values[s] = inside(at(s)) ? f(at(s)) : -std::numeric_limits<T>::infinity();
+    }
+    sort(x);
+    return rank_values<T>(*this, x);
+  }
+  template <class T, class F>
+  TALPA_HD std::int32_t last_equal(std::int32_t n, T x, F f) const {
+    std::int32_t left = n;
+    std::uint32_t equal[Slots];
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      const T y = f(at(s));
+      left -= detail::count_bits(ballot(inside(at(s)) && y > x));
+      equal[s] = ballot(inside(at(s)) && y == x);
+    }
+    std::int32_t last = -1, before = 0;
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      const std::int32_t mine =
+          before + detail::count_bits(equal[s] & ((2u << lane_) - 1u));  // with this one
+      const std::uint32_t ends = ballot((equal[s] >> lane_ & 1u) != 0 && mine == left);
+      last = ends != 0 ? s * W + first_bit(ends) : last;
+      before += detail::count_bits(equal[s]);
+    }
+    if (before <= left) last = experts_ - 1;
+    return x > -std::numeric_limits<T>::infinity() ? last : -1;
+  }
+  template <class F>
+  TALPA_HD std::int32_t count(F f) const {
+    std::int32_t n = 0;
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      n += detail::count_bits(ballot(inside(at(s)) && f(at(s))));
+    }
+    return n;
+  }
+  struct mask_row {
+    std::uint32_t bits;  // bit s: this lane's element s
+    TALPA_HD bool operator()(element e) const { return (bits >> e.slot & 1u) != 0; }
+  };
+  TALPA_HD mask_row load_mask(row_pointer<const std::uint32_t> mask) const {
+    static_assert(Slots <= 32);
+    mask_row row{0};
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      row.bits |= load_bit(mask, at(s)) ? 1u << s : 0u;
+    }
+    return row;
+  }
+  TALPA_HD bool load_bit(row_pointer<const std::uint32_t> mask, element e) const {
+    const std::int32_t expert = e.expert();
+    return inside(e) && ((mask.data[expert / 32] >> (expert % 32)) & 1u) != 0;
+  }
+  template <class F>
+  TALPA_HD void store_mask(row_pointer<std::uint32_t> mask, F f) const {
+    constexpr int in_word = 32 / W;  // slots in one word
+    std::uint32_t word = 0;
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      word |= ballot(inside(at(s)) && f(at(s))) << (s % in_word * W);
+      const bool last = s % in_word == in_word - 1 || s == Slots - 1;
+      if (last) {
+        if (lane_ == 0 && s / in_word < mask_words(experts_)) mask.data[s / in_word] = word;
+        word = 0;
+      }
+    }
+    block_.sync_lanes(lanes_);  // replay and weigh read it again
+  }
+
+ private:
+  TALPA_HD element at(int slot) const { return {slot, lane_}; }
+  TALPA_HD bool inside(element e) const { return e.expert() < experts_; }
+  /// Bit l: the condition of lane l of this group.
+  TALPA_HD std::uint32_t ballot(bool condition) const {
+    return block_.ballot(condition, lanes_) >> first_;
+  }
+  TALPA_HD static std::int32_t first_bit(std::uint32_t bits) {
+    return static_cast<std::int32_t>(detail::count_bits((bits & (~bits + 1u)) - 1u));
+  }
+  template <class T, class Combine>
+  TALPA_HD T butterfly(T x, Combine combine) const {
+    TALPA_UNROLL
+    for (int distance = W / 2; distance > 0; distance /= 2) {
+      x = combine(x, block_.shuffle_xor(x, distance, lanes_));
+    }
+    return x;
+  }
+  /// Largest first, by odd-even merge sort (see detail::sort_descending), whose exchanges are known
+  /// here.
+  template <class T>
+  TALPA_HD static void sort(detail::slot_array<T, Slots>& x) {
+    TALPA_UNROLL
+    for (int p = 1; p < Slots; p *= 2) {
+      TALPA_UNROLL
+      for (int d = p; d > 0; d /= 2) {
+        TALPA_UNROLL
+        for (int i = 0; i < Slots; ++i) {
+          if (i >= d % p && (i - d % p) % (2 * d) < d && i + d < Slots &&
+              i / (2 * p) == (i + d) / (2 * p)) {
+            detail::exchange(x.values[i], x.values[i + d < Slots ? i + d : i]);
+          }
+        }
+      }
+    }
+  }
+
+  Block& block_;
+  int experts_;
+  int lane_;
+  int first_;
+  std::uint32_t lanes_;
+};
+
+}  // namespace talpa
