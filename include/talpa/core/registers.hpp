@@ -6,8 +6,11 @@
 // takes the code of one for that of another.
 namespace talpa::detail {
 
-/// Bytes of the target's vector registers.
-#if defined(__AVX512F__)
+/// Bytes of the target's vector registers; 0 for nvcc, which refuses vectors in functions for both
+/// sides: the host code of its translation units takes one token at a time.
+#if defined(__CUDACC__)
+inline constexpr int register_bytes = 0;
+#elif defined(__AVX512F__)
 inline constexpr int register_bytes = 64;
 #elif defined(__AVX__)
 inline constexpr int register_bytes = 32;

@@ -260,7 +260,7 @@ struct routing_sums_impl<cpu> {
    public:
     row_memory(context<cpu>& ctx, index experts, index tile_columns)
         : experts_(experts),
-          packed_(experts <= detail::packed_experts),
+          packed_(width > 1 && experts <= detail::packed_experts),
           lane_bytes_(lane_scratch::bytes_for(experts, packed_ ? width : 1)),
           lanes_(ctx.scratch.take<std::byte>(static_cast<index>(lane_bytes_) * ctx.threads).data),
           tiles_(ctx.scratch.take<T>(ctx.threads, (packed_ ? width : 1) * tile_columns)) {}
@@ -273,12 +273,11 @@ struct routing_sums_impl<cpu> {
       T* const tile = tiles_.row(thread);
       for (index r = 0; r < rows; r += packed_ ? width : 1) {
         scratch.reset();
-        if (packed_) {
+        if constexpr (width > 1) {
           const int valid = static_cast<int>(std::min<index>(width, rows - r));
-          row(token_pack<width>(experts_, valid, &scratch), r, valid, tile);
-        } else {
-          row(serial(experts_, &scratch), r, 1, tile);
+          if (packed_) row(token_pack<width>(experts_, valid, &scratch), r, valid, tile);
         }
+        if (!packed_) row(serial(experts_, &scratch), r, 1, tile);
       }
     }
 

@@ -10,9 +10,10 @@
 
 namespace talpa::detail {
 
-/// Tokens that run side by side: one vector register of values.
+/// Tokens that run side by side: one vector register of values, 1 where there are none.
 template <class T>
-inline constexpr int packed_tokens = register_bytes / static_cast<int>(sizeof(T));
+inline constexpr int packed_tokens =
+    register_bytes == 0 ? 1 : register_bytes / static_cast<int>(sizeof(T));
 
 /// Up to this many experts tokens are packed; beyond, the arrays of a pack leave the first cache.
 inline constexpr index packed_experts = 256;
@@ -22,24 +23,23 @@ template <class T, class Row>
 void for_each_selected_row(context<cpu>& ctx, index tokens, index experts, Row row) {
   constexpr int width = packed_tokens<T>;
   constexpr index task_rows = 64 * width;
-  const bool packed = experts <= packed_experts;
+  const bool packed = width > 1 && experts <= packed_experts;
   const std::size_t bytes = lane_scratch::bytes_for(experts, packed ? width : 1);
   const workspace<cpu>::scope scope(ctx.scratch);
   std::byte* const scratch =
       ctx.scratch.take<std::byte>(static_cast<index>(bytes) * ctx.threads).data;
   parallel_for_blocks(ctx.threads, tokens, task_rows, [&](index first, index rows, int thread) {
     lane_scratch lanes(scratch + static_cast<std::size_t>(thread) * bytes, bytes);
-    if (packed) {
-      for (index r = 0; r < rows; r += width) {
+    if constexpr (width > 1) {
+      for (index r = 0; packed && r < rows; r += width) {
         lanes.reset();
         const int valid = static_cast<int>(rows - r < width ? rows - r : width);
         row(token_pack<width>(experts, valid, &lanes), first + r, valid);
       }
-    } else {
-      for (index r = 0; r < rows; ++r) {
-        lanes.reset();
-        row(serial(experts, &lanes), first + r, 1);
-      }
+    }
+    for (index r = 0; !packed && r < rows; ++r) {
+      lanes.reset();
+      row(serial(experts, &lanes), first + r, 1);
     }
   });
 }

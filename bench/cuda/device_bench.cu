@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+// device_bench [FILE]: what a device does today, the fused MoLE layer beside its frozen linear map,
+// and routing beside the copy rate. Prints a Markdown table and writes FILE as JSON.
+#include "timing.cuh"
+
+#include <talpa/core/half.hpp>
+#include <talpa/cuda/add.hpp>
+#include <talpa/cuda/convert.hpp>
+#include <talpa/cuda/gemm.cuh>
+#include <talpa/cuda/mole_route.hpp>
+#include <talpa/layers/fused_mole_linear.hpp>
+#include <talpa/selectors/dynamic_entropy.hpp>
+#include <talpa/selectors/top_k.hpp>
+
+#include <cmath>
+#include <cstdio>
+#include <string>
+#include <utility>
+
+namespace talpa::bench {
+namespace {
+
+using renormalised = top_k<gate::renormalised>;
+
+/// Normal numbers, which keep the multipliers of a product as busy as real ones.
+template <class S>
+matrix<S, gpu> normal_matrix(context<gpu>& ctx, index rows, index cols, float deviation,
+                             std::uint64_t seed) {
+  matrix<S, gpu> m(rows, cols);
+  const matrix_view<S, gpu> view = m.view();
+  const random_stream stream = generator(seed).next();
+  kernels::for_each_element(ctx, rows, cols, [=] __host__ __device__(index r, index c) {
+    const auto i = static_cast<std::uint64_t>(r * cols + c);
+    view(r, c) = static_cast<S>(deviation * normal<float>(stream, i));
+  });
+  ctx.synchronise();
+  return m;
+}
+
+struct ceilings {
+  double copy_bytes_per_us;  // read and written
+  double flop_per_us;        // bfloat16 products
+};
+
+ceilings measure_ceilings(context<gpu>& ctx, report& out) {
+  const index n = index{1} << 28;  // floats: 1 GiB
+  matrix<float, gpu> a(1, n), b(1, n);
+  const double copy = microseconds(ctx, [&] {
+    detail::check_cuda(cudaMemcpyAsync(b.data(), a.data(), static_cast<std::size_t>(n) * 4,
+                                       cudaMemcpyDeviceToDevice, ctx.stream),
+                       "copy");
+  });
+  const index k = 8192;
+  const auto x = normal_matrix<bfloat16>(ctx, k, k, 1.0f, 1);
+  const auto w = normal_matrix<bfloat16>(ctx, k, k, 1.0f, 2);
+  matrix<bfloat16, gpu> y(k, k);
+  const double product = microseconds(ctx, [&] {
+    ops::mixed_gemm(ctx, 1.0f, x.view(), transpose::no, w.view(), transpose::yes, 0.0f, y.view());
+  });
+  const ceilings c{8.0 * static_cast<double>(n) / copy, 2.0 * std::pow(8192.0, 3) / product};
+  out.line("copy of 1 GiB", copy, "TB/s read and written", c.copy_bytes_per_us * 1e-6);
+  out.line("bf16 product 8192^3", product, "TFLOP/s", c.flop_per_us * 1e-6);
+  return c;
+}
+
+/// The layer and its base at one size.
+template <class Selector>
+void layer_lines(context<gpu>& ctx, report& out, const std::string& label, const Selector& selector,
+                 index tokens, index width, index experts, index rank) {
+  using S = bfloat16;
+  fused_mole_linear<Selector, S> layer{selector, lora{.rank = rank, .alpha = 16.0}, experts};
+  generator random(1);
+  const auto base = normal_matrix<S>(ctx, width, width, 1.0f / std::sqrt(float(width)), 3);
+  auto p = layer.init(ctx, base.view(), random);
+  const auto b = normal_matrix<float>(ctx, experts * rank, width, 0.02f, 4);
+  ops::convert(ctx, b.view(), p.b.value());
+  const auto wr = normal_matrix<float>(ctx, experts, width, 1.0f / std::sqrt(float(width)), 5);
+  ops::convert(ctx, wr.view(), p.router.value());
+  layer.refresh(ctx, p);
+  auto x = normal_matrix<S>(ctx, tokens, layer.padded_inputs(width), 1.0f, 6);
+  auto dy = normal_matrix<S>(ctx, tokens, layer.padded_outputs(width), 1.0f, 7);
+  matrix<S, gpu> y(tokens, width), dx(tokens, width);
+  matrix<S, gpu> x_close(tokens, width), dy_close(tokens, width);
+  ops::convert(ctx, std::as_const(x).view().col_range(0, width), x_close.view());
+  ops::convert(ctx, std::as_const(dy).view().col_range(0, width), dy_close.view());
+  const std::string at = label + " N:" + std::to_string(tokens) + " D:" + std::to_string(width) +
+                         " E:" + std::to_string(experts) + " R:" + std::to_string(rank);
+
+  const auto linear_forward = [&] {
+    ops::mixed_gemm(ctx, 1.0f, std::as_const(x_close).view(), transpose::no, base.view(),
+                    transpose::yes, 0.0f, y.view());
+  };
+  const double linear = microseconds(ctx, linear_forward);
+  out.line("frozen linear forward " + at, linear, "TFLOP/s",
+           2e-6 * double(tokens) * double(width) * double(width) / linear);
+  const double linear_step = microseconds(ctx, [&] {
+    linear_forward();
+    ops::mixed_gemm(ctx, 1.0f, std::as_const(dy_close).view(), transpose::no, base.view(),
+                    transpose::no, 0.0f, dx.view());
+  });
+  out.line("frozen linear forward and dx " + at, linear_step, "forward", linear_step / linear);
+
+  const auto forward = [&](matrix<S, gpu>& from) {
+    const workspace<gpu>::scope scope(ctx.memory);
+    return layer.forward(ctx, p, from.view(), y.view(), mode::training);
+  };
+  const auto step = [&](matrix<S, gpu>& from, matrix<S, gpu>& gradient) {
+    const workspace<gpu>::scope scope(ctx.memory);
+    const auto kept = layer.forward(ctx, p, from.view(), y.view(), mode::training);
+    layer.backward(ctx, p, kept, from.view(), gradient.view(), dx.view(), grad_mode::overwrite,
+                   mode::training);
+  };
+  const double padded = microseconds(ctx, [&] { forward(x); });
+  out.line("fused_mole_linear forward, padded rows " + at, padded, "frozen linear",
+           padded / linear);
+  const double close = microseconds(ctx, [&] { forward(x_close); });
+  out.line("fused_mole_linear forward " + at, close, "frozen linear", close / linear);
+  const double padded_step = microseconds(ctx, [&] { step(x, dy); });
+  out.line("fused_mole_linear step, padded rows " + at, padded_step, "frozen linear and dx",
+           padded_step / linear_step);
+  const double close_step = microseconds(ctx, [&] { step(x_close, dy_close); });
+  out.line("fused_mole_linear step " + at, close_step, "frozen linear and dx",
+           close_step / linear_step);
+}
+
+/// Each launch of one size by itself.
+void stage_lines(context<gpu>& ctx, report& out, index tokens, index width, index experts,
+                 index rank) {
+  using S = bfloat16;
+  fused_mole_linear<renormalised, S> layer{{2}, lora{.rank = rank, .alpha = 16.0}, experts};
+  const index p = layer.rank_width(), g = layer.router_width();
+  auto x = normal_matrix<S>(ctx, tokens, width + p, 1.0f, 6);
+  auto dy = normal_matrix<S>(ctx, tokens, width + g, 1.0f, 7);
+  const auto block = normal_matrix<S>(ctx, width + g, width + p, 0.02f, 8);
+  matrix<float, gpu> products(tokens, g), gates(tokens, experts), dgates(tokens, experts),
+      dlogits(tokens, experts), dz(tokens, p), grad(g, width);
+  matrix<std::uint32_t, gpu> mask(tokens, mask_words(experts));
+  matrix<S, gpu> y(tokens, width);
+  const matrix_view<const S, gpu> tokens_of = std::as_const(x).view().col_range(0, width);
+  const matrix_view<const S, gpu> dout = std::as_const(dy).view().col_range(0, width);
+  const matrix_view<const S, gpu> w = block.view();
+  const auto time = [&](const char* what, auto run) {
+    const double us = microseconds(ctx, run);
+    out.line(std::string("stage ") + what + " N:" + std::to_string(tokens) +
+                 " D:" + std::to_string(width),
+             us, "GB/s of x", 2e-3 * double(tokens) * double(width) / us);
+  };
+  time("[u, logits] = x [A; Wr]^T", [&] {
+    ops::mixed_gemm(ctx, 1.0f, tokens_of, transpose::no, w.row_range(width, g).col_range(0, width),
+                    transpose::yes, 0.0f, products.view());
+  });
+  const mole_rows<S, gpu> rows{std::as_const(products).view().col_range(0, experts * rank),
+                               std::as_const(products).view().col_range(p, experts),
+                               {},
+                               gates.view(),
+                               mask.view(),
+                               x.view().col_range(width, p),
+                               rank,
+                               1.0f};
+  time("mole_route", [&] { ops::mole_route(ctx, layer.selector, rows); });
+  time("y = [x, z] [W, B]^T", [&] {
+    ops::mixed_gemm(ctx, 1.0f, std::as_const(x).view(), transpose::no, w.row_range(0, width),
+                    transpose::yes, 0.0f, y.view());
+  });
+  time("dz = dy B", [&] {
+    ops::mixed_gemm(ctx, 1.0f, dout, transpose::no, w.row_range(0, width).col_range(width, p),
+                    transpose::no, 0.0f, dz.view());
+  });
+  const mole_rows_gradient<S, gpu> gradient{
+      std::as_const(dz).view(),      {}, {}, dgates.view(), dlogits.view(),
+      dy.view().col_range(width, g), p};
+  time("mole_route_backward",
+       [&] { ops::mole_route_backward(ctx, layer.selector, rows, gradient); });
+  time("dx = [dy, du] [W; A; Wr]", [&] {
+    ops::mixed_gemm(ctx, 1.0f, std::as_const(dy).view(), transpose::no, w.col_range(0, width),
+                    transpose::no, 0.0f, y.view());
+  });
+  time("dB = z^T dy", [&] {
+    ops::mixed_gemm(ctx, 1.0f, std::as_const(x).view().col_range(width, experts * rank),
+                    transpose::yes, dout, transpose::no, 1.0f,
+                    grad.view().row_range(0, experts * rank));
+  });
+  time("[dA; dWr] = [du, dlogits]^T x", [&] {
+    ops::mixed_gemm(ctx, 1.0f, std::as_const(dy).view().col_range(width, g), transpose::yes,
+                    tokens_of, transpose::no, 0.0f, grad.view());
+  });
+}
+
+template <class Selector>
+void routing_line(context<gpu>& ctx, report& out, const ceilings& today, const std::string& label,
+                  const Selector& selector, index tokens, index experts) {
+  const auto logits = normal_matrix<float>(ctx, tokens, experts, 1.0f, 9);
+  matrix<float, gpu> gates(tokens, experts), dlogits(tokens, experts);
+  matrix<std::uint32_t, gpu> mask(tokens, mask_words(experts));
+  const std::string at = label + " N:" + std::to_string(tokens) + " E:" + std::to_string(experts);
+  const double bytes = double(tokens) * (8.0 * double(experts) + 4.0 * double(mask_words(experts)));
+  const double us = microseconds(
+      ctx, [&] { ops::select(ctx, selector, logits.view(), {}, gates.view(), mask.view()); });
+  out.line("select " + at, us, "bytes at the copy rate", us * today.copy_bytes_per_us / bytes);
+  const double back = microseconds(ctx, [&] {
+    ops::select_backward(ctx, selector, logits.view(), gates.view(), mask.view(), logits.view(),
+                         dlogits.view());
+  });
+  out.line("select_backward " + at, back, "select", back / us);
+}
+
+int run(const char* path) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("no CUDA device answers: nothing is measured\n");
+    return 77;
+  }
+  cudaDeviceProp properties;
+  detail::check_cuda(cudaGetDeviceProperties(&properties, 0), "device_bench");
+  std::printf("device: %s, %d multiprocessors, L2 %d MiB\n\n", properties.name,
+              properties.multiProcessorCount, properties.l2CacheSize >> 20);
+  context<gpu> ctx;
+  report out(path);
+  const ceilings today = measure_ceilings(ctx, out);
+  for (const index tokens : {index{16384}, index{4096}}) {
+    layer_lines(ctx, out, "top-2", renormalised{2}, tokens, 4096, 8, 16);
+  }
+  // A threshold that about three tokens in ten are above, and one that none is.
+  layer_lines(ctx, out, "dynamic_entropy 0.9", dynamic_entropy<>{.threshold = 0.9}, 16384, 4096, 8,
+              16);
+  layer_lines(ctx, out, "dynamic_entropy off", dynamic_entropy<>{.threshold = 1.0}, 16384, 4096, 8,
+              16);
+  layer_lines(ctx, out, "top-2", renormalised{2}, 16384, 2048, 8, 16);
+  layer_lines(ctx, out, "top-2", renormalised{2}, 32, 4096, 8, 16);
+  stage_lines(ctx, out, 16384, 4096, 8, 16);
+  for (const index tokens : {index{65536}, index{4096}}) {
+    routing_line(ctx, out, today, "top_k k:2", renormalised{2}, tokens, 8);
+    routing_line(ctx, out, today, "top_k k:8", renormalised{8}, tokens, 64);
+    routing_line(ctx, out, today, "top_k k:8", renormalised{8}, tokens, 128);
+    routing_line(ctx, out, today, "dynamic_entropy", dynamic_entropy<>{}, tokens, 8);
+    routing_line(ctx, out, today, "dynamic_entropy", dynamic_entropy<>{}, tokens, 128);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace talpa::bench
+
+int main(int count, char** arguments) {
+  try {
+    return talpa::bench::run(count > 1 ? arguments[1] : nullptr);
+  } catch (const talpa::error& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    return 1;
+  }
+}
