@@ -43,16 +43,19 @@ void with_group(const char* function, index experts, Run run) {
   const auto with = [&]<int W, int Slots>() {
     run(std::integral_constant<int, W>{}, std::integral_constant<int, Slots>{});
   };
+  // Few lanes with many registers each: reductions over lanes serve 32 / W rows at once.
   if (experts <= 8) {
-    with.template operator()<8, 1>();
+    with.template operator()<4, 2>();
+  } else if (experts <= 16) {
+    with.template operator()<4, 4>();
   } else if (experts <= 32) {
-    with.template operator()<32, 1>();
+    with.template operator()<8, 4>();
   } else if (experts <= 64) {
-    with.template operator()<32, 2>();
+    with.template operator()<8, 8>();
   } else if (experts <= 128) {
-    with.template operator()<32, 4>();
+    with.template operator()<8, 16>();
   } else if (experts <= 256) {
-    with.template operator()<32, 8>();
+    with.template operator()<16, 16>();
   } else {
     with.template operator()<32, 16>();
   }

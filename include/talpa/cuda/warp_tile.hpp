@@ -4,9 +4,10 @@
 #include <talpa/core/lanes.hpp>
 #include <talpa/cuda/kernel.hpp>
 
+#include <bit>
+#include <cmath>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 
 namespace talpa {
 
@@ -27,10 +28,14 @@ struct slot_array {
   }
 };
 
-TALPA_HD inline int count_bits(std::uint32_t x) {
-  x = x - ((x >> 1) & 0x55555555u);
-  x = (x & 0x33333333u) + ((x >> 2) & 0x33333333u);
-  return static_cast<int>((((x + (x >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24);
+/// The larger and the smaller of two numbers, one instruction each on a device.
+template <class T>
+TALPA_HD inline T larger_number(T a, T b) {
+  return std::fmax(a, b);
+}
+template <class T>
+TALPA_HD inline T smaller_number(T a, T b) {
+  return std::fmin(a, b);
 }
 
 }  // namespace detail
@@ -180,7 +185,8 @@ class warp_tile {
    private:
     /// Takes the largest of what is left: one lane that has it at its head gives it away.
     TALPA_HD void advance() const {
-      current_ = group_.butterfly(left_.values[0], [](T a, T b) { return b > a ? b : a; });
+      current_ =
+          group_.butterfly(left_.values[0], [](T a, T b) { return detail::larger_number(a, b); });
       const std::uint32_t holders = group_.ballot(left_.values[0] == current_);
       const bool gives = (holders & (~holders + 1u)) == 1u << group_.lane_;
       TALPA_UNROLL
@@ -211,34 +217,35 @@ class warp_tile {
   }
   template <class T, class F>
   TALPA_HD std::int32_t last_equal(std::int32_t n, T x, F f) const {
-    std::int32_t left = n;
-    std::uint32_t equal[Slots];
+    if (!(x > -std::numeric_limits<T>::infinity())) return -1;
+    // Both numbers at once: how many are above x, 65536 times how many equal it.
+    std::int32_t counts = 0;
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
       const T y = f(at(s));
-      left -= detail::count_bits(ballot(inside(at(s)) && y > x));
-      equal[s] = ballot(inside(at(s)) && y == x);
+      const bool in = inside(at(s));
+      counts += (in && y > x ? 1 : 0) + (in && y == x ? 65536 : 0);
     }
+    counts = butterfly(counts, [](std::int32_t a, std::int32_t b) { return a + b; });
+    const std::int32_t left = n - counts % 65536;
+    if (counts / 65536 <= left) return experts_ - 1;
     std::int32_t last = -1, before = 0;
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
-      const std::int32_t mine =
-          before + detail::count_bits(equal[s] & ((2u << lane_) - 1u));  // with this one
-      const std::uint32_t ends = ballot((equal[s] >> lane_ & 1u) != 0 && mine == left);
-      last = ends != 0 ? s * W + first_bit(ends) : last;
-      before += detail::count_bits(equal[s]);
+      const std::uint32_t equal = ballot(inside(at(s)) && f(at(s)) == x);
+      const std::int32_t mine = before + std::popcount(equal & ((2u << lane_) - 1u));
+      const std::uint32_t ends = ballot((equal >> lane_ & 1u) != 0 && mine == left);
+      last = ends != 0 ? s * W + std::countr_zero(ends) : last;
+      before += std::popcount(equal);
     }
-    if (before <= left) last = experts_ - 1;
-    return x > -std::numeric_limits<T>::infinity() ? last : -1;
+    return last;
   }
   template <class F>
   TALPA_HD std::int32_t count(F f) const {
     std::int32_t n = 0;
     TALPA_UNROLL
-    for (int s = 0; s < Slots; ++s) {
-      n += detail::count_bits(ballot(inside(at(s)) && f(at(s))));
-    }
-    return n;
+    for (int s = 0; s < Slots; ++s) n += inside(at(s)) && f(at(s)) ? 1 : 0;
+    return butterfly(n, [](std::int32_t a, std::int32_t b) { return a + b; });
   }
   struct mask_row {
     std::uint32_t bits;  // bit s: this lane's element s
@@ -246,10 +253,16 @@ class warp_tile {
   };
   TALPA_HD mask_row load_mask(row_pointer<const std::uint32_t> mask) const {
     static_assert(Slots <= 32);
+    if (mask.data == stored_mask_) return {stored_bits_};
     mask_row row{0};
     TALPA_UNROLL
-    for (int s = 0; s < Slots; ++s) {
-      row.bits |= load_bit(mask, at(s)) ? 1u << s : 0u;
+    for (int first = 0; first < Slots; first += slots_in_word) {
+      const int w = first / slots_in_word;
+      const std::uint32_t word = w < mask_words(experts_) ? mask.data[w] >> lane_ : 0u;
+      TALPA_UNROLL
+      for (int s = 0; s < slots_in_word && first + s < Slots; ++s) {
+        row.bits |= inside(at(first + s)) ? (word >> (s * W) & 1u) << (first + s) : 0u;
+      }
     }
     return row;
   }
@@ -259,18 +272,21 @@ class warp_tile {
   }
   template <class F>
   TALPA_HD void store_mask(row_pointer<std::uint32_t> mask, F f) const {
-    constexpr int in_word = 32 / W;  // slots in one word
-    std::uint32_t word = 0;
+    std::uint32_t word = 0, bits = 0;
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
-      word |= ballot(inside(at(s)) && f(at(s))) << (s % in_word * W);
-      const bool last = s % in_word == in_word - 1 || s == Slots - 1;
-      if (last) {
-        if (lane_ == 0 && s / in_word < mask_words(experts_)) mask.data[s / in_word] = word;
+      const bool on = inside(at(s)) && f(at(s));
+      bits |= on ? 1u << s : 0u;
+      word |= ballot(on) << (s % slots_in_word * W);
+      if (s % slots_in_word == slots_in_word - 1 || s == Slots - 1) {
+        const int w = s / slots_in_word;
+        if (lane_ == w % W && w < mask_words(experts_)) mask.data[w] = word;
         word = 0;
       }
     }
-    block_.sync_lanes(lanes_);  // replay and weigh read it again
+    stored_mask_ = mask.data;
+    stored_bits_ = bits;
+    block_.sync_lanes(lanes_);  // what reads single bits again
   }
 
  private:
@@ -279,9 +295,6 @@ class warp_tile {
   /// Bit l: the condition of lane l of this group.
   TALPA_HD std::uint32_t ballot(bool condition) const {
     return block_.ballot(condition, lanes_) >> first_;
-  }
-  TALPA_HD static std::int32_t first_bit(std::uint32_t bits) {
-    return static_cast<std::int32_t>(detail::count_bits((bits & (~bits + 1u)) - 1u));
   }
   template <class T, class Combine>
   TALPA_HD T butterfly(T x, Combine combine) const {
@@ -303,18 +316,27 @@ class warp_tile {
         for (int i = 0; i < Slots; ++i) {
           if (i >= d % p && (i - d % p) % (2 * d) < d && i + d < Slots &&
               i / (2 * p) == (i + d) / (2 * p)) {
-            detail::exchange(x.values[i], x.values[i + d < Slots ? i + d : i]);
+            T& first = x.values[i];
+            T& second = x.values[i + d < Slots ? i + d : i];
+            const T a = first, b = second;
+            first = detail::larger_number(a, b);
+            second = detail::smaller_number(a, b);
           }
         }
       }
     }
   }
 
+  static constexpr int slots_in_word = mask_word_bits / W;
+
   Block& block_;
   int experts_;
   int lane_;
   int first_;
   std::uint32_t lanes_;
+  // The mask that was stored last, for those who read it at once.
+  mutable const std::uint32_t* stored_mask_ = nullptr;
+  mutable std::uint32_t stored_bits_ = 0;
 };
 
 }  // namespace talpa

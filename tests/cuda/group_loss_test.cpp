@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/parity.hpp"
+
+#include <talpa/cpu/group_loss.hpp>
+#include <talpa/cuda/group_loss.hpp>
+
+#include <doctest/doctest.h>
+
+namespace talpa::cuda_group_loss_test {
+using support::device;
+using support::on_device;
+
+namespace {
+
+/// sum_e (count_e P_e + importance_e affinity_e) / tokens + z t, with its derivatives.
+struct reads_everything {
+  static constexpr used_totals uses{.counts = true,
+                                    .probability = true,
+                                    .importance = true,
+                                    .squared_logsumexp = true,
+                                    .affinity = true,
+                                    .row_term = true};
+  double scale;
+
+  template <class G, class T>
+  TALPA_HD group_value<typename G::template value<T>> operator()(
+      const G& g, const totals_row<T>& in, const totals_derivative_row<T>& out) const {
+    const auto tokens = g.uniform(in.tokens > T{0} ? in.tokens : T{1});
+    const auto factor = g.uniform(static_cast<T>(scale));
+    const auto load = [&](row_pointer<const T> row, auto e) {
+      return math::mul(factor, g.load(row, e, T{0})) / tokens;
+    };
+    const auto sum = g.template sum<T>([&](auto e) {
+      return math::mul(load(in.counts, e), g.load(in.probability, e, T{0})) +
+             math::mul(load(in.importance, e), g.load(in.affinity, e, T{0}));
+    });
+    g.for_each([&](auto e) {
+      g.store(out.probability, e, load(in.counts, e));
+      g.store(out.importance, e, load(in.affinity, e));
+      g.store(out.affinity, e, load(in.importance, e));
+    });
+    const auto z = g.uniform(in.squared_logsumexp), t = g.uniform(in.row_term);
+    return {math::fma(z, t, sum), t, z};
+  }
+};
+
+struct reads_counts {
+  static constexpr used_totals uses{.counts = true};
+
+  template <class G, class T>
+  TALPA_HD group_value<typename G::template value<T>> operator()(
+      const G& g, const totals_row<T>& in, const totals_derivative_row<T>&) const {
+    return {g.template max<T>([&](auto e) { return g.load(in.counts, e, T{0}); }), g.uniform(T{0})};
+  }
+};
+
+template <class T>
+matrix<T, cpu> filled(index rows, index cols, int value) {
+  matrix<T, cpu> m(rows, cols);
+  std::fill_n(m.data(), m.size(), static_cast<T>(value));
+  return m;
+}
+
+/// Value and derivatives on both backends; one group in three has no real token.
+template <class T, class Loss>
+std::string difference(const Loss& loss, index groups, index experts, group_reduction reduction,
+                       grad_mode mode, bool live = true) {
+  support::test_random random(51);
+  matrix<index, cpu> tokens(1, groups);
+  matrix<index, cpu> count(groups, experts);
+  for (index g = 0; g < groups; ++g) {
+    tokens(0, g) = live && g % 3 != 1 ? 1 + random.below(9) : 0;
+    for (index e = 0; e < experts; ++e) count(g, e) = random.below(9);
+  }
+  matrix<T, cpu> probability = support::random_matrix<T>(random, groups, experts),
+                 importance = support::random_matrix<T>(random, groups, experts),
+                 affinity = support::random_matrix<T>(random, groups, experts),
+                 numbers = support::random_matrix<T>(random, 2, groups);
+  matrix<T, cpu> value = filled<T>(1, 1, 7), dprobability = filled<T>(groups, experts, 7),
+                 dimportance = dprobability, daffinity = dprobability,
+                 dnumbers = filled<T>(2, groups, 7);
+
+  on_device<index> device_count(count);
+  on_device<T> on_probability(probability), on_importance(importance), on_affinity(affinity),
+      on_value(value), on_dprobability(dprobability), on_dimportance(dimportance),
+      on_daffinity(daffinity);
+  auto device_tokens = to_device<device>(tokens.view());
+  auto device_numbers = to_device<device>(numbers.view());
+  auto device_dnumbers = to_device<device>(dnumbers.view());
+
+  context<cpu> host(1);
+  ops::group_loss(host, loss, reduction,
+                  routing_totals<T, cpu>{{tokens.data(), groups},
+                                         count,
+                                         probability,
+                                         importance,
+                                         {numbers.data(), groups},
+                                         {},
+                                         affinity,
+                                         {numbers.data() + groups, groups}},
+                  routing_totals_gradient<T, cpu>{dprobability,
+                                                  dimportance,
+                                                  {dnumbers.data(), groups},
+                                                  daffinity,
+                                                  {dnumbers.data() + groups, groups}},
+                  value.view(), mode);
+  context<device> ctx;
+  ops::group_loss(ctx, loss, reduction,
+                  routing_totals<T, device>{{device_tokens.data(), groups},
+                                            device_count.view(),
+                                            on_probability.view(),
+                                            on_importance.view(),
+                                            {device_numbers.data(), groups},
+                                            {},
+                                            on_affinity.view(),
+                                            {device_numbers.data() + groups, groups}},
+                  routing_totals_gradient<T, device>{on_dprobability.view(),
+                                                     on_dimportance.view(),
+                                                     {device_dnumbers.data(), groups},
+                                                     on_daffinity.view(),
+                                                     {device_dnumbers.data() + groups, groups}},
+                  on_value.view(), mode);
+  ctx.synchronise();
+  const bool intact = on_value.intact() && on_dprobability.intact() && on_dimportance.intact() &&
+                      on_daffinity.intact();
+  return support::bit_difference(on_value.now(), value) +
+         support::bit_difference(on_dprobability.now(), dprobability) +
+         support::bit_difference(on_dimportance.now(), dimportance) +
+         support::bit_difference(on_daffinity.now(), daffinity) +
+         support::bit_difference(to_host(device_dnumbers.view()), dnumbers) +
+         (intact ? "" : "something else was written");
+}
+
+}  // namespace
+
+TEST_SUITE("cuda/group_loss") {
+  TEST_CASE_TEMPLATE("group_loss has the bits of the host", T, float, double) {
+    const reads_everything loss{0.3};
+    for (const index groups : {index{0}, index{1}, support::device_size(131, 1031)}) {
+      CAPTURE(groups);
+      CHECK(difference<T>(loss, groups, 5, group_reduction::sum, grad_mode::overwrite) == "");
+      CHECK(difference<T>(loss, groups, 5, group_reduction::mean, grad_mode::accumulate) == "");
+    }
+    CHECK(difference<T>(loss, 3, 33, group_reduction::mean, grad_mode::overwrite) == "");
+  }
+
+  TEST_CASE("group_loss of counts alone") {
+    CHECK(difference<float>(reads_counts{}, 5, 9, group_reduction::mean, grad_mode::overwrite) ==
+          "");
+  }
+
+  TEST_CASE("the mean over groups none of which has a token is zero") {
+    CHECK(difference<double>(reads_everything{1.0}, 4, 2, group_reduction::mean,
+                             grad_mode::overwrite, false) == "");
+  }
+}
+
+}  // namespace talpa::cuda_group_loss_test
