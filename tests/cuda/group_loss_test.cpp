@@ -12,7 +12,7 @@ using support::on_device;
 
 namespace {
 
-/// sum_e (count_e P_e + importance_e affinity_e) / tokens + z t, with its derivatives.
+/// Something of every total.
 struct reads_everything {
   static constexpr used_totals uses{.counts = true,
                                     .probability = true,
@@ -28,7 +28,7 @@ struct reads_everything {
     const auto tokens = g.uniform(in.tokens > T{0} ? in.tokens : T{1});
     const auto factor = g.uniform(static_cast<T>(scale));
     const auto load = [&](row_pointer<const T> row, auto e) {
-      return math::mul(factor, g.load(row, e, T{0})) / tokens;
+      return math::mul(factor, g.load(row, e, T{0}));
     };
     const auto sum = g.template sum<T>([&](auto e) {
       return math::mul(load(in.counts, e), g.load(in.probability, e, T{0})) +
@@ -40,7 +40,7 @@ struct reads_everything {
       g.store(out.affinity, e, load(in.importance, e));
     });
     const auto z = g.uniform(in.squared_logsumexp), t = g.uniform(in.row_term);
-    return {math::fma(z, t, sum), t, z};
+    return {math::fma(z, t, sum) / tokens, t, z};
   }
 };
 

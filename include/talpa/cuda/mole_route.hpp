@@ -4,21 +4,71 @@
 #include <talpa/cuda/select.hpp>
 #include <talpa/ops/mole_route.hpp>
 
+#include <cstdint>
+
 namespace talpa::kernels {
 
-/// Routes the rows of a block with one lane group each, then all its threads gate these rows in rank
-/// space, neighbouring threads on neighbouring columns.
+/// Four neighbouring numbers, one access to memory.
+template <class T>
+struct alignas(4 * sizeof(T)) quad {
+  T v[4];
+};
+template <class T>
+TALPA_HD quad<T> load_quad(const T* p) {
+  return *reinterpret_cast<const quad<T>*>(p);
+}
+template <class T>
+TALPA_HD void store_quad(T* p, const quad<T>& q) {
+  *reinterpret_cast<quad<T>*>(p) = q;
+}
+/// Whether every fourth number of every row of a view begins a quad.
+template <class T, class B>
+bool holds_quads(const matrix_view<T, B>& m) {
+  return reinterpret_cast<std::uintptr_t>(m.data) % (4 * sizeof(T)) == 0 && m.stride % 4 == 0;
+}
+
+/// Numbers of a row gated in rank space: scale g x of column j, 0 beyond the ranks. An expert that is
+/// off gives 0, whatever x is.
+struct gated_row {
+  const float* gates;
+  float scale;
+  int rank;
+  int used;  // E R
+
+  TALPA_HD float factor(int j) const { return scale * gates[j / rank]; }
+  TALPA_HD static float gated(float factor, float x) { return factor == 0.0f ? 0.0f : factor * x; }
+  TALPA_HD float at(const float* x, int j) const {
+    return j < used ? gated(factor(j), x[j]) : 0.0f;
+  }
+  /// Columns j .. j + 3 of one expert; `used` is a multiple of four.
+  template <class S>
+  TALPA_HD quad<S> quad_at(const float* x, int j) const {
+    quad<float> y{};
+    float f = 0.0f;
+    if (j < used) {
+      y = load_quad(x + j);
+      f = factor(j);
+    }
+    quad<S> z;
+    TALPA_UNROLL
+    for (int i = 0; i < 4; ++i) z.v[i] = static_cast<S>(gated(f, y.v[i]));
+    return z;
+  }
+};
+
+/// Routes the rows of a block with one lane group each, then its warps gate these rows in rank
+/// space, neighbouring lanes on neighbouring columns.
 template <int W, int Slots, class Selector, class S, class B>
 struct mole_route_body {
   Selector selector;
   mole_rows<S, B> in;
+  bool quads;  // four columns at a time: they share an expert and an access
 
   template <class Block>
   TALPA_HD void operator()(Block& block) const {
-    constexpr int groups = Block::threads() / W;
+    constexpr int groups = Block::threads() / W, warps = Block::threads() / 32;
     const index rows = in.logits.rows;
-    const int rank = static_cast<int>(in.rank), used = static_cast<int>(in.u.cols);
-    const int width = static_cast<int>(in.z.cols);
+    const int width = static_cast<int>(in.z.cols), lane = block.thread() % 32;
     const warp_tile<W, Slots, Block> group(block, in.logits.cols);
     const select_one_row<false, Selector, float, B> select_row_{
         selector, in.logits, in.padding_mask, in.gates, in.mask, {}};
@@ -26,17 +76,17 @@ struct mole_route_body {
       const index n = first + block.thread() / W;
       if (n < rows) select_row_(group, n);
       block.sync();
-      const int here = static_cast<int>(rows - first < groups ? rows - first : groups);
-      for (int i = block.thread(); i < here * width; i += Block::threads()) {
-        const index row = first + i / width;
-        const int j = i % width;
-        float z = 0.0f;
-        if (j < used) {
-          const float gate = in.gates(row, j / rank);
-          // An expert that is off gives 0, whatever its A x is.
-          z = gate == 0.0f ? 0.0f : in.scale * gate * in.u(row, j);
+      const index last = first + groups < rows ? first + groups : rows;
+      for (index row = first + block.thread() / 32; row < last; row += warps) {
+        const gated_row g{in.gates.row(row), in.scale, static_cast<int>(in.rank),
+                          static_cast<int>(in.u.cols)};
+        const float* const u = in.u.row(row);
+        S* const z = in.z.row(row);
+        if (quads) {
+          for (int j = 4 * lane; j < width; j += 128) store_quad(z + j, g.quad_at<S>(u, j));
+        } else {
+          for (int j = lane; j < width; j += 32) z[j] = static_cast<S>(g.at(u, j));
         }
-        in.z(row, j) = static_cast<S>(z);
       }
     }
   }
@@ -47,14 +97,15 @@ struct mole_route_backward_body {
   Selector selector;
   mole_rows<S, B> in;
   mole_rows_gradient<S, B> out;
+  bool quads;
 
   template <class Block>
   TALPA_HD void operator()(Block& block) const {
-    constexpr int groups = Block::threads() / W;
+    constexpr int groups = Block::threads() / W, warps = Block::threads() / 32;
     const index rows = in.logits.rows;
     const int rank = static_cast<int>(in.rank), experts = static_cast<int>(in.logits.cols);
     const int used = static_cast<int>(in.u.cols), width = static_cast<int>(out.width);
-    const int columns = static_cast<int>(out.du.cols);
+    const int columns = static_cast<int>(out.du.cols), lane = block.thread() % 32;
     const warp_tile<W, Slots, Block> group(block, experts);
     const select_backward_one_row<Selector, float, B> select_row_{
         selector, in.logits, in.gates, in.mask, out.dgates, out.dlogits, {}, {}};
@@ -66,7 +117,15 @@ struct mole_route_backward_body {
         const float* const dz = out.dz.row(row) + e * rank;
         const float* const u = in.u.row(row) + e * rank;
         float sum = 0.0f;
-        for (int r = 0; r < rank; ++r) sum = math::fma(dz[r], u[r], sum);
+        if (quads) {
+          for (int r = 0; r < rank; r += 4) {
+            const quad<float> a = load_quad(dz + r), b = load_quad(u + r);
+            TALPA_UNROLL
+            for (int k = 0; k < 4; ++k) sum = math::fma(a.v[k], b.v[k], sum);
+          }
+        } else {
+          for (int r = 0; r < rank; ++r) sum = math::fma(dz[r], u[r], sum);
+        }
         const float more = out.dgates_losses.data == nullptr ? 0.0f : out.dgates_losses(row, e);
         out.dgates(row, e) = math::fma(in.scale, sum, more);
       }
@@ -74,18 +133,26 @@ struct mole_route_backward_body {
       const index n = first + block.thread() / W;
       if (n < rows) select_row_(group, n);
       block.sync();
-      for (int i = block.thread(); i < here * columns; i += Block::threads()) {
-        const index row = first + i / columns;
-        const int j = i % columns;
-        float x = 0.0f;
-        if (j < used) {
-          const float gate = in.gates(row, j / rank);
-          x = gate == 0.0f ? 0.0f : in.scale * gate * out.dz(row, j);
-        } else if (j >= width && j - width < experts) {
-          x = out.dlogits(row, j - width);
-          if (out.dlogits_losses.data != nullptr) x += out.dlogits_losses(row, j - width);
+      for (int i = block.thread() / 32; i < here; i += warps) {
+        const index row = first + i;
+        const gated_row g{in.gates.row(row), in.scale, rank, used};
+        const float* const dz = out.dz.row(row);
+        S* const du = out.du.row(row);
+        int begin = lane;
+        if (quads) {
+          for (int j = 4 * lane; j < width; j += 128) store_quad(du + j, g.quad_at<S>(dz, j));
+          begin = width + lane;
         }
-        out.du(row, j) = static_cast<S>(x);
+        for (int j = begin; j < columns; j += 32) {
+          float x = 0.0f;
+          if (j < width) {
+            x = g.at(dz, j);
+          } else if (j - width < experts) {
+            x = out.dlogits(row, j - width);
+            if (out.dlogits_losses.data != nullptr) x += out.dlogits_losses(row, j - width);
+          }
+          du[j] = static_cast<S>(x);
+        }
       }
     }
   }
@@ -99,21 +166,26 @@ template <kernel_backend B>
 struct mole_route_impl<B> {
   template <class Selector, class S>
   static void forward(context<B>& ctx, const Selector& selector, const mole_rows<S, B>& rows) {
+    const bool quads = rows.rank % 4 == 0 && rows.z.cols % 4 == 0 && kernels::holds_quads(rows.u) &&
+                       kernels::holds_quads(rows.z);
     kernels::with_group(Selector::name, rows.logits.cols, [&](auto width, auto slots) {
       constexpr int w = decltype(width)::value, s = decltype(slots)::value;
       detail::launch<kernels::row_threads>(
           ctx, kernels::group_blocks<w>(rows.logits.rows), 0,
-          kernels::mole_route_body<w, s, Selector, S, B>{selector, rows});
+          kernels::mole_route_body<w, s, Selector, S, B>{selector, rows, quads});
     });
   }
   template <class Selector, class S>
   static void backward(context<B>& ctx, const Selector& selector, const mole_rows<S, B>& rows,
                        const mole_rows_gradient<S, B>& gradient) {
+    const bool quads = rows.rank % 4 == 0 && gradient.width % 4 == 0 &&
+                       kernels::holds_quads(rows.u) && kernels::holds_quads(gradient.dz) &&
+                       kernels::holds_quads(gradient.du);
     kernels::with_group(Selector::name, rows.logits.cols, [&](auto width, auto slots) {
       constexpr int w = decltype(width)::value, s = decltype(slots)::value;
       detail::launch<kernels::row_threads>(
           ctx, kernels::group_blocks<w>(rows.logits.rows), 0,
-          kernels::mole_route_backward_body<w, s, Selector, S, B>{selector, rows, gradient});
+          kernels::mole_route_backward_body<w, s, Selector, S, B>{selector, rows, gradient, quads});
     });
   }
 };

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/cuda/loops.hpp>
+#include <talpa/ops/gather.hpp>
+
+namespace talpa::ops {
+
+template <kernel_backend B>
+struct gather_impl<B> {
+  /// Over all places for slots: how many are in use only the device knows.
+  template <class T>
+  static void gather(context<B>& ctx, const segments<B>& s, matrix_view<const T, B> x,
+                     matrix_view<T, B> y) {
+    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_HD(index i, index d) {
+      if (i < s.offsets[s.experts()]) y(i, d) = x(s.token_of_slot[i], d);
+    });
+  }
+
+  template <class T>
+  static void combine(context<B>& ctx, const segments<B>& s, matrix_view<const T, B> x,
+                      matrix_view<T, B> y, grad_mode mode) {
+    const bool keeps = mode == grad_mode::accumulate;
+    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_HD(index n, index d) {
+      T sum = keeps ? y(n, d) : T{0};
+      for (index i = s.slot_offset_of_token[n]; i < s.slot_offset_of_token[n + 1]; ++i) {
+        sum += x(s.slot_of_token[i], d);
+      }
+      y(n, d) = sum;
+    });
+  }
+};
+
+}  // namespace talpa::ops

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/parity.hpp"
+
+#include <talpa/cpu/gather.hpp>
+#include <talpa/cpu/segments.hpp>
+#include <talpa/cuda/gather.hpp>
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+
+namespace talpa::cuda_gather_test {
+using support::device;
+using support::on_device;
+
+namespace {
+
+template <class T>
+vector_view<T, device> copy_to(context<device>& ctx, vector_view<T, cpu> from) {
+  const vector_view<T, device> to = ctx.memory.take<T>(from.size);
+  to_device<T, device>(as_column(from), as_column(to));
+  return to;
+}
+
+/// Segments of random tokens, each with 0 to 3 experts, on both backends; four places too many.
+struct both_segments {
+  segments<cpu> host;
+  segments<device> on;
+
+  both_segments(context<cpu>& host_ctx, context<device>& ctx, index tokens, index experts) {
+    support::test_random random(11);
+    matrix<std::uint32_t, cpu> mask(tokens, 1);
+    for (index n = 0; n < tokens; ++n) {
+      for (index k = random.below(4); k > 0; --k) mask(n, 0) |= 1u << random.below(experts);
+    }
+    const matrix<float, cpu> gates(tokens, experts);
+    const index places = ops::count_slots(host_ctx, mask, experts) + 4;
+    host = make_segments(host_ctx.memory, tokens, experts, places);
+    std::fill_n(host.token_of_slot.data, places, -1000000);
+    std::fill_n(host.slot_of_token.data, places, -1000000);
+    ops::build_segments(host_ctx, mask, gates, host, host_ctx.memory.take<float>(places));
+    on = {copy_to(ctx, host.offsets), copy_to(ctx, host.token_of_slot),
+          copy_to(ctx, host.slot_offset_of_token), copy_to(ctx, host.slot_of_token)};
+  }
+};
+
+}  // namespace
+
+TEST_SUITE("cuda/gather") {
+  // Copies, and sums in one order: the same bits on every backend.
+  TEST_CASE_TEMPLATE("gather and combine have the bits of the host", T, float, double) {
+    for (const index tokens : {index{0}, index{1}, support::device_size(129, 5003)}) {
+      CAPTURE(tokens);
+      context<cpu> host(1);
+      context<device> ctx;
+      const both_segments s(host, ctx, tokens, 5);
+      const index places = s.host.capacity(), width = 35;
+      support::test_random random(12);
+      on_device<T> x(support::random_matrix<T>(random, tokens, width));
+      on_device<T> y(support::random_matrix<T>(random, places, width));
+      matrix<T, cpu> slots = y.host();
+      ops::gather(host, s.host, x.host(), slots.view());
+      ops::gather(ctx, s.on, x.view(), y.view());
+      ctx.synchronise();
+      CHECK(support::bit_difference(y.now(), slots) == "");
+      CHECK(y.intact());
+
+      on_device<T> terms(support::random_matrix<T>(random, places, width));
+      for (const grad_mode mode : {grad_mode::overwrite, grad_mode::accumulate}) {
+        on_device<T> sums(support::random_matrix<T>(random, tokens, width));
+        matrix<T, cpu> expected = sums.host();
+        ops::combine(host, s.host, terms.host(), expected.view(), mode);
+        ops::combine(ctx, s.on, terms.view(), sums.view(), mode);
+        ctx.synchronise();
+        CHECK(support::bit_difference(sums.now(), expected) == "");
+        CHECK(sums.intact());
+      }
+    }
+  }
+}
+
+}  // namespace talpa::cuda_gather_test
