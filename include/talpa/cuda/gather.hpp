@@ -4,6 +4,8 @@
 #include <talpa/cuda/loops.hpp>
 #include <talpa/ops/gather.hpp>
 
+#include <cstdint>
+
 namespace talpa::ops {
 
 template <kernel_backend B>
@@ -12,8 +14,10 @@ struct gather_impl<B> {
   template <class T>
   static void gather(context<B>& ctx, const segments<B>& s, matrix_view<const T, B> x,
                      matrix_view<T, B> y) {
+    const index* const used = s.offsets.data + s.experts();
+    const std::int32_t* const token_of_slot = s.token_of_slot.data;
     kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_HD(index i, index d) {
-      if (i < s.offsets[s.experts()]) y(i, d) = x(s.token_of_slot[i], d);
+      if (i < *used) y(i, d) = x(token_of_slot[i], d);
     });
   }
 

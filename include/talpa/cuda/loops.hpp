@@ -227,4 +227,14 @@ void sum_rows(context<B>& ctx, index rows, T* out, const Term& term) {
   sum_columns(ctx, rows, 1, T{0}, out, value_of_row<T>{values.data});
 }
 
+/// <x_r, y_r> of a row.
+template <class T, class B>
+struct row_product {
+  matrix_view<const T, B> x, y;
+  template <class Warp>
+  TALPA_HD T operator()(const Warp& warp, index r) const {
+    return warp.template sum<T>(x.cols, [&](index c) { return x(r, c) * y(r, c); });
+  }
+};
+
 }  // namespace talpa::kernels

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/cuda/loops.hpp>
+#include <talpa/ops/scale.hpp>
+
+namespace talpa::ops {
+
+template <kernel_backend B>
+struct scale_impl<B> {
+  template <class T>
+  static void run(context<B>& ctx, T alpha, matrix_view<const T, B> x, matrix_view<T, B> y) {
+    kernels::for_each_element(ctx, y.rows, y.cols,
+                              [=] TALPA_HD(index n, index d) { y(n, d) = alpha * x(n, d); });
+  }
+};
+
+}  // namespace talpa::ops
