@@ -12,35 +12,40 @@ using support::on_device;
 
 namespace {
 
-/// Something of every total.
-struct reads_everything {
-  static constexpr used_totals uses{.counts = true,
-                                    .probability = true,
-                                    .importance = true,
-                                    .squared_logsumexp = true,
-                                    .affinity = true,
-                                    .row_term = true};
+/// Something of the totals that balance losses read, with its derivatives.
+struct reads_balance {
+  static constexpr used_totals uses{.counts = true, .probability = true, .squared_logsumexp = true};
   double scale;
 
   template <class G, class T>
   TALPA_HD group_value<typename G::template value<T>> operator()(
       const G& g, const totals_row<T>& in, const totals_derivative_row<T>& out) const {
     const auto tokens = g.uniform(in.tokens > T{0} ? in.tokens : T{1});
+    const auto weight = [&](auto e) { return g.load(in.counts, e, T{0}) / tokens; };
+    g.for_each([&](auto e) { g.store(out.probability, e, weight(e)); });
+    const auto sum = g.template sum<T>(
+        [&](auto e) { return math::mul(weight(e), g.load(in.probability, e, T{0})); });
     const auto factor = g.uniform(static_cast<T>(scale));
-    const auto load = [&](row_pointer<const T> row, auto e) {
-      return math::mul(factor, g.load(row, e, T{0}));
-    };
+    return {math::fma(factor, g.uniform(in.squared_logsumexp), sum), factor};
+  }
+};
+
+/// Something of the others.
+struct reads_terms {
+  static constexpr used_totals uses{.importance = true, .affinity = true, .row_term = true};
+
+  template <class G, class T>
+  TALPA_HD group_value<typename G::template value<T>> operator()(
+      const G& g, const totals_row<T>& in, const totals_derivative_row<T>& out) const {
     const auto sum = g.template sum<T>([&](auto e) {
-      return math::mul(load(in.counts, e), g.load(in.probability, e, T{0})) +
-             math::mul(load(in.importance, e), g.load(in.affinity, e, T{0}));
+      return math::mul(g.load(in.importance, e, T{0}), g.load(in.affinity, e, T{0}));
     });
     g.for_each([&](auto e) {
-      g.store(out.probability, e, load(in.counts, e));
-      g.store(out.importance, e, load(in.affinity, e));
-      g.store(out.affinity, e, load(in.importance, e));
+      g.store(out.importance, e, g.load(in.affinity, e, T{0}));
+      g.store(out.affinity, e, g.load(in.importance, e, T{0}));
     });
-    const auto z = g.uniform(in.squared_logsumexp), t = g.uniform(in.row_term);
-    return {math::fma(z, t, sum) / tokens, t, z};
+    const auto t = g.uniform(in.row_term);
+    return {math::fma(t, t, sum), g.uniform(T{0}), t + t};
   }
 };
 
@@ -135,13 +140,13 @@ std::string difference(const Loss& loss, index groups, index experts, group_redu
 
 TEST_SUITE("cuda/group_loss") {
   TEST_CASE_TEMPLATE("group_loss has the bits of the host", T, float, double) {
-    const reads_everything loss{0.3};
+    constexpr auto sum = group_reduction::sum, mean = group_reduction::mean;
     for (const index groups : {index{0}, index{1}, support::device_size(131, 1031)}) {
       CAPTURE(groups);
-      CHECK(difference<T>(loss, groups, 5, group_reduction::sum, grad_mode::overwrite) == "");
-      CHECK(difference<T>(loss, groups, 5, group_reduction::mean, grad_mode::accumulate) == "");
+      CHECK(difference<T>(reads_balance{0.3}, groups, 5, sum, grad_mode::overwrite) == "");
+      CHECK(difference<T>(reads_terms{}, groups, 5, mean, grad_mode::accumulate) == "");
     }
-    CHECK(difference<T>(loss, 3, 33, group_reduction::mean, grad_mode::overwrite) == "");
+    CHECK(difference<T>(reads_balance{0.3}, 3, 33, mean, grad_mode::overwrite) == "");
   }
 
   TEST_CASE("group_loss of counts alone") {
@@ -150,8 +155,8 @@ TEST_SUITE("cuda/group_loss") {
   }
 
   TEST_CASE("the mean over groups none of which has a token is zero") {
-    CHECK(difference<double>(reads_everything{1.0}, 4, 2, group_reduction::mean,
-                             grad_mode::overwrite, false) == "");
+    CHECK(difference<double>(reads_balance{1.0}, 4, 2, group_reduction::mean, grad_mode::overwrite,
+                             false) == "");
   }
 }
 

@@ -118,6 +118,7 @@ struct balanced_assignment {
     warp.for_each(experts, [&](index e) {
       if (settled[e] != 0) price[e] = price[e] + (distance[e] - reached);
     });
+    warp.sync();  // every lane has seen the free place before one takes it
     index to = last;
     while (from[to] != experts) {
       const index e = from[to], moved = mover(e, to);

@@ -43,6 +43,12 @@ concept kernel_backend = backend<B> && runs_kernels<B>;
 
 namespace detail {
 
+/// Whether the threads of a body make no collective call, `static constexpr bool independent = true`.
+template <class Body>
+inline constexpr bool independent_threads = requires {
+  requires Body::independent;
+};
+
 /// Runs a body: `template <int Threads, class Body> static void run(context<B>&, index blocks,
 /// std::size_t shared_bytes, const Body&)`.
 template <class B>

@@ -21,6 +21,8 @@ inline constexpr index loop_blocks = 132 * 16;
 /// Calls f(r, c) for each element, one thread each in turn.
 template <class F>
 struct element_loop {
+  static constexpr bool independent = true;
+
   F f;
   index rows;
   index cols;

@@ -50,4 +50,33 @@ void adamw_update(context<B>& ctx, const adamw_numbers& numbers, input<T, B> dva
   adamw_impl<B>::run(ctx, numbers, dvalue, first, second, value);
 }
 
+/// Whether a backend counts the steps itself, so that a captured step can be replayed: see
+/// adamw_update_counted.
+template <class B>
+inline constexpr bool adamw_counts = requires {
+  requires adamw_impl<B>::counts;
+};
+
+/// Begins the next step of weights whose steps the device counts: powers = [beta1^t, beta2^t] of one
+/// step more. powers [1, 2] starts as ones.
+template <class B>
+void adamw_advance(context<B>& ctx, const adamw_numbers& numbers, matrix_view<double, B> powers) {
+  check_shape("ops::adamw_advance", "powers", powers, 1, 2, "one power of each beta");
+  adamw_impl<B>::advance(ctx, numbers, powers);
+}
+
+/// adamw_update with the bias corrections 1 - powers instead of those of numbers.step. Shapes: as
+/// there, powers [1, 2] as adamw_advance left it.
+template <class B, floating T>
+void adamw_update_counted(context<B>& ctx, const adamw_numbers& numbers, input<double, B> powers,
+                          input<T, B> dvalue, output<T, B> first, output<T, B> second,
+                          matrix_view<T, B> value) {
+  constexpr const char* function = "ops::adamw_update_counted";
+  check_shape(function, "powers", powers, 1, 2, "one power of each beta");
+  check_shape(function, "dvalue", dvalue, value.rows, value.cols, "shape of value");
+  check_shape(function, "first", first, value.rows, value.cols, "shape of value");
+  check_shape(function, "second", second, value.rows, value.cols, "shape of value");
+  adamw_impl<B>::run_counted(ctx, numbers, powers, dvalue, first, second, value);
+}
+
 }  // namespace talpa::ops

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/core/transfer.hpp>
 #include <talpa/ops/adamw.hpp>
 #include <talpa/optim/group.hpp>
 #include <talpa/optim/schedule.hpp>
 
+#include <cmath>
 #include <limits>
 #include <span>
 #include <utility>
@@ -26,6 +28,8 @@ struct adamw_options {
 /// times the group's weight_decay.
 /// State: two numbers for each weight that trains, for trained rows only. After construction a step
 /// allocates nothing.
+/// On a device the steps are counted there, so that a step captured in a CUDA graph goes on counting
+/// when it is replayed (`steps()` counts calls); its learning rates are those of the capture.
 /// Edges: weights with a zero gradient still decay, and still move while their moments fade: an
 /// expert without tokens is not left alone. A parameter that changed what trains of it since
 /// construction is an error.
@@ -59,6 +63,10 @@ class adamw {
       first_.emplace_back(entry.source->grad().rows, entry.source->cols());
       second_.emplace_back(entry.source->grad().rows, entry.source->cols());
     }
+    if constexpr (ops::adamw_counts<B>) {
+      powers_ = matrix<double, B>(1, 2);
+      set_powers();
+    }
   }
   adamw(const adamw&) = delete;
   adamw& operator=(const adamw&) = delete;
@@ -69,6 +77,9 @@ class adamw {
                 "factor", factor, "a finite number >= 0");
     set_.check_unchanged("adamw::step");
     ++steps_;
+    if constexpr (ops::adamw_counts<B>) {
+      ops::adamw_advance(ctx, {.beta1 = options_.beta1, .beta2 = options_.beta2}, powers_.view());
+    }
     for (std::size_t i = 0; i < set_.entries().size(); ++i) {
       const auto& entry = set_.entries()[i];
       const parameter_group<T, B>& group = set_.group_of(entry);
@@ -79,10 +90,15 @@ class adamw {
                                   .weight_decay = group.weight_decay,
                                   .step = steps_};
       for (const row_run& run : entry.runs) {
-        ops::adamw_update(ctx, numbers, entry.source->grad().row_range(run.grad_first, run.rows),
-                          first_[i].view().row_range(run.grad_first, run.rows),
-                          second_[i].view().row_range(run.grad_first, run.rows),
-                          entry.source->value().row_range(run.first, run.rows));
+        const auto grad = entry.source->grad().row_range(run.grad_first, run.rows);
+        const auto first = first_[i].view().row_range(run.grad_first, run.rows);
+        const auto second = second_[i].view().row_range(run.grad_first, run.rows);
+        const auto value = entry.source->value().row_range(run.first, run.rows);
+        if constexpr (ops::adamw_counts<B>) {
+          ops::adamw_update_counted(ctx, numbers, powers_.view(), grad, first, second, value);
+        } else {
+          ops::adamw_update(ctx, numbers, grad, first, second, value);
+        }
       }
     }
   }
@@ -106,14 +122,24 @@ class adamw {
   void resume(index steps) {
     check_at_least("adamw::resume", "steps", steps, 0, "updates so far");
     steps_ = steps;
+    if constexpr (ops::adamw_counts<B>) set_powers();
   }
 
  private:
+  /// The device counts from `steps_` on.
+  void set_powers() {
+    matrix<double, cpu> powers(1, 2);
+    powers(0, 0) = std::pow(options_.beta1, static_cast<double>(steps_));
+    powers(0, 1) = std::pow(options_.beta2, static_cast<double>(steps_));
+    to_device<double, B>(powers, powers_.view());
+  }
+
   parameter_set<T, B> set_;
   adamw_options options_;
   std::vector<matrix<T, B>> first_;   // [trained rows, cols] for each parameter
   std::vector<matrix<T, B>> second_;  // likewise
   index steps_ = 0;
+  matrix<double, B> powers_;  // [1, 2], beta1^steps and beta2^steps where the device counts
 };
 
 }  // namespace talpa

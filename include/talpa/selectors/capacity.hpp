@@ -172,9 +172,9 @@ struct capacity_top_k {
     const auto gates = ctx.scratch.template take<T>(batch.logits.rows, experts);  // [N, E]
     ops::select(ctx, detail::unlimited_top_k<Weight>{k}, batch.logits, batch.padding_mask, gates,
                 mask);
-    const auto places = [capacity_ = capacity, k_ = k, experts](index tokens) {
-      return capacity_.places(tokens, k_, experts);
-    };
+    const auto limit = capacity;
+    const index most = k;
+    const auto places = [=] TALPA_HD(index tokens) { return limit.places(tokens, most, experts); };
     ops::limit_experts(ctx, matrix_view<const T, B>(gates), batch.padding_mask,
                        Group::by_sequence ? batch.more.sequence_length : 0, places, Overflow::order,
                        mask);

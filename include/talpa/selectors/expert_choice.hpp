@@ -72,7 +72,8 @@ struct expert_choice {
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto p = ctx.scratch.template take<T>(batch.logits.rows, experts);  // [N, E]
     ops::select(ctx, detail::every_candidate{}, batch.logits, batch.padding_mask, p, mask);
-    const auto places = [share = factor, experts](index tokens) {
+    const double share = factor;
+    const auto places = [=] TALPA_HD(index tokens) {
       const double most =
           ::floor(static_cast<double>(tokens) * share / static_cast<double>(experts));
       if (most < 1.0) return index{1};

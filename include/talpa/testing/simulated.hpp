@@ -2,8 +2,8 @@
 #pragma once
 
 #include <talpa/core/backend.hpp>
-#include <talpa/core/storage.hpp>
 #include <talpa/core/matrix.hpp>
+#include <talpa/core/storage.hpp>
 #include <talpa/core/workspace.hpp>
 #include <talpa/cuda/kernel.hpp>
 
@@ -132,17 +132,24 @@ class simulated_block {
 
 template <>
 struct launcher<simulated> {
+  /// Threads of the host for a block without barriers: enough for a sanitizer to see a race.
+  static constexpr int few = 8;
+
   template <int Threads, class Body>
   static void run(context<simulated>&, index blocks, std::size_t shared_bytes, const Body& body) {
     simulated_block_state state(Threads, shared_bytes);
+    // Threads that never wait for each other take turns on a few of the host.
+    constexpr int turns = independent_threads<Body> ? Threads / few : 1;
     std::vector<std::thread> threads;
-    threads.reserve(Threads);
-    for (int t = 0; t < Threads; ++t) {
-      threads.emplace_back([&, t] {
+    threads.reserve(Threads / turns);
+    for (int first = 0; first < Threads; first += turns) {
+      threads.emplace_back([&, first] {
         for (index b = 0; b < blocks; ++b) {
-          simulated_block<Threads> block(state, t, b, blocks);
-          body(block);
-          state.all.arrive_and_wait();
+          for (int t = first; t < first + turns; ++t) {
+            simulated_block<Threads> block(state, t, b, blocks);
+            body(block);
+          }
+          if constexpr (turns == 1) state.all.arrive_and_wait();
         }
       });
     }
