@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace talpa::bench {
 namespace {
@@ -42,13 +43,28 @@ struct ceilings {
   double flop_per_us;        // bfloat16 products
 };
 
+/// Four accesses of 16 bytes in flight for each thread.
+struct copy_quads {
+  const kernels::quad<float>* from;
+  kernels::quad<float>* to;
+  template <class Block>
+  TALPA_HD void operator()(Block& block) const {
+    const index first = block.index() * 4 * Block::threads() + block.thread();
+    kernels::quad<float> x[4];
+    TALPA_UNROLL
+    for (int i = 0; i < 4; ++i) x[i] = from[first + i * Block::threads()];
+    TALPA_UNROLL
+    for (int i = 0; i < 4; ++i) to[first + i * Block::threads()] = x[i];
+  }
+};
+
 ceilings measure_ceilings(context<gpu>& ctx, report& out) {
   const index n = index{1} << 28;  // floats: 1 GiB
   matrix<float, gpu> a(1, n), b(1, n);
+  const auto* const from = reinterpret_cast<const kernels::quad<float>*>(a.data());
+  auto* const to = reinterpret_cast<kernels::quad<float>*>(b.data());
   const double copy = microseconds(ctx, [&] {
-    detail::check_cuda(cudaMemcpyAsync(b.data(), a.data(), static_cast<std::size_t>(n) * 4,
-                                       cudaMemcpyDeviceToDevice, ctx.stream),
-                       "copy");
+    detail::launch<256>(ctx, n / (4 * 256 * 4), 0, copy_quads{from, to});
   });
   const index k = 8192;
   const auto x = normal_matrix<bfloat16>(ctx, k, k, 1.0f, 1);
@@ -90,19 +106,9 @@ void layer_lines(context<gpu>& ctx, report& out, const std::string& label, const
     ops::mixed_gemm(ctx, 1.0f, std::as_const(x_close).view(), transpose::no, base.view(),
                     transpose::yes, 0.0f, y.view());
   };
-  const double linear = microseconds(ctx, linear_forward);
-  out.line("frozen linear forward " + at, linear, "TFLOP/s",
-           2e-6 * double(tokens) * double(width) * double(width) / linear);
-  const double linear_step = microseconds(ctx, [&] {
-    linear_forward();
-    ops::mixed_gemm(ctx, 1.0f, std::as_const(dy_close).view(), transpose::no, base.view(),
-                    transpose::no, 0.0f, dx.view());
-  });
-  out.line("frozen linear forward and dx " + at, linear_step, "forward", linear_step / linear);
-
   const auto forward = [&](matrix<S, gpu>& from) {
     const workspace<gpu>::scope scope(ctx.memory);
-    return layer.forward(ctx, p, from.view(), y.view(), mode::training);
+    layer.forward(ctx, p, from.view(), y.view(), mode::training);
   };
   const auto step = [&](matrix<S, gpu>& from, matrix<S, gpu>& gradient) {
     const workspace<gpu>::scope scope(ctx.memory);
@@ -110,17 +116,26 @@ void layer_lines(context<gpu>& ctx, report& out, const std::string& label, const
     layer.backward(ctx, p, kept, from.view(), gradient.view(), dx.view(), grad_mode::overwrite,
                    mode::training);
   };
-  const double padded = microseconds(ctx, [&] { forward(x); });
-  out.line("fused_mole_linear forward, padded rows " + at, padded, "frozen linear",
-           padded / linear);
-  const double close = microseconds(ctx, [&] { forward(x_close); });
-  out.line("fused_mole_linear forward " + at, close, "frozen linear", close / linear);
-  const double padded_step = microseconds(ctx, [&] { step(x, dy); });
-  out.line("fused_mole_linear step, padded rows " + at, padded_step, "frozen linear and dx",
-           padded_step / linear_step);
-  const double close_step = microseconds(ctx, [&] { step(x_close, dy_close); });
-  out.line("fused_mole_linear step " + at, close_step, "frozen linear and dx",
-           close_step / linear_step);
+  step_graph linear(ctx, linear_forward);
+  step_graph linear_step(ctx, [&] {
+    linear_forward();
+    ops::mixed_gemm(ctx, 1.0f, std::as_const(dy_close).view(), transpose::no, base.view(),
+                    transpose::no, 0.0f, dx.view());
+  });
+  step_graph padded(ctx, [&] { forward(x); });
+  step_graph close(ctx, [&] { forward(x_close); });
+  step_graph padded_step(ctx, [&] { step(x, dy); });
+  step_graph close_step(ctx, [&] { step(x_close, dy_close); });
+  const std::vector<double> us =
+      microseconds(ctx, {&linear, &padded, &close, &linear_step, &padded_step, &close_step});
+  out.line("frozen linear forward " + at, us[0], "TFLOP/s",
+           2e-6 * double(tokens) * double(width) * double(width) / us[0]);
+  out.line("fused_mole_linear forward, padded rows " + at, us[1], "frozen linear", us[1] / us[0]);
+  out.line("fused_mole_linear forward " + at, us[2], "frozen linear", us[2] / us[0]);
+  out.line("frozen linear forward and dx " + at, us[3], "forward", us[3] / us[0]);
+  out.line("fused_mole_linear step, padded rows " + at, us[4], "frozen linear and dx",
+           us[4] / us[3]);
+  out.line("fused_mole_linear step " + at, us[5], "frozen linear and dx", us[5] / us[3]);
 }
 
 /// Each launch of one size by itself.

@@ -40,13 +40,14 @@ class step_graph {
   cudaGraphExec_t instance_ = nullptr;
 };
 
-/// Microseconds of one replay: the median over `rounds` of the mean of as many replays as fill
-/// about 5 ms.
-inline double microseconds(context<gpu>& ctx, step_graph& graph, int rounds = 9) {
+/// Microseconds of one replay of each graph: medians over rounds in which every graph has a turn of
+/// about 5 ms, so that a clock that changes with the heat is the same for all of them.
+inline std::vector<double> microseconds(context<gpu>& ctx, const std::vector<step_graph*>& graphs,
+                                        int rounds = 11) {
   cudaEvent_t start, stop;
   detail::check_cuda(cudaEventCreate(&start), "time");
   detail::check_cuda(cudaEventCreate(&stop), "time");
-  const auto once = [&](int replays) {
+  const auto once = [&](step_graph& graph, int replays) {
     detail::check_cuda(cudaEventRecord(start, ctx.stream), "time");
     for (int i = 0; i < replays; ++i) graph.replay();
     detail::check_cuda(cudaEventRecord(stop, ctx.stream), "time");
@@ -55,19 +56,30 @@ inline double microseconds(context<gpu>& ctx, step_graph& graph, int rounds = 9)
     detail::check_cuda(cudaEventElapsedTime(&milliseconds, start, stop), "time");
     return 1e3 * static_cast<double>(milliseconds) / replays;
   };
-  once(3);
-  const int replays = std::clamp(static_cast<int>(5e3 / once(3)), 3, 200);
-  std::vector<double> times;
-  for (int i = 0; i < rounds; ++i) times.push_back(once(replays));
+  std::vector<int> replays;
+  for (step_graph* const g : graphs) {
+    once(*g, 3);
+    replays.push_back(std::clamp(static_cast<int>(5e3 / once(*g, 3)), 3, 200));
+  }
+  std::vector<std::vector<double>> times(graphs.size());
+  for (int r = 0; r < rounds; ++r) {
+    for (std::size_t i = 0; i < graphs.size(); ++i) {
+      times[i].push_back(once(*graphs[i], replays[i]));
+    }
+  }
   cudaEventDestroy(start);
   cudaEventDestroy(stop);
-  std::nth_element(times.begin(), times.begin() + rounds / 2, times.end());
-  return times[static_cast<std::size_t>(rounds / 2)];
+  std::vector<double> medians;
+  for (std::vector<double>& t : times) {
+    std::nth_element(t.begin(), t.begin() + rounds / 2, t.end());
+    medians.push_back(t[static_cast<std::size_t>(rounds / 2)]);
+  }
+  return medians;
 }
 template <class Step>
-double microseconds(context<gpu>& ctx, Step step, int rounds = 9) {
+double microseconds(context<gpu>& ctx, Step step) {
   step_graph graph(ctx, step);
-  return microseconds(ctx, graph, rounds);
+  return microseconds(ctx, std::vector<step_graph*>{&graph}, 9)[0];
 }
 
 /// Lines of a report: a Markdown table on the standard output and one JSON object in a file.

@@ -111,13 +111,13 @@ TEST_SUITE("cuda/coupled_selectors") {
 
   // Up to 256 tokens the plan has the bits of the host, too.
   TEST_CASE("sinkhorn has the bits of the host") {
-    for (const index tokens : {index{0}, index{1}, support::device_size(40, 250)}) {
-      CAPTURE(tokens);
-      CHECK(difference<float>(sinkhorn{1, 1e-2, 4}, tokens, 5) == "");
-      CHECK(difference<float>(sinkhorn{2, 1e-4, 3}, tokens, 5) == "");
-      CHECK(difference<float>(sinkhorn{2}.at(mode::inference), tokens, 5) == "");
-    }
-    CHECK(difference<float>(sinkhorn{3, 1e-2, 3}, 20, 40) == "");
+    const index tokens = support::device_size(30, 250);
+    CHECK(difference<float>(sinkhorn{1, 1e-2, 2}, 0, 5) == "");
+    CHECK(difference<float>(sinkhorn{1, 1e-2, 2}, 1, 5) == "");
+    CHECK(difference<float>(sinkhorn{1, 1e-2, 3}, tokens, 5) == "");
+    CHECK(difference<float>(sinkhorn{2, 1e-4, 2}, tokens, 5) == "");
+    CHECK(difference<float>(sinkhorn{2}.at(mode::inference), tokens, 5) == "");
+    CHECK(difference<float>(sinkhorn{3, 1e-2, 2}, 10, 40) == "");
   }
 
   TEST_CASE("base_assignment has the bits of the host") {

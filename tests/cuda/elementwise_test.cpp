@@ -82,7 +82,7 @@ std::string unequal(both<T>& b) {
   return support::bit_difference(b.there.now(), b.here) + (b.there.intact() ? "" : " outside");
 }
 
-constexpr index rows_of_tests[] = {0, 1, support::device_size(37, 1025)};
+const index rows_of_tests[] = {0, 1, support::device_size(37, 1025)};
 
 }  // namespace
 

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// On a real device only: capture is the runtime's, not ours to simulate.
+#include "products.hpp"
+#include "support/parity.hpp"
+
+#include <talpa/cuda/adamw.hpp>
+#include <talpa/cuda/add.hpp>
+#include <talpa/cuda/convert.hpp>
+#include <talpa/cuda/copy.hpp>
+#include <talpa/cuda/fill.hpp>
+#include <talpa/cuda/group_loss.hpp>
+#include <talpa/cuda/mole_route.hpp>
+#include <talpa/cuda/routing_sums.hpp>
+#include <talpa/layers/fused_mole_linear.hpp>
+#include <talpa/losses/load_balance.hpp>
+#include <talpa/optim/adamw.hpp>
+#include <talpa/selectors/top_k.hpp>
+
+#include <doctest/doctest.h>
+
+#include <utility>
+
+namespace talpa::cuda_graph_test {
+
+namespace {
+
+using S = bfloat16;
+using layer_type = fused_mole_linear<top_k<gate::renormalised>, S>;
+constexpr index inputs = 64, outputs = 48, tokens = 1000;
+
+matrix<S, cpu> batch_of(int step) {
+  support::test_random random(100 + step);
+  matrix<S, cpu> x(tokens, inputs + outputs);
+  for (index i = 0; i < x.size(); ++i) {
+    x.data()[i] = static_cast<S>(static_cast<float>(random.uniform(-2.0, 2.0)));
+  }
+  return x;
+}
+
+/// The weights after some steps, each captured or not.
+struct weights {
+  matrix<float, cpu> a, b, router;
+};
+weights train(bool captured, int steps) {
+  context<gpu> ctx;
+  const layer_type layer{{2}, lora{.rank = 8}, 8};
+  generator random(1);
+  matrix<S, gpu> base(outputs, inputs);
+  to_device<S, gpu>(batch_of(-1).view().row_range(0, outputs).col_range(0, inputs), base.view());
+  auto p = layer.init(ctx, std::as_const(base).view(), random);
+  matrix<S, gpu> x(tokens, layer.padded_inputs(inputs)), y(tokens, outputs),
+      dy(tokens, layer.padded_outputs(outputs)), dx(tokens, inputs);
+  matrix<float, gpu> dlogits(tokens, 8), dgates(tokens, 8), dvalue(1, 1);
+  ops::fill(ctx, 0.01f, dvalue.view());
+  parameter_group<float, gpu> group{.learning_rate = 0.01};
+  group.add(p);
+  adamw<float, gpu> optimiser({group});
+  const load_balance<balance::per_selection, balance::per_layer> even;
+  const auto step = [&] {
+    const workspace<gpu>::scope scope(ctx.memory);
+    const auto kept = layer.forward(ctx, p, x.view(), y.view(), mode::training);
+    const auto loss = even.forward(ctx, kept.routed);
+    routed_gradient<float, gpu> from_losses;
+    from_losses.dlogits = dlogits.view();
+    from_losses.dgates = dgates.view();
+    even.backward(ctx, kept.routed, loss, dvalue, from_losses, grad_mode::overwrite);
+    layer.backward(ctx, p, kept, x.view(), dy.view(), dx.view(), grad_mode::overwrite,
+                   mode::training, &from_losses);
+    optimiser.step(ctx);
+    optimiser.zero_grad(ctx);
+    layer.refresh(ctx, p);
+  };
+  const auto load = [&](int i) {
+    const matrix<S, cpu> batch = batch_of(i);
+    to_device<S, gpu>(batch.view().col_range(0, inputs), x.view().col_range(0, inputs));
+    to_device<S, gpu>(batch.view().col_range(inputs, outputs), dy.view().col_range(0, outputs));
+  };
+  load(0);
+  step();
+  ctx.synchronise();
+  const index allocations = ctx.memory.allocations() + ctx.scratch.allocations();
+  cudaGraphExec_t instance = nullptr;
+  for (int i = 1; i < steps; ++i) {
+    load(i);
+    if (!captured) {
+      step();
+    } else {
+      if (instance == nullptr) {
+        cudaGraph_t graph = nullptr;
+        REQUIRE(cudaStreamBeginCapture(ctx.stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
+        step();
+        REQUIRE(cudaStreamEndCapture(ctx.stream, &graph) == cudaSuccess);
+        REQUIRE(cudaGraphInstantiate(&instance, graph, 0) == cudaSuccess);
+        cudaGraphDestroy(graph);
+      }
+      REQUIRE(cudaGraphLaunch(instance, ctx.stream) == cudaSuccess);
+    }
+    ctx.synchronise();
+  }
+  if (instance != nullptr) cudaGraphExecDestroy(instance);
+  CHECK(ctx.memory.allocations() + ctx.scratch.allocations() == allocations);
+  return {to_host(p.a.value()), to_host(p.b.value()), to_host(p.router.value())};
+}
+
+}  // namespace
+
+TEST_SUITE("cuda/graph") {
+  TEST_CASE("a captured step, replayed on other tokens, does what the step does") {
+    const weights eager = train(false, 5), replayed = train(true, 5);
+    CHECK(support::bit_difference(replayed.a, eager.a) == "");
+    CHECK(support::bit_difference(replayed.b, eager.b) == "");
+    CHECK(support::bit_difference(replayed.router, eager.router) == "");
+  }
+}
+
+}  // namespace talpa::cuda_graph_test

@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+set -u
+
+usage() {
+  cat <<'TEXT'
+Usage: bash tests/gpu_check.sh [--deps DIR] [--out DIR] [--jobs N] [--no-bench] [--no-sanitizers]
+
+Builds and runs on this machine's CUDA device what a device should prove: every op and layer of
+tests/cuda beside the host, twice; a training step captured in a graph; compute-sanitizer on small
+shapes where it works; then the times of bench/cuda and, where python3 has torch, of its peers.
+Needs nvcc and g++. Exits with 77 where no device answers.
+
+  --deps DIR   Eigen and doctest as tests/gpu_stage.sh gathers them (default: /usr/include)
+  --out DIR    where report, JSON and logs go (default: build/gpu)
+  --jobs N     compilers at a time (default: the number of processors)
+TEXT
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+deps=/usr/include out=$root/build/gpu jobs=$(nproc) bench=yes sanitizers=yes
+while [ $# -gt 0 ]; do
+  case $1 in
+    --deps) deps=$(cd "$2" && pwd); shift ;;
+    --out) mkdir -p "$2"; out=$(cd "$2" && pwd); shift ;;
+    --jobs) jobs=$2; shift ;;
+    --no-bench) bench=no ;;
+    --no-sanitizers) sanitizers=no ;;
+    --help) usage; exit 0 ;;
+    *) usage >&2; exit 2 ;;
+  esac
+  shift
+done
+cd "$root" || exit 2
+mkdir -p "$out"
+objects=$out/objects
+mkdir -p "$objects"
+failed=0
+say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
+
+command -v nvcc >/dev/null || { echo "gpu_check.sh: nvcc is not on the PATH" >&2; exit 2; }
+if ! nvidia-smi -L >"$out/device.txt" 2>&1; then
+  echo "no CUDA device answers: skipped"
+  exit 77
+fi
+cat "$out/device.txt"
+capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
+libraries=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")/lib64
+export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+
+nvcc_flags=(-std=c++20 -O2 "-gencode=arch=compute_$capability,code=sm_$capability"
+  --extended-lambda --expt-relaxed-constexpr -diag-suppress "1675,20012,20014,20011,177" -Iinclude)
+test_flags=(-x cu -Itests -Itests/support/gpu -isystem "$deps/eigen3" -isystem "$deps"
+  -Xcompiler -fopenmp)
+export -p >/dev/null
+
+# compile OBJECT COMMAND...: runs the command, with its messages beside the object.
+compile() {
+  local object=$1
+  shift
+  if ! "$@" -o "$object" >"$object.log" 2>&1; then
+    echo "FAILED to compile: $object"
+    grep -m 5 error "$object.log"
+    return 1
+  fi
+}
+
+say "build"
+pids=() built=0
+wait_for_slot() {
+  while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+}
+if [ "$bench" = yes ]; then
+  wait_for_slot
+  compile "$objects/device_bench" nvcc "${nvcc_flags[@]}" bench/cuda/device_bench.cu -lcublasLt &
+  pids+=($!)
+fi
+for source in tests/cuda/*_test.cpp tests/cuda/*_test.cu; do
+  wait_for_slot
+  compile "$objects/$(basename "${source%.*}").o" \
+    nvcc "${nvcc_flags[@]}" "${test_flags[@]}" -c "$source" &
+  pids+=($!)
+done
+for source in main reference eigen_product; do
+  compile "$objects/support_$source.o" g++ -std=c++20 -O2 -fopenmp -Iinclude -Itests \
+    -isystem "$deps/eigen3" -isystem "$deps" -c "tests/support/$source.cpp" &
+  pids+=($!)
+done
+for pid in "${pids[@]}"; do
+  if wait "$pid"; then ((++built)); else ((++failed)); fi
+done
+echo "$built compiled, $failed failed"
+compile "$objects/device_tests" nvcc "${nvcc_flags[@]}" "$objects"/*_test.o "$objects"/support_*.o \
+  -Xcompiler -fopenmp -lcublasLt || ((++failed))
+
+say "parity, graphs and determinism"
+for round in 1 2; do
+  "$objects/device_tests" >"$out/tests.$round.log" 2>&1 || { ((++failed)); grep -B4 -A8 "ERROR" "$out/tests.$round.log" | head -n 60; }
+  tail -n 4 "$out/tests.$round.log" | head -n 3
+done
+
+if [ "$bench" = yes ]; then
+  say "times"
+  "$objects/device_bench" "$out/bench.json" >"$out/bench.md" 2>"$out/bench.log" || { ((++failed)); cat "$out/bench.log"; }
+  cat "$out/bench.md"
+  if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+    say "peers"
+    python3 bench/peers/torch_mole.py --json "$out/peers.json" >"$out/peers.md" 2>"$out/peers.log" || { ((++failed)); tail -n 5 "$out/peers.log"; }
+    cat "$out/peers.md"
+  fi
+fi
+
+if [ "$sanitizers" = yes ] && command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck initcheck synccheck; do
+    say "compute-sanitizer $tool"
+    # Products come from a library whose kernels are not ours to check.
+    if TALPA_DEVICE_SIZES=small timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      "$objects/device_tests" -tse='*fused*,*mole_linear*' >"$out/$tool.log" 2>&1; then
+      tail -n 1 "$out/$tool.log"
+    elif grep -q "not supported\|LibraryNotLoaded" "$out/$tool.log"; then
+      echo "does not work here"
+    else
+      ((++failed))
+      tail -n 8 "$out/$tool.log"
+    fi
+  done
+fi
+
+say "done: $failed failed"
+((failed == 0))
