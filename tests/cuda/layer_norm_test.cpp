@@ -96,7 +96,7 @@ TEST_SUITE("cuda/layer_norm") {
                      float, double) {
     context<device> ctx;
     support::test_random random(13);
-    for (const index rows : {index{0}, index{1}, index{129}, support::device_size(300, 5001)}) {
+    for (const index rows : {index{0}, index{1}, support::device_size(129, 5001)}) {
       constexpr index cols = 37;
       CAPTURE(rows);
       // Far from mean zero, which costs a one-pass variance its digits.

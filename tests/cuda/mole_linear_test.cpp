@@ -87,7 +87,8 @@ trained<T> train(context<B>& ctx, const layer_type& layer, index tokens, int ste
   matrix<T, B> dlogits(tokens, layer.experts), dgates(tokens, layer.experts);
   parameter_group<T, B> group{.learning_rate = 0.01, .weight_decay = 0.1};
   group.add(p.router).add(p.expert);
-  adamw<T, B> optimiser({group});
+  // A large epsilon: AdamW divides by the size of a gradient, and one of rounding errors has none.
+  adamw<T, B> optimiser({group}, {.epsilon = 1e-2});
   const load_balance<balance::per_selection, balance::per_layer> even;
   batch_info<T, B> batch;
   batch.padding_mask = {padding.data(), tokens};
@@ -141,7 +142,7 @@ TEST_SUITE("cuda/mole_linear") {
       const index tokens = support::device_size(21, 1501);
       const auto expected = train<T>(host, layer, tokens, 3);
       const auto found = train<T>(ctx, layer, tokens, 3);
-      CAPTURE(strategy_name(s));
+      CAPTURE(std::string(strategy_name(s)));
       CHECK(distance(found.y, expected.y) <= limit);
       CHECK(distance(found.a, expected.a) <= limit);
       CHECK(distance(found.b, expected.b) <= limit);

@@ -233,7 +233,7 @@ TEST_SUITE("cuda/sequence_rows") {
       CHECK(ctx.scratch.used() == 0);
     };
     compare(0, 3, 5, false);
-    compare(1, 1, 7, false);
+    compare(1, 2, 7, false);
     compare(3, 5, 37, false);
     compare(support::device_size(7, 301), 9, 33, true);
     compare(2, support::device_size(35, 601), 3, true);

@@ -118,7 +118,7 @@ struct group_loss_impl<B> {
       kernels::for_each_row(ctx, 1, kernels::group_weight<T, B>{totals.tokens, weight.data});
     }
     if (groups > 0) {
-      kernels::for_each_group(
+      kernels::for_each_warp_group(
           ctx, "ops::group_loss", groups, experts,
           kernels::group_loss_row<Loss, T, B>{loss, totals, derivative, counts, values,
                                               mean ? weight.data : nullptr});

@@ -74,7 +74,7 @@ struct mole_route_body {
         selector, in.logits, in.padding_mask, in.gates, in.mask, {}};
     for (index first = block.index() * groups; first < rows; first += block.count() * groups) {
       const index n = first + block.thread() / W;
-      if (n < rows) select_row_(group, n);
+      select_row_(group.only(n < rows), n < rows ? n : rows - 1);
       block.sync();
       const index last = first + groups < rows ? first + groups : rows;
       for (index row = first + block.thread() / 32; row < last; row += warps) {
@@ -131,7 +131,7 @@ struct mole_route_backward_body {
       }
       block.sync();
       const index n = first + block.thread() / W;
-      if (n < rows) select_row_(group, n);
+      select_row_(group.only(n < rows), n < rows ? n : rows - 1);
       block.sync();
       for (int i = block.thread() / 32; i < here; i += warps) {
         const index row = first + i;

@@ -73,7 +73,6 @@ struct pair_gates_impl<B> {
     });
   }
 
- private:
   /// [N, E]: the gate of rank r of each token, -1 behind the last; in scratch.
   template <class T>
   static matrix_view<std::int32_t, B> ordered(context<B>& ctx, numbers<T> from, bits from_mask) {

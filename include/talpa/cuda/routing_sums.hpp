@@ -130,8 +130,8 @@ struct routing_row_values {
   Term term;
 
   template <class G>
-  TALPA_HD void operator()(const G& g, index n) const {
-    if (!is_real(in, n)) return;
+  TALPA_HD void operator()(const G& all, index n) const {
+    const auto g = all.only(all.works() && is_real(in, n));
     T* const row = values.row(n);
     if constexpr (has_row_term<Term>) {
       const row_pointer<T> affinity{Term::uses.affinity ? row + at.affinity : nullptr, 0};
@@ -231,15 +231,15 @@ struct routing_sums_backward_row {
   Term term;
 
   template <class G>
-  TALPA_HD void operator()(const G& g, index n) const {
+  TALPA_HD void operator()(const G& all, index n) const {
     if (overwrite) {
-      clear(g, dgates, n);
-      clear(g, dlogits, n);
-      if (!more.dcontrol.empty()) g.store(scalar_at(more.dcontrol, n), T{0});
-      if (!more.dclean.empty()) clear(g, more.dclean, n);
-      if (!more.ddeviation.empty()) clear(g, more.ddeviation, n);
+      clear(all, dgates, n);
+      clear(all, dlogits, n);
+      if (!more.dcontrol.empty()) all.store(scalar_at(more.dcontrol, n), T{0});
+      if (!more.dclean.empty()) clear(all, more.dclean, n);
+      if (!more.ddeviation.empty()) clear(all, more.ddeviation, n);
     }
-    if (!is_real(in, n)) return;
+    const auto g = all.only(all.works() && is_real(in, n));
     const index group = n / group_rows, experts = in.experts();
     const T factor = scale(0, 0);
     if (dout.importance.data != nullptr) {
@@ -272,7 +272,8 @@ struct routing_sums_backward_row {
       if (Term::uses.control) {
         // The lane that holds expert 0 writes what a row has once.
         g.for_each([&](auto e) {
-          if (e.expert() == 0) more.dcontrol(n, 0) = more.dcontrol(n, 0) + control.data[0];
+          if (e.expert() == 0 && g.works())
+            more.dcontrol(n, 0) = more.dcontrol(n, 0) + control.data[0];
         });
       }
     }

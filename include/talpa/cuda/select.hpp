@@ -17,7 +17,8 @@ inline constexpr int row_threads = 128;
 /// Most experts of a row on a device: 32 lanes with 16 registers each.
 inline constexpr index most_row_experts = 512;
 
-/// Calls f(group, n) for each row, W lanes each in turn.
+/// Calls f(group, n) for each row, W lanes each in turn. A warp goes on while one of its rows is
+/// there; beyond the last the group neither reads nor writes.
 template <int W, int Slots, class F>
 struct group_loop {
   F f;
@@ -28,9 +29,9 @@ struct group_loop {
   TALPA_HD void operator()(Block& block) const {
     constexpr index groups = Block::threads() / W;
     const warp_tile<W, Slots, Block> group(block, experts);
-    for (index n = block.index() * groups + block.thread() / W; n < rows;
-         n += block.count() * groups) {
-      f(group, n);
+    for (index first = block.index() * groups; first < rows; first += block.count() * groups) {
+      const index n = first + block.thread() / W;
+      f(group.only(n < rows), n < rows ? n : rows - 1);
     }
   }
 };
@@ -79,6 +80,24 @@ void for_each_group(context<B>& ctx, const char* function, index rows, index exp
   });
 }
 
+/// The same with a whole warp a row, for functions of a row that may return early.
+template <class B, class F>
+void for_each_warp_group(context<B>& ctx, const char* function, index rows, index experts,
+                         const F& f) {
+  check_range(function, "experts", experts, 1, most_row_experts, "experts of a row on a device");
+  const auto run = [&]<int Slots>() {
+    detail::launch<row_threads>(ctx, group_blocks<32>(rows), 0,
+                                group_loop<32, Slots, F>{f, rows, experts});
+  };
+  if (experts <= 32) {
+    run.template operator()<1>();
+  } else if (experts <= 128) {
+    run.template operator()<4>();
+  } else {
+    run.template operator()<16>();
+  }
+}
+
 template <class T, class B>
 TALPA_HD row_pointer<T> row_at(matrix_view<T, B> view, index row) {
   return {view.row(row), view.stride};
@@ -100,16 +119,20 @@ struct select_one_row {
   select_inputs<T, B> more;
 
   template <class G>
-  TALPA_HD void operator()(const G& g, index n) const {
+  TALPA_HD void operator()(const G& all, index n) const {
     const select_row<T> row{row_at(logits, n), row_at(gates, n), row_at(mask, n),
                             row_pointer<const T>{more.bias.data, 0}, scalar_at(more.control, n)};
-    if (!padding_mask.empty() && padding_mask[n] == 0) {
-      g.store_mask(row.mask, [&](auto) { return false; });
-      g.store_row(row.gates, [&](auto) { return T{0}; });
-    } else if constexpr (Replays) {
+    const bool real = padding_mask.empty() || padding_mask[n] != 0;
+    const auto g = all.only(all.works() && real);
+    if constexpr (Replays) {
       selector.replay(g, row);
     } else {
       selector.select(g, row);
+    }
+    const auto rest = all.only(all.works() && !real);
+    if (rest.any(rest.works())) {
+      rest.store_mask(row.mask, [&](auto) { return false; });
+      rest.store_row(row.gates, [&](auto) { return T{0}; });
     }
   }
 };
@@ -125,19 +148,17 @@ struct select_backward_one_row {
   matrix_view<T, B> dcontrol;
 
   template <class G>
-  TALPA_HD void operator()(const G& g, index n) const {
+  TALPA_HD void operator()(const G& all, index n) const {
     const select_gradient_row<T> row{
         row_at(logits, n),          row_at(gates, n),      row_at(mask, n),
         row_at(dgates, n),          row_at(dlogits, n),    row_pointer<const T>{more.bias.data, 0},
         scalar_at(more.control, n), scalar_at(dcontrol, n)};
     std::uint32_t bits = 0;
     for (index w = 0; w < mask.cols; ++w) bits |= mask(n, w);
-    if (bits != 0) {
-      selector.select_backward(g, row);
-    } else {
-      g.store_row(row.dlogits, [&](auto) { return T{0}; });
-      if (dcontrol.data != nullptr) g.store(row.dcontrol, T{0});
-    }
+    selector.select_backward(all.only(all.works() && bits != 0), row);
+    const auto rest = all.only(all.works() && bits == 0);
+    rest.store_row(row.dlogits, [&](auto) { return T{0}; });
+    if (dcontrol.data != nullptr) rest.store(row.dcontrol, T{0});
   }
 };
 

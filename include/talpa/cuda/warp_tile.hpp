@@ -43,6 +43,11 @@ TALPA_HD inline T smaller_number(T a, T b) {
 /// Lane group of W neighbouring lanes of a warp that share one row: the device's form of `sim<W>`.
 /// Lane l holds the elements l, l + W, ..., in Slots registers, so that it serves rows of up to
 /// W * Slots experts.
+///
+/// The 32 / W rows of a warp go together: a collective is one instruction of the whole warp, and
+/// `any` asks all of its rows, as a token_pack asks all of its tokens. So no row may leave alone:
+/// where there is nothing to do for a row, `only(false)` is a group that does the same without
+/// reading or writing.
 template <int W, int Slots, class Block>
 class warp_tile {
   static_assert(W > 0 && W <= 32 && 32 % W == 0,
@@ -60,11 +65,20 @@ class warp_tile {
   };
 
   TALPA_HD warp_tile(Block& block, index experts)
-      : block_(block), experts_(static_cast<int>(experts)), lane_(block.thread() % W) {
-    const int first = block.thread() % 32 / W * W;
-    first_ = first;
-    lanes_ = W == 32 ? 0xffffffffu : ((1u << (W % 32)) - 1u) << first;
+      : block_(block),
+        experts_(static_cast<int>(experts)),
+        limit_(static_cast<int>(experts)),
+        lane_(block.thread() % W),
+        first_(block.thread() % 32 / W * W) {}
+
+  /// This group where the condition holds, else one that reads and writes nothing.
+  TALPA_HD warp_tile only(bool condition) const {
+    warp_tile group(block_, experts_);
+    group.limit_ = condition ? limit_ : 0;
+    return group;
   }
+  /// Whether it reads and writes.
+  TALPA_HD bool works() const { return limit_ > 0; }
 
   TALPA_HD index experts() const { return experts_; }
   template <class T>
@@ -101,14 +115,14 @@ class warp_tile {
     for (int s = 0; s < Slots; ++s) store(row, at(s), f(at(s)));
   }
   template <class T>
-  TALPA_HD static T load(row_scalar<const T> scalar) {
-    return *scalar.data;
+  TALPA_HD T load(row_scalar<const T> scalar) const {
+    return works() ? *scalar.data : T{};
   }
   template <class T>
   TALPA_HD void store(row_scalar<T> scalar, T v) const {
-    if (lane_ == 0) *scalar.data = v;
+    if (lane_ == 0 && works()) *scalar.data = v;
   }
-  TALPA_HD static bool any(bool condition) { return condition; }
+  TALPA_HD bool any(bool condition) const { return block_.ballot(condition, whole_warp) != 0; }
   template <class T, class F>
   TALPA_HD T sum(F f) const {
     constexpr int held = mask_word_bits / W;  // virtual lanes in each lane
@@ -153,8 +167,8 @@ class warp_tile {
     }
     TALPA_UNROLL
     for (int distance = W / 2; distance > 0; distance /= 2) {
-      const T other = block_.shuffle_xor(best, distance, lanes_);
-      const std::int32_t other_expert = block_.shuffle_xor(expert, distance, lanes_);
+      const T other = block_.shuffle_xor(best, distance, whole_warp);
+      const std::int32_t other_expert = block_.shuffle_xor(expert, distance, whole_warp);
       const bool wins = other_expert >= 0 &&
                         (expert < 0 || other > best || (other == best && other_expert < expert));
       best = wins ? other : best;
@@ -217,7 +231,7 @@ class warp_tile {
   }
   template <class T, class F>
   TALPA_HD std::int32_t last_equal(std::int32_t n, T x, F f) const {
-    if (!(x > -std::numeric_limits<T>::infinity())) return -1;
+    const bool some = x > -std::numeric_limits<T>::infinity();
     // Both numbers at once: how many are above x, 65536 times how many equal it.
     std::int32_t counts = 0;
     TALPA_UNROLL
@@ -228,17 +242,19 @@ class warp_tile {
     }
     counts = butterfly(counts, [](std::int32_t a, std::int32_t b) { return a + b; });
     const std::int32_t left = n - counts % 65536;
-    if (counts / 65536 <= left) return experts_ - 1;
-    std::int32_t last = -1, before = 0;
+    const bool cut = some && counts / 65536 > left;
+    std::int32_t last = some ? static_cast<std::int32_t>(experts_ - 1) : -1;
+    if (!any(cut)) return last;
+    std::int32_t before = 0, taken = -1;
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
       const std::uint32_t equal = ballot(inside(at(s)) && f(at(s)) == x);
       const std::int32_t mine = before + std::popcount(equal & ((2u << lane_) - 1u));
       const std::uint32_t ends = ballot((equal >> lane_ & 1u) != 0 && mine == left);
-      last = ends != 0 ? s * W + std::countr_zero(ends) : last;
+      taken = ends != 0 ? s * W + std::countr_zero(ends) : taken;
       before += std::popcount(equal);
     }
-    return last;
+    return cut ? taken : last;
   }
   template <class F>
   TALPA_HD std::int32_t count(F f) const {
@@ -253,12 +269,12 @@ class warp_tile {
   };
   TALPA_HD mask_row load_mask(row_pointer<const std::uint32_t> mask) const {
     static_assert(Slots <= 32);
-    if (mask.data == stored_mask_) return {stored_bits_};
+    if (stores_ && mask.data == stored_mask_) return {stored_bits_};
     mask_row row{0};
     TALPA_UNROLL
     for (int first = 0; first < Slots; first += slots_in_word) {
       const int w = first / slots_in_word;
-      const std::uint32_t word = w < mask_words(experts_) ? mask.data[w] >> lane_ : 0u;
+      const std::uint32_t word = w < mask_words(limit_) ? mask.data[w] >> lane_ : 0u;
       TALPA_UNROLL
       for (int s = 0; s < slots_in_word && first + s < Slots; ++s) {
         row.bits |= inside(at(first + s)) ? (word >> (s * W) & 1u) << (first + s) : 0u;
@@ -280,27 +296,29 @@ class warp_tile {
       word |= ballot(on) << (s % slots_in_word * W);
       if (s % slots_in_word == slots_in_word - 1 || s == Slots - 1) {
         const int w = s / slots_in_word;
-        if (lane_ == w % W && w < mask_words(experts_)) mask.data[w] = word;
+        if (lane_ == w % W && w < mask_words(limit_)) mask.data[w] = word;
         word = 0;
       }
     }
+    stores_ = true;
     stored_mask_ = mask.data;
     stored_bits_ = bits;
-    block_.sync_lanes(lanes_);  // what reads single bits again
+    block_.sync_lanes(whole_warp);  // what reads single bits again
   }
 
  private:
   TALPA_HD element at(int slot) const { return {slot, lane_}; }
-  TALPA_HD bool inside(element e) const { return e.expert() < experts_; }
+  TALPA_HD bool inside(element e) const { return e.expert() < limit_; }
   /// Bit l: the condition of lane l of this group.
   TALPA_HD std::uint32_t ballot(bool condition) const {
-    return block_.ballot(condition, lanes_) >> first_;
+    const std::uint32_t bits = block_.ballot(condition, whole_warp);
+    return W == 32 ? bits : (bits >> first_) & ((1u << (W % 32)) - 1u);
   }
   template <class T, class Combine>
   TALPA_HD T butterfly(T x, Combine combine) const {
     TALPA_UNROLL
     for (int distance = W / 2; distance > 0; distance /= 2) {
-      x = combine(x, block_.shuffle_xor(x, distance, lanes_));
+      x = combine(x, block_.shuffle_xor(x, distance, whole_warp));
     }
     return x;
   }
@@ -329,12 +347,15 @@ class warp_tile {
 
   static constexpr int slots_in_word = mask_word_bits / W;
 
+  static constexpr std::uint32_t whole_warp = 0xffffffffu;
+
   Block& block_;
   int experts_;
+  int limit_;  // experts that it reads and writes: all or none
   int lane_;
-  int first_;
-  std::uint32_t lanes_;
+  int first_;  // lane of the warp that is this group's first
   // The mask that was stored last, for those who read it at once.
+  mutable bool stores_ = false;
   mutable const std::uint32_t* stored_mask_ = nullptr;
   mutable std::uint32_t stored_bits_ = 0;
 };
