@@ -52,7 +52,6 @@ nvcc_flags=(-std=c++20 -O2 "-gencode=arch=compute_$capability,code=sm_$capabilit
   --extended-lambda --expt-relaxed-constexpr -diag-suppress "1675,20012,20014,20011,177" -Iinclude)
 test_flags=(-x cu -Itests -Itests/support/gpu -isystem "$deps/eigen3" -isystem "$deps"
   -Xcompiler -fopenmp)
-export -p >/dev/null
 
 # compile OBJECT COMMAND...: runs the command, with its messages beside the object.
 compile() {
@@ -81,7 +80,11 @@ for source in tests/cuda/*_test.cpp tests/cuda/*_test.cu; do
     nvcc "${nvcc_flags[@]}" "${test_flags[@]}" -c "$source" &
   pids+=($!)
 done
-for source in main reference eigen_product; do
+wait_for_slot
+compile "$objects/support_main.o" nvcc "${nvcc_flags[@]}" -isystem "$deps" -c \
+  tests/support/gpu/main.cu &
+pids+=($!)
+for source in reference eigen_product; do
   compile "$objects/support_$source.o" g++ -std=c++20 -O2 -fopenmp -Iinclude -Itests \
     -isystem "$deps/eigen3" -isystem "$deps" -c "tests/support/$source.cpp" &
   pids+=($!)

@@ -30,7 +30,7 @@ matrix<S, gpu> normal_matrix(context<gpu>& ctx, index rows, index cols, float de
   matrix<S, gpu> m(rows, cols);
   const matrix_view<S, gpu> view = m.view();
   const random_stream stream = generator(seed).next();
-  kernels::for_each_element(ctx, rows, cols, [=] __host__ __device__(index r, index c) {
+  kernels::for_each_element(ctx, rows, cols, [=] TALPA_DEVICE(index r, index c) {
     const auto i = static_cast<std::uint64_t>(r * cols + c);
     view(r, c) = static_cast<S>(deviation * normal<float>(stream, i));
   });

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-// Times of work on a device: captured once in a CUDA graph, so that the gaps between launches of the
-// host do not count, and replayed between two events.
+// Times of work on a device: captured once in a CUDA graph, so that the gaps between launches of
+// the host do not count, and replayed between two events.
 
 namespace talpa::bench {
 

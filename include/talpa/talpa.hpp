@@ -20,14 +20,18 @@
 #include <talpa/core/check.hpp>
 #include <talpa/core/config.hpp>
 #include <talpa/core/error.hpp>
+#include <talpa/core/half.hpp>
 #include <talpa/core/index.hpp>
 #include <talpa/core/lanes.hpp>
 #include <talpa/core/math.hpp>
 #include <talpa/core/matrix.hpp>
 #include <talpa/core/mode.hpp>
+#include <talpa/core/pack.hpp>
 #include <talpa/core/random.hpp>
 #include <talpa/core/row_run.hpp>
 #include <talpa/core/scalar.hpp>
+#include <talpa/core/storage.hpp>
+#include <talpa/core/transfer.hpp>
 #include <talpa/core/view.hpp>
 #include <talpa/core/workspace.hpp>
 #include <talpa/cpu/activation.hpp>
@@ -80,6 +84,7 @@
 #include <talpa/cpu/softmax.hpp>
 #include <talpa/cpu/svd.hpp>
 #include <talpa/cpu/tiled_product.hpp>
+#include <talpa/cpu/token_pack.hpp>
 #include <talpa/cpu/unit_rows.hpp>
 #include <talpa/cpu/weight_norm.hpp>
 #include <talpa/experts/adapted_glu.hpp>

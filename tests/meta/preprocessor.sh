@@ -6,7 +6,7 @@ cd "$1" || exit 2
 find include/talpa -name '*.hpp' -o -name '*.cuh' | LC_ALL=C sort | awk '
 BEGIN {
   symbol["include/talpa/core/config.hpp"] = "__CUDACC__"
-  symbol["include/talpa/core/registers.hpp"] = "__CUDACC__, __AVX__ or __AVX512F__"
+  symbol["include/talpa/core/registers.hpp"] = "__CUDACC__ or __AVX__ or __AVX512F__"
   symbol["include/talpa/cpu/parallel.hpp"] = "_OPENMP"
 }
 function complain(what) { print path ":" line ": " what; bad = 1 }
@@ -34,7 +34,7 @@ function complain(what) { print path ":" line ": " what; bad = 1 }
     } else if (word == "define") {
       sub(/^define[ \t]+/, "", text)
       sub(/[^A-Za-z0-9_].*$/, "", text)
-      if (!(path == "include/talpa/core/config.hpp" && text ~ /^TALPA_(HD|UNROLL)$/) &&
+      if (!(path == "include/talpa/core/config.hpp" && text ~ /^TALPA_(HD|DEVICE|UNROLL)$/) &&
           !(path == "include/talpa/version.hpp" && text ~ /^TALPA_VERSION_(MAJOR|MINOR|PATCH)$/))
         complain("defines the macro " text)
     } else if (word == "undef") {

@@ -17,8 +17,8 @@
 
 namespace talpa::support {
 
-/// A matrix of the host and its copy on the device, which lies inside longer rows: its stride exceeds
-/// its columns, and what is outside must stay as it is.
+/// A matrix of the host and its copy on the device, which lies inside longer rows: its stride
+/// exceeds its columns, and what is outside must stay as it is.
 template <class T>
 class on_device {
  public:
@@ -69,7 +69,8 @@ matrix<double, cpu> in_double(const matrix<T, cpu>& m) {
   return wide;
 }
 
-/// Empty when two matrices have the same bits, but for the payload of a NaN; else where they differ.
+/// Empty when two matrices have the same bits, but for the payload of a NaN; else where they
+/// differ.
 template <class T>
 std::string bit_difference(const matrix<T, cpu>& a, const matrix<T, cpu>& b) {
   if (a.rows() != b.rows() || a.cols() != b.cols()) return "shapes differ";

@@ -11,8 +11,9 @@ struct activation_impl<B> {
   template <class F, class T>
   static void forward(context<B>& ctx, const F& f, matrix_view<const T, B> x, matrix_view<T, B> y) {
     const F function = f;
-    kernels::for_each_element(
-        ctx, y.rows, y.cols, [=] TALPA_HD(index n, index d) { y(n, d) = function.value(x(n, d)); });
+    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_DEVICE(index n, index d) {
+      y(n, d) = function.value(x(n, d));
+    });
   }
 
   template <class F, class T>
@@ -21,7 +22,7 @@ struct activation_impl<B> {
     if (dx_mode == grad_mode::ignore) return;
     const bool adds = dx_mode == grad_mode::accumulate;
     const F function = f;
-    kernels::for_each_element(ctx, dx.rows, dx.cols, [=] TALPA_HD(index n, index d) {
+    kernels::for_each_element(ctx, dx.rows, dx.cols, [=] TALPA_DEVICE(index n, index d) {
       const T slope = dy(n, d) * function.derivative(x(n, d));
       dx(n, d) = adds ? dx(n, d) + slope : slope;
     });

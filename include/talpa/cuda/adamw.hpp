@@ -79,7 +79,7 @@ struct adamw_impl<B> {
                       matrix_view<double, B> powers) {
     const double beta1 = numbers.beta1, beta2 = numbers.beta2;
     kernels::for_each_element(
-        ctx, 1, 2, [=] TALPA_HD(index, index i) { powers(0, i) *= i == 0 ? beta1 : beta2; });
+        ctx, 1, 2, [=] TALPA_DEVICE(index, index i) { powers(0, i) *= i == 0 ? beta1 : beta2; });
   }
 };
 

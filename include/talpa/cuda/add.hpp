@@ -12,13 +12,13 @@ struct add_impl<B> {
   static void add(context<B>& ctx, matrix_view<const T, B> a, matrix_view<const T, B> b,
                   matrix_view<T, B> c) {
     kernels::for_each_element(ctx, c.rows, c.cols,
-                              [=] TALPA_HD(index n, index d) { c(n, d) = a(n, d) + b(n, d); });
+                              [=] TALPA_DEVICE(index n, index d) { c(n, d) = a(n, d) + b(n, d); });
   }
 
   template <class T>
   static void axpy(context<B>& ctx, T alpha, matrix_view<const T, B> x, matrix_view<T, B> y) {
     kernels::for_each_element(ctx, y.rows, y.cols,
-                              [=] TALPA_HD(index n, index d) { y(n, d) += alpha * x(n, d); });
+                              [=] TALPA_DEVICE(index n, index d) { y(n, d) += alpha * x(n, d); });
   }
 };
 

@@ -11,8 +11,9 @@ struct bias_impl<B> {
   template <class T>
   static void run(context<B>& ctx, matrix_view<const T, B> x, matrix_view<const T, B> bias,
                   matrix_view<T, B> y) {
-    kernels::for_each_element(ctx, y.rows, y.cols,
-                              [=] TALPA_HD(index n, index d) { y(n, d) = x(n, d) + bias.data[d]; });
+    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_DEVICE(index n, index d) {
+      y(n, d) = x(n, d) + bias.data[d];
+    });
   }
 };
 

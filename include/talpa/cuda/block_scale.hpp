@@ -13,7 +13,7 @@ struct block_scale_impl<B> {
                       matrix_view<T, B> y) {
     if (x.empty()) return;
     const index rows = x.rows / f.rows;
-    kernels::for_each_element(ctx, x.rows, x.cols, [=] TALPA_HD(index i, index o) {
+    kernels::for_each_element(ctx, x.rows, x.cols, [=] TALPA_DEVICE(index i, index o) {
       y(i, o) = f(i / rows, o) * x(i, o);
     });
   }
@@ -24,7 +24,7 @@ struct block_scale_impl<B> {
                        matrix_view<const T, B> dy, matrix_view<T, B> dx, matrix_view<T, B> df) {
     if (x.empty()) return;
     const index rows = x.rows / f.rows;
-    kernels::for_each_element(ctx, f.rows, x.cols, [=] TALPA_HD(index e, index o) {
+    kernels::for_each_element(ctx, f.rows, x.cols, [=] TALPA_DEVICE(index e, index o) {
       const T factor = f(e, o);
       T sum = df(e, o);
       for (index i = e * rows; i < (e + 1) * rows; ++i) {

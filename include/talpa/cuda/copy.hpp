@@ -12,7 +12,7 @@ struct copy_impl<B> {
   static void run(context<B>& ctx, matrix_view<const T, B> x, matrix_view<T, B> y) {
     if (x.data == y.data) return;
     kernels::for_each_element(ctx, y.rows, y.cols,
-                              [=] TALPA_HD(index n, index d) { y(n, d) = x(n, d); });
+                              [=] TALPA_DEVICE(index n, index d) { y(n, d) = x(n, d); });
   }
 };
 

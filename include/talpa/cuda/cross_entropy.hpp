@@ -89,10 +89,10 @@ struct cross_entropy_impl<B> {
     const vector_view<index, B> counted = saved.counted;
     kernels::sum_columns(
         ctx, labels.size, 1, index{0}, counted.data,
-        [=] TALPA_HD(index n, index) -> index { return labels[n] != ignore_label ? 1 : 0; });
+        [=] TALPA_DEVICE(index n, index) -> index { return labels[n] != ignore_label ? 1 : 0; });
     kernels::sum_rows(ctx, logits.rows, value.data,
                       kernels::cross_entropy_row<T, B>{logits, labels, saved});
-    kernels::for_each_element(ctx, 1, 1, [=] TALPA_HD(index, index) {
+    kernels::for_each_element(ctx, 1, 1, [=] TALPA_DEVICE(index, index) {
       value(0, 0) = counted[0] == 0 ? T{0} : value(0, 0) / static_cast<T>(counted[0]);
     });
   }

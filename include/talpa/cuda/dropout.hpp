@@ -18,7 +18,7 @@ struct dropout_impl<B> {
     const bool adds = y_mode == grad_mode::accumulate;
     const T factor = T{1} / static_cast<T>(keep_probability);
     const index cols = y.cols;
-    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_HD(index n, index d) {
+    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_DEVICE(index n, index d) {
       const auto i = static_cast<std::uint64_t>(n * cols + d);
       const T kept = keep(stream, i, keep_probability) ? factor * x(n, d) : T{0};
       y(n, d) = adds ? y(n, d) + kept : kept;

@@ -11,7 +11,7 @@ struct fill_impl<B> {
   template <class T>
   static void run(context<B>& ctx, T value, matrix_view<T, B> y) {
     kernels::for_each_element(ctx, y.rows, y.cols,
-                              [=] TALPA_HD(index n, index d) { y(n, d) = value; });
+                              [=] TALPA_DEVICE(index n, index d) { y(n, d) = value; });
   }
 };
 

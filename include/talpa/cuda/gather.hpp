@@ -16,7 +16,7 @@ struct gather_impl<B> {
                      matrix_view<T, B> y) {
     const index* const used = s.offsets.data + s.experts();
     const std::int32_t* const token_of_slot = s.token_of_slot.data;
-    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_HD(index i, index d) {
+    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_DEVICE(index i, index d) {
       if (i < *used) y(i, d) = x(token_of_slot[i], d);
     });
   }
@@ -25,7 +25,7 @@ struct gather_impl<B> {
   static void combine(context<B>& ctx, const segments<B>& s, matrix_view<const T, B> x,
                       matrix_view<T, B> y, grad_mode mode) {
     const bool keeps = mode == grad_mode::accumulate;
-    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_HD(index n, index d) {
+    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_DEVICE(index n, index d) {
       T sum = keeps ? y(n, d) : T{0};
       for (index i = s.slot_offset_of_token[n]; i < s.slot_offset_of_token[n + 1]; ++i) {
         sum += x(s.slot_of_token[i], d);

@@ -43,7 +43,8 @@ concept kernel_backend = backend<B> && runs_kernels<B>;
 
 namespace detail {
 
-/// Whether the threads of a body make no collective call, `static constexpr bool independent = true`.
+/// Whether the threads of a body make no collective call, `static constexpr bool independent =
+/// true`.
 template <class Body>
 inline constexpr bool independent_threads = requires {
   requires Body::independent;

@@ -55,7 +55,7 @@ struct kl_divergence_impl<B> {
                       matrix_view<T, B> value) {
     const index rows = p.rows;
     kernels::sum_rows(ctx, rows, value.data, kernels::kl_divergence_row<T, B>{p, q, clip});
-    kernels::for_each_element(ctx, 1, 1, [=] TALPA_HD(index, index) {
+    kernels::for_each_element(ctx, 1, 1, [=] TALPA_DEVICE(index, index) {
       value(0, 0) = rows == 0 ? T{0} : value(0, 0) / static_cast<T>(rows);
     });
   }

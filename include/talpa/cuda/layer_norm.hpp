@@ -83,14 +83,15 @@ struct layer_norm_impl<B> {
     if (dgamma_mode != grad_mode::ignore) {
       const T kept = dgamma_mode == grad_mode::accumulate ? T{1} : T{0};
       const vector_view<T, B> mean = saved.mean, rstd = saved.rstd;
-      kernels::sum_columns(ctx, x.rows, x.cols, kept, dgamma.data, [=] TALPA_HD(index n, index d) {
-        return dy(n, d) * ((x(n, d) - mean[n]) * rstd[n]);
-      });
+      kernels::sum_columns(ctx, x.rows, x.cols, kept, dgamma.data,
+                           [=] TALPA_DEVICE(index n, index d) {
+                             return dy(n, d) * ((x(n, d) - mean[n]) * rstd[n]);
+                           });
     }
     if (dbeta_mode != grad_mode::ignore) {
       const T kept = dbeta_mode == grad_mode::accumulate ? T{1} : T{0};
       kernels::sum_columns(ctx, x.rows, x.cols, kept, dbeta.data,
-                           [=] TALPA_HD(index n, index d) { return dy(n, d); });
+                           [=] TALPA_DEVICE(index n, index d) { return dy(n, d); });
     }
     kernels::with_put(dx_mode, [&](auto put) {
       kernels::for_each_row(

@@ -27,8 +27,8 @@ bool holds_quads(const matrix_view<T, B>& m) {
   return reinterpret_cast<std::uintptr_t>(m.data) % (4 * sizeof(T)) == 0 && m.stride % 4 == 0;
 }
 
-/// Numbers of a row gated in rank space: scale g x of column j, 0 beyond the ranks. An expert that is
-/// off gives 0, whatever x is.
+/// Numbers of a row gated in rank space: scale g x of column j, 0 beyond the ranks. An expert that
+/// is off gives 0, whatever x is.
 struct gated_row {
   const float* gates;
   float scale;

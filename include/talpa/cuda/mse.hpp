@@ -42,7 +42,7 @@ struct mse_impl<B> {
                       matrix_view<T, B> value) {
     const index size = y.rows * y.cols;
     kernels::sum_rows(ctx, y.rows, value.data, kernels::squared_error_row<T, B>{y, target});
-    kernels::for_each_element(ctx, 1, 1, [=] TALPA_HD(index, index) {
+    kernels::for_each_element(ctx, 1, 1, [=] TALPA_DEVICE(index, index) {
       value(0, 0) = size == 0 ? T{0} : value(0, 0) / static_cast<T>(size);
     });
   }

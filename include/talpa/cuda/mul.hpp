@@ -13,7 +13,7 @@ struct mul_impl<B> {
                   matrix_view<T, B> c, grad_mode c_mode) {
     if (c_mode == grad_mode::ignore) return;
     const bool adds = c_mode == grad_mode::accumulate;
-    kernels::for_each_element(ctx, c.rows, c.cols, [=] TALPA_HD(index n, index d) {
+    kernels::for_each_element(ctx, c.rows, c.cols, [=] TALPA_DEVICE(index n, index d) {
       const T product = a(n, d) * b(n, d);
       c(n, d) = adds ? c(n, d) + product : product;
     });

@@ -16,7 +16,7 @@ struct noise_impl<B> {
   static void constant(context<B>& ctx, random_stream stream, T deviation,
                        matrix_view<const T, B> x, matrix_view<T, B> y) {
     const index cols = y.cols;
-    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_HD(index n, index d) {
+    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_DEVICE(index n, index d) {
       const auto i = static_cast<std::uint64_t>(n * cols + d);
       y(n, d) = math::fma(deviation, normal<T>(stream, i), x(n, d));
     });
@@ -27,7 +27,7 @@ struct noise_impl<B> {
                       matrix_view<const T, B> raw, matrix_view<T, B> deviation,
                       matrix_view<T, B> y) {
     const index cols = y.cols;
-    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_HD(index n, index d) {
+    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_DEVICE(index n, index d) {
       const auto i = static_cast<std::uint64_t>(n * cols + d);
       const T size = math::softplus(raw(n, d)) + floor;
       deviation(n, d) = size;
@@ -40,7 +40,7 @@ struct noise_impl<B> {
                                matrix_view<const T, B> dy, matrix_view<const T, B> ddeviation,
                                matrix_view<T, B> draw) {
     const index cols = draw.cols;
-    kernels::for_each_element(ctx, draw.rows, draw.cols, [=] TALPA_HD(index n, index d) {
+    kernels::for_each_element(ctx, draw.rows, draw.cols, [=] TALPA_DEVICE(index n, index d) {
       const auto i = static_cast<std::uint64_t>(n * cols + d);
       const T direct = ddeviation.empty() ? T{0} : ddeviation(n, d);
       const T whole = math::fma(dy(n, d), normal<T>(stream, i), direct);
@@ -54,7 +54,7 @@ struct noise_impl<B> {
     if (y_mode == grad_mode::ignore) return;
     const bool adds = y_mode == grad_mode::accumulate;
     const index cols = y.cols;
-    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_HD(index n, index d) {
+    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_DEVICE(index n, index d) {
       const auto i = static_cast<std::uint64_t>(n * cols + d);
       const T u = math::fma(T{2}, uniform<T>(stream, i), T{-1});
       const T jittered = math::mul(x(n, d), math::fma(width, u, T{1}));

@@ -53,7 +53,7 @@ struct pair_gates_impl<B> {
     const typename workspace<B>::scope scope(ctx.scratch);
     const matrix_view<std::int32_t, B> order = ordered(ctx, from, from_mask);
     const kernels::masked_ranks<T, B> rank{logits, mask};
-    kernels::for_each_element(ctx, gates.rows, gates.cols, [=] TALPA_HD(index n, index j) {
+    kernels::for_each_element(ctx, gates.rows, gates.cols, [=] TALPA_DEVICE(index n, index j) {
       const index r = rank.on(n, j) ? rank(n, j) : order.cols;
       const std::int32_t e = r < order.cols ? order(n, r) : -1;
       gates(n, j) = e < 0 ? T{0} : from(n, e);
@@ -66,7 +66,7 @@ struct pair_gates_impl<B> {
     const typename workspace<B>::scope scope(ctx.scratch);
     const matrix_view<std::int32_t, B> order = ordered(ctx, from, from_mask);
     const kernels::masked_ranks<T, B> rank{logits, mask};
-    kernels::for_each_element(ctx, dgates.rows, dgates.cols, [=] TALPA_HD(index n, index j) {
+    kernels::for_each_element(ctx, dgates.rows, dgates.cols, [=] TALPA_DEVICE(index n, index j) {
       const index r = rank.on(n, j) ? rank(n, j) : order.cols;
       const std::int32_t e = r < order.cols ? order(n, r) : -1;
       if (e >= 0) dfrom(n, e) += dgates(n, j);
@@ -79,8 +79,8 @@ struct pair_gates_impl<B> {
     const auto order = ctx.scratch.template take<std::int32_t>(from.rows, from.cols);
     const kernels::masked_ranks<T, B> rank{from, from_mask};
     kernels::for_each_element(ctx, from.rows, from.cols,
-                              [=] TALPA_HD(index n, index r) { order(n, r) = -1; });
-    kernels::for_each_element(ctx, from.rows, from.cols, [=] TALPA_HD(index n, index e) {
+                              [=] TALPA_DEVICE(index n, index r) { order(n, r) = -1; });
+    kernels::for_each_element(ctx, from.rows, from.cols, [=] TALPA_DEVICE(index n, index e) {
       if (rank.on(n, e)) order(n, rank(n, e)) = static_cast<std::int32_t>(e);
     });
     return order;

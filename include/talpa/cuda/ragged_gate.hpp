@@ -117,7 +117,7 @@ struct ragged_gate_impl<B> {
   static void forward(context<B>& ctx, vector_view<const index, B> blocks,
                       vector_view<const T, B> scales, matrix_view<const T, B> gates,
                       matrix_view<const T, B> u, matrix_view<T, B> z) {
-    kernels::for_each_element(ctx, u.rows, u.cols, [=] TALPA_HD(index n, index j) {
+    kernels::for_each_element(ctx, u.rows, u.cols, [=] TALPA_DEVICE(index n, index j) {
       const index e = kernels::segment_of(blocks.data, gates.cols, j);
       z(n, j) = (scales[e] * gates(n, e)) * u(n, j);
     });
@@ -138,7 +138,7 @@ struct ragged_gate_impl<B> {
                            vector_view<const index, B> blocks, vector_view<const T, B> scales,
                            vector_view<const T, B> gates, matrix_view<const T, B> u,
                            matrix_view<T, B> z) {
-    kernels::for_each_element(ctx, u.rows, u.cols, [=] TALPA_HD(index s, index r) {
+    kernels::for_each_element(ctx, u.rows, u.cols, [=] TALPA_DEVICE(index s, index r) {
       const index experts = offsets.size - 1;
       if (s >= offsets[experts]) return;
       const index e = kernels::segment_of(offsets.data, experts, s);

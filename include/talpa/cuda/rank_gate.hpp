@@ -12,7 +12,7 @@ struct rank_gate_impl<B> {
   static void forward(context<B>& ctx, T scale, matrix_view<const T, B> gates,
                       matrix_view<const T, B> u, matrix_view<T, B> z) {
     const index ranks = u.cols / gates.cols;
-    kernels::for_each_element(ctx, u.rows, u.cols, [=] TALPA_HD(index n, index j) {
+    kernels::for_each_element(ctx, u.rows, u.cols, [=] TALPA_DEVICE(index n, index j) {
       z(n, j) = scale * gates(n, j / ranks) * u(n, j);
     });
   }
@@ -23,7 +23,7 @@ struct rank_gate_impl<B> {
                        matrix_view<const T, B> u, matrix_view<const T, B> dz, matrix_view<T, B> du,
                        matrix_view<T, B> dgates) {
     const index ranks = u.cols / gates.cols;
-    kernels::for_each_element(ctx, u.rows, gates.cols, [=] TALPA_HD(index n, index e) {
+    kernels::for_each_element(ctx, u.rows, gates.cols, [=] TALPA_DEVICE(index n, index e) {
       const T factor = scale * gates(n, e);
       T sum{0};
       for (index j = e * ranks; j < (e + 1) * ranks; ++j) {

@@ -26,7 +26,7 @@ struct reduce_impl<B> {
   template <class T>
   static void column_sum(context<B>& ctx, matrix_view<const T, B> x, T beta, matrix_view<T, B> y) {
     kernels::sum_columns(ctx, x.rows, x.cols, beta, y.data,
-                         [=] TALPA_HD(index n, index d) { return x(n, d); });
+                         [=] TALPA_DEVICE(index n, index d) { return x(n, d); });
   }
 
   template <class T>

@@ -11,7 +11,7 @@ struct scale_impl<B> {
   template <class T>
   static void run(context<B>& ctx, T alpha, matrix_view<const T, B> x, matrix_view<T, B> y) {
     kernels::for_each_element(ctx, y.rows, y.cols,
-                              [=] TALPA_HD(index n, index d) { y(n, d) = alpha * x(n, d); });
+                              [=] TALPA_DEVICE(index n, index d) { y(n, d) = alpha * x(n, d); });
   }
 };
 

@@ -160,7 +160,7 @@ struct segments_impl<B> {
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto counts = ctx.scratch.template take<index>(1, mask.cols);  // of each mask word
     kernels::sum_columns(
-        ctx, mask.rows, mask.cols, index{0}, counts.data, [=] TALPA_HD(index n, index w) {
+        ctx, mask.rows, mask.cols, index{0}, counts.data, [=] TALPA_DEVICE(index n, index w) {
           return static_cast<index>(std::popcount(kernels::bits_below(mask.row(n), w, experts)));
         });
     ctx.synchronise();

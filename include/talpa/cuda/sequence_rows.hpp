@@ -108,25 +108,25 @@ struct sequence_rows_impl<B> {
   static void repeat(context<B>& ctx, matrix_view<const T, B> x, matrix_view<T, B> y,
                      index length) {
     kernels::for_each_element(ctx, y.rows, y.cols,
-                              [=] TALPA_HD(index n, index d) { y(n, d) = x(n / length, d); });
+                              [=] TALPA_DEVICE(index n, index d) { y(n, d) = x(n / length, d); });
   }
 
   template <class T>
   static void sum(context<B>& ctx, matrix_view<const T, B> x, matrix_view<T, B> y, index length) {
-    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_HD(index s, index d) {
+    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_DEVICE(index s, index d) {
       T sum{0};
       for (index i = 0; i < length; ++i) sum += x(s * length + i, d);
       y(s, d) = sum;
     });
   }
 
-  /// Labels are looked at in a checked context, where they are copied to the host; elsewhere a label
-  /// outside its range gives a row of NaN.
+  /// Labels are looked at in a checked context, where they are copied to the host; elsewhere a
+  /// label outside its range gives a row of NaN.
   template <class T>
   static void lookup(context<B>& ctx, const char* name, vector_view<const std::int32_t, B> labels,
                      matrix_view<const T, B> table, matrix_view<T, B> y) {
     if (ctx.checked) check_labels(name, labels, table.rows);
-    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_HD(index s, index d) {
+    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_DEVICE(index s, index d) {
       const index row = labels[s];
       y(s, d) = row >= 0 && row < table.rows ? table(row, d) : std::numeric_limits<T>::quiet_NaN();
     });
@@ -136,7 +136,7 @@ struct sequence_rows_impl<B> {
   template <class T>
   static void lookup_backward(context<B>& ctx, vector_view<const std::int32_t, B> labels,
                               matrix_view<const T, B> dy, index first, matrix_view<T, B> dtable) {
-    kernels::for_each_element(ctx, dtable.rows, dtable.cols, [=] TALPA_HD(index row, index d) {
+    kernels::for_each_element(ctx, dtable.rows, dtable.cols, [=] TALPA_DEVICE(index row, index d) {
       T sum = dtable(row, d);
       for (index s = 0; s < labels.size; ++s) {
         if (labels[s] - first == row) sum += dy(s, d);
@@ -153,7 +153,7 @@ struct sequence_rows_impl<B> {
     if (a.cols > 0) {
       kernels::for_each_row(ctx, a.rows, kernels::attention_softmax_row<T, B>{present, a});
     }
-    kernels::for_each_element(ctx, u.rows, u.cols, [=] TALPA_HD(index s, index d) {
+    kernels::for_each_element(ctx, u.rows, u.cols, [=] TALPA_DEVICE(index s, index d) {
       T sum{0};
       for (index j = 0; j < a.cols; ++j) {
         const index row = s * a.cols + j;
@@ -177,7 +177,7 @@ struct sequence_rows_impl<B> {
                                 kernels::attention_sum<T, B, decltype(put)>{a, slope, h, dq, put});
     });
     if (dh.empty()) return;
-    kernels::for_each_element(ctx, dh.rows, dh.cols, [=] TALPA_HD(index row, index d) {
+    kernels::for_each_element(ctx, dh.rows, dh.cols, [=] TALPA_DEVICE(index row, index d) {
       const index s = row / a.cols, j = row - s * a.cols;
       const T weight = a(s, j);
       if (weight != T{0}) dh(row, d) += weight * du(s, d) + slope(s, j) * q(s, d);

@@ -15,7 +15,7 @@ struct sgd_impl<B> {
     const T momentum = static_cast<T>(numbers.momentum);
     const T decay = static_cast<T>(numbers.weight_decay);
     if (momentum == T{0}) {
-      kernels::for_each_element(ctx, value.rows, value.cols, [=] TALPA_HD(index n, index d) {
+      kernels::for_each_element(ctx, value.rows, value.cols, [=] TALPA_DEVICE(index n, index d) {
         value(n, d) -= rate * (dvalue(n, d) + decay * value(n, d));
       });
       return;
@@ -23,7 +23,7 @@ struct sgd_impl<B> {
     // Plain momentum steps along v; looking ahead steps along g + momentum v.
     const T own = numbers.nesterov ? T{1} : T{0};
     const T ahead = numbers.nesterov ? momentum : T{1};
-    kernels::for_each_element(ctx, value.rows, value.cols, [=] TALPA_HD(index n, index d) {
+    kernels::for_each_element(ctx, value.rows, value.cols, [=] TALPA_DEVICE(index n, index d) {
       const T slope = dvalue(n, d) + decay * value(n, d);
       const T v = momentum * velocity(n, d) + slope;
       velocity(n, d) = v;

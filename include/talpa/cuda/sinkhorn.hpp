@@ -234,7 +234,7 @@ struct sinkhorn_impl<B> {
     // Count from zero again.
     const vector_view<T, B> top = state.top;
     kernels::for_each_element(ctx, 1, tokens,
-                              [=] TALPA_HD(index, index n) { row[n] = row[n] - top[n]; });
+                              [=] TALPA_DEVICE(index, index n) { row[n] = row[n] - top[n]; });
   }
 };
 

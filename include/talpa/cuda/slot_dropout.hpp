@@ -19,7 +19,7 @@ struct slot_dropout_impl<B> {
     const index experts = s.experts(), cols = x.cols;
     const vector_view<index, B> offsets = s.offsets;
     const vector_view<std::int32_t, B> token_of_slot = s.token_of_slot;
-    kernels::for_each_element(ctx, x.rows, x.cols, [=] TALPA_HD(index i, index d) {
+    kernels::for_each_element(ctx, x.rows, x.cols, [=] TALPA_DEVICE(index i, index d) {
       if (i >= offsets[experts]) return;
       // The expert of slot i is the first whose segment ends behind it.
       index low = 0, high = experts - 1;

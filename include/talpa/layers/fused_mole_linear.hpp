@@ -20,21 +20,22 @@
 
 namespace talpa {
 
-/// `mole_linear` of a device, for a frozen base, a linear router and LoRA experts, in the storage S:
-/// y = x W^T + sum_e g_e(x) s B_e A_e x, all experts' ranks at once.
+/// `mole_linear` of a device, for a frozen base, a linear router and LoRA experts, in the storage
+/// S: y = x W^T + sum_e g_e(x) s B_e A_e x, all experts' ranks at once.
 ///
 /// The weights lie in one block [[W, B], [A; Wr, 0]] of [O + G, D + P]: P = E R and G = P + E, each
-/// part rounded up to 8. So x [A; Wr]^T is one product, and where the rows of x have room for P more
-/// numbers, [x, z] [W, B]^T is one more: the adapter costs P / D of the base instead of passes over
-/// y. Likewise dx = [dy, du] [W; A; Wr] where the rows of dy have room for G numbers.
+/// part rounded up to 8. So x [A; Wr]^T is one product, and where the rows of x have room for P
+/// more numbers, [x, z] [W, B]^T is one more: the adapter costs P / D of the base instead of passes
+/// over y. Likewise dx = [dy, du] [W; A; Wr] where the rows of dy have room for G numbers.
 /// Forward: [u, logits] = x [A; Wr]^T in float; gates, mask and z = s g * u by mole_route; y.
 /// Backward: dz = dy B; du and dlogits by mole_route_backward; dx; dB += z^T dy; [dA; dWr] +=
 /// [du, dlogits]^T x, in float.
-/// Shapes: x [N, D] or, with room, [N, D + P]; y [N, O]; dy [N, O] or [N, O + G]; saved: [u, logits]
-/// [N, G] and gates [N, E] in float, mask, z [N, P] in S, which lies behind x where there is room.
+/// Shapes: x [N, D] or, with room, [N, D + P]; y [N, O]; dy [N, O] or [N, O + G]; saved: [u,
+/// logits] [N, G] and gates [N, E] in float, mask, z [N, P] in S, which lies behind x where there
+/// is room.
 /// Ranges: selectors that read the logits of a token alone; no bias, no dropout.
-/// Master weights A, B and Wr are float, as are their gradients: `refresh` rounds them into the block
-/// after a step of an optimiser.
+/// Master weights A, B and Wr are float, as are their gradients: `refresh` rounds them into the
+/// block after a step of an optimiser.
 /// Edges: N = 0; padding gets the base alone; experts without tokens get zero gradients.
 /// Cost: 2 N (D (O + G) + P O) flop forward in three launches; what all experts cost, whatever the
 /// router decides.

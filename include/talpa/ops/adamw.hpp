@@ -57,8 +57,8 @@ inline constexpr bool adamw_counts = requires {
   requires adamw_impl<B>::counts;
 };
 
-/// Begins the next step of weights whose steps the device counts: powers = [beta1^t, beta2^t] of one
-/// step more. powers [1, 2] starts as ones.
+/// Begins the next step of weights whose steps the device counts: powers = [beta1^t, beta2^t] of
+/// one step more. powers [1, 2] starts as ones.
 template <class B>
 void adamw_advance(context<B>& ctx, const adamw_numbers& numbers, matrix_view<double, B> powers) {
   check_shape("ops::adamw_advance", "powers", powers, 1, 2, "one power of each beta");

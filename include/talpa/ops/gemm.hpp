@@ -64,8 +64,8 @@ void gemm(context<B>& ctx, T alpha, input<T, B> a, transpose ta, input<T, B> b, 
   gemm_impl<B>::run(ctx, alpha, a, ta, b, tb, beta, c);
 }
 
-/// The product of stored numbers, half or whole, with sums in `sum_type<S>` and one rounding to C at
-/// the end: c = alpha op(a) op(b) + beta c.
+/// The product of stored numbers, half or whole, with sums in `sum_type<S>` and one rounding to C
+/// at the end: c = alpha op(a) op(b) + beta c.
 ///
 /// Shapes, edges and cost as gemm. C is S, or float for half S (master gradients, logits).
 /// Determinism: the same bits on every run.

@@ -7,8 +7,8 @@
 
 namespace talpa {
 
-/// What mole_route reads and writes. The columns of `products` are [A x, room up to `width`, x Wr^T,
-/// room].
+/// What mole_route reads and writes. The columns of `products` are [A x, room up to `width`, x
+/// Wr^T, room].
 template <class S, backend B>
 struct mole_rows {
   matrix_view<const float, B> u;                    // [N, E R], A x
@@ -71,8 +71,8 @@ struct mole_route_impl {
 ///
 /// Backward: see mole_route_backward.
 /// Shapes: as mole_rows says.
-/// Edges: padding gets neither gates, mask nor z; NaN gates of a row that cannot be routed make its z
-/// NaN on the first max_selected experts.
+/// Edges: padding gets neither gates, mask nor z; NaN gates of a row that cannot be routed make its
+/// z NaN on the first max_selected experts.
 /// Cost: one launch; reads logits and u, writes gates, mask and z.
 /// Determinism: gates and mask have the bits of ops::select on every backend.
 /// Throws: shape_error; value_error from the selector's validate.

@@ -28,8 +28,9 @@ struct adamw_options {
 /// times the group's weight_decay.
 /// State: two numbers for each weight that trains, for trained rows only. After construction a step
 /// allocates nothing.
-/// On a device the steps are counted there, so that a step captured in a CUDA graph goes on counting
-/// when it is replayed (`steps()` counts calls); its learning rates are those of the capture.
+/// On a device the steps are counted there, so that a step captured in a CUDA graph goes on
+/// counting when it is replayed (`steps()` counts calls); its learning rates are those of the
+/// capture.
 /// Edges: weights with a zero gradient still decay, and still move while their moments fade: an
 /// expert without tokens is not left alone. A parameter that changed what trains of it since
 /// construction is an error.

@@ -69,6 +69,14 @@ struct per_sequence {
 
 namespace detail {
 
+/// Places of an expert among so many tokens.
+template <class Capacity>
+struct places_of {
+  Capacity capacity;
+  index k, experts;
+  TALPA_HD index operator()(index tokens) const { return capacity.places(tokens, k, experts); }
+};
+
 /// The top k of each token, as they are before any limit.
 template <class Weight>
 struct unlimited_top_k {
@@ -172,9 +180,7 @@ struct capacity_top_k {
     const auto gates = ctx.scratch.template take<T>(batch.logits.rows, experts);  // [N, E]
     ops::select(ctx, detail::unlimited_top_k<Weight>{k}, batch.logits, batch.padding_mask, gates,
                 mask);
-    const auto limit = capacity;
-    const index most = k;
-    const auto places = [=] TALPA_HD(index tokens) { return limit.places(tokens, most, experts); };
+    const detail::places_of<Capacity> places{capacity, k, experts};
     ops::limit_experts(ctx, matrix_view<const T, B>(gates), batch.padding_mask,
                        Group::by_sequence ? batch.more.sequence_length : 0, places, Overflow::order,
                        mask);

@@ -33,6 +33,18 @@ struct every_candidate {
   }
 };
 
+/// max(1, floor(tokens factor / experts)), no more than there are tokens.
+struct fair_places {
+  double factor;
+  index experts;
+  TALPA_HD index operator()(index tokens) const {
+    const double most =
+        ::floor(static_cast<double>(tokens) * factor / static_cast<double>(experts));
+    if (most < 1.0) return 1;
+    return most < static_cast<double>(tokens) ? static_cast<index>(most) : tokens;
+  }
+};
+
 }  // namespace detail
 
 /// Selector in which experts choose tokens: each takes the c that like it most.
@@ -72,13 +84,7 @@ struct expert_choice {
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto p = ctx.scratch.template take<T>(batch.logits.rows, experts);  // [N, E]
     ops::select(ctx, detail::every_candidate{}, batch.logits, batch.padding_mask, p, mask);
-    const double share = factor;
-    const auto places = [=] TALPA_HD(index tokens) {
-      const double most =
-          ::floor(static_cast<double>(tokens) * share / static_cast<double>(experts));
-      if (most < 1.0) return index{1};
-      return most < static_cast<double>(tokens) ? static_cast<index>(most) : tokens;
-    };
+    const detail::fair_places places{factor, experts};
     ops::limit_experts(ctx, matrix_view<const T, B>(p), batch.padding_mask, 0, places,
                        limit_order::score, mask);
   }
