@@ -49,7 +49,7 @@ libraries=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")/lib64
 export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 nvcc_flags=(-std=c++20 -O2 "-gencode=arch=compute_$capability,code=sm_$capability"
-  --extended-lambda --expt-relaxed-constexpr -diag-suppress "1675,20012,20014,20011,177" -Iinclude)
+  --extended-lambda --expt-relaxed-constexpr -diag-suppress 1675,20012,177 -diag-error 20014,20011 -Iinclude)
 test_flags=(-x cu -Itests -Itests/support/gpu -isystem "$deps/eigen3" -isystem "$deps"
   -Xcompiler -fopenmp)
 

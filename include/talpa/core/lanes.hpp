@@ -80,8 +80,8 @@ class lane_scratch {
     data_ = data + skipped;
     bytes_ = bytes - skipped;
   }
-  void reset() { used_ = 0; }
-  void* take(std::size_t bytes) {
+  TALPA_HD void reset() { used_ = 0; }
+  TALPA_HD void* take(std::size_t bytes) {
     void* const start = data_ + used_;
     used_ += (bytes + 63) / 64 * 64;
     return used_ <= bytes_ ? start : nullptr;
@@ -198,7 +198,7 @@ template <class Value>
 struct element_array {
   Value* data;
   template <class Element>
-  [[gnu::always_inline]] Value& operator[](Element e) const {
+  [[gnu::always_inline]] TALPA_HD Value& operator[](Element e) const {
     return data[e.slot];
   }
 };
@@ -214,53 +214,53 @@ class serial {
 
   struct element {
     index slot;
-    std::int32_t expert() const { return static_cast<std::int32_t>(slot); }
+    TALPA_HD std::int32_t expert() const { return static_cast<std::int32_t>(slot); }
   };
 
-  serial(index experts, lane_scratch* scratch) : experts_(experts), scratch_(scratch) {}
+  TALPA_HD serial(index experts, lane_scratch* scratch) : experts_(experts), scratch_(scratch) {}
 
-  index experts() const { return experts_; }
+  TALPA_HD index experts() const { return experts_; }
   template <class T>
-  static T uniform(T c) {
+  TALPA_HD static T uniform(T c) {
     return c;
   }
   template <class F>
-  [[gnu::always_inline]] void for_each(F f) const {
+  [[gnu::always_inline]] TALPA_HD void for_each(F f) const {
     for (index e = 0; e < experts_; ++e) f(element{e});
   }
   template <class T>
-  detail::element_array<T> elements() const {
+  TALPA_HD detail::element_array<T> elements() const {
     return {static_cast<T*>(scratch_->take(static_cast<std::size_t>(experts_) * sizeof(T)))};
   }
   template <class T>
-  static T load(row_pointer<const T> row, element e, T) {
+  TALPA_HD static T load(row_pointer<const T> row, element e, T) {
     return row.data[e.slot];
   }
   template <class T>
-  static void store(row_pointer<T> row, element e, T v) {
+  TALPA_HD static void store(row_pointer<T> row, element e, T v) {
     row.data[e.slot] = v;
   }
   template <class T>
-  detail::element_array<T> load_row(row_pointer<const T> row, T) const {
+  TALPA_HD detail::element_array<T> load_row(row_pointer<const T> row, T) const {
     const auto x = elements<T>();
     for (index e = 0; e < experts_; ++e) x.data[e] = row.data[e];
     return x;
   }
   template <class T, class F>
-  [[gnu::always_inline]] void store_row(row_pointer<T> row, F f) const {
+  [[gnu::always_inline]] TALPA_HD void store_row(row_pointer<T> row, F f) const {
     for (index e = 0; e < experts_; ++e) row.data[e] = f(element{e});
   }
   template <class T>
-  static T load(row_scalar<const T> scalar) {
+  TALPA_HD static T load(row_scalar<const T> scalar) {
     return *scalar.data;
   }
   template <class T>
-  static void store(row_scalar<T> scalar, T v) {
+  TALPA_HD static void store(row_scalar<T> scalar, T v) {
     *scalar.data = v;
   }
-  static bool any(bool condition) { return condition; }
+  TALPA_HD static bool any(bool condition) { return condition; }
   template <class T, class F>
-  [[gnu::always_inline]] T sum(F f) const {
+  [[gnu::always_inline]] TALPA_HD T sum(F f) const {
     T lanes[mask_word_bits] = {};
     for (index e = 0; e < experts_; ++e) {
       T& lane = lanes[e % mask_word_bits];
@@ -269,7 +269,7 @@ class serial {
     return detail::canonical_tree(lanes, experts_);
   }
   template <class T, class F>
-  [[gnu::always_inline]] T max(F f) const {
+  [[gnu::always_inline]] TALPA_HD T max(F f) const {
     T best = -std::numeric_limits<T>::infinity();
     for (index e = 0; e < experts_; ++e) {
       const T x = f(element{e});
@@ -278,7 +278,7 @@ class serial {
     return best;
   }
   template <class T, class F, class A>
-  [[gnu::always_inline]] expert_value<T, std::int32_t> arg_max(F f, A active) const {
+  [[gnu::always_inline]] TALPA_HD expert_value<T, std::int32_t> arg_max(F f, A active) const {
     expert_value<T, std::int32_t> best{-std::numeric_limits<T>::infinity(), -1};
     for (index e = 0; e < experts_; ++e) {
       const T x = f(element{e});
@@ -289,7 +289,7 @@ class serial {
     return best;
   }
   template <class T, class F>
-  detail::rank_array<T> ranks(index most, F f) const {
+  TALPA_HD detail::rank_array<T> ranks(index most, F f) const {
     T* const r = elements<T>().data;
     if (most > few_ranks) {
       for (index e = 0; e < experts_; ++e) r[e] = f(element{e});
@@ -307,7 +307,7 @@ class serial {
     return {r};
   }
   template <class T, class F>
-  std::int32_t last_equal(std::int32_t n, T x, F f) const {
+  TALPA_HD std::int32_t last_equal(std::int32_t n, T x, F f) const {
     if (!(x > -std::numeric_limits<T>::infinity())) return -1;
     std::int32_t left = n, equal = 0;
     for (index e = 0; e < experts_; ++e) {
@@ -326,23 +326,23 @@ class serial {
     return last;
   }
   template <class F>
-  [[gnu::always_inline]] std::int32_t count(F f) const {
+  [[gnu::always_inline]] TALPA_HD std::int32_t count(F f) const {
     std::int32_t n = 0;
     for (index e = 0; e < experts_; ++e) n += f(element{e}) ? 1 : 0;
     return n;
   }
   struct mask_row {
     const std::uint32_t* words;
-    bool operator()(element e) const {
+    TALPA_HD bool operator()(element e) const {
       return ((words[e.slot / mask_word_bits] >> (e.slot % mask_word_bits)) & 1u) != 0;
     }
   };
-  static mask_row load_mask(row_pointer<const std::uint32_t> mask) { return {mask.data}; }
-  static bool load_bit(row_pointer<const std::uint32_t> mask, element e) {
+  TALPA_HD static mask_row load_mask(row_pointer<const std::uint32_t> mask) { return {mask.data}; }
+  TALPA_HD static bool load_bit(row_pointer<const std::uint32_t> mask, element e) {
     return ((mask.data[e.slot / mask_word_bits] >> (e.slot % mask_word_bits)) & 1u) != 0;
   }
   template <class F>
-  [[gnu::always_inline]] void store_mask(row_pointer<std::uint32_t> mask, F f) const {
+  [[gnu::always_inline]] TALPA_HD void store_mask(row_pointer<std::uint32_t> mask, F f) const {
     for (index w = 0; w < mask_words(experts_); ++w) {
       std::uint32_t word = 0;
       const index first = w * mask_word_bits;

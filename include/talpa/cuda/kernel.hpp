@@ -5,6 +5,7 @@
 #include <talpa/core/config.hpp>
 #include <talpa/core/index.hpp>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -42,6 +43,11 @@ template <class B>
 concept kernel_backend = backend<B> && runs_kernels<B>;
 
 namespace detail {
+
+/// Position of the lowest bit that is set, 32 for none. std::countr_zero is host code for nvcc.
+TALPA_HD constexpr int lowest_bit(std::uint32_t bits) {
+  return std::popcount((bits & (0u - bits)) - 1u);
+}
 
 /// Whether the threads of a body make no collective call, `static constexpr bool independent =
 /// true`.

@@ -25,7 +25,7 @@ struct masked_ranks {
     index before = 0;
     for (index w = 0; w < mask.cols; ++w) {
       for (std::uint32_t bits = mask(n, w); bits != 0; bits &= bits - 1u) {
-        const index i = w * mask_word_bits + std::countr_zero(bits);
+        const index i = w * mask_word_bits + detail::lowest_bit(bits);
         if (i >= values.cols) break;
         const T other = values(n, i);
         const bool equal = other == mine || (other != other && mine != mine);

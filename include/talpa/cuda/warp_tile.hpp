@@ -251,7 +251,7 @@ class warp_tile {
       const std::uint32_t equal = ballot(inside(at(s)) && f(at(s)) == x);
       const std::int32_t mine = before + std::popcount(equal & ((2u << lane_) - 1u));
       const std::uint32_t ends = ballot((equal >> lane_ & 1u) != 0 && mine == left);
-      taken = ends != 0 ? s * W + std::countr_zero(ends) : taken;
+      taken = ends != 0 ? s * W + detail::lowest_bit(ends) : taken;
       before += std::popcount(equal);
     }
     return cut ? taken : last;

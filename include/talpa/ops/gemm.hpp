@@ -71,9 +71,11 @@ void gemm(context<B>& ctx, T alpha, input<T, B> a, transpose ta, input<T, B> b, 
 /// Determinism: the same bits on every run.
 /// Throws: shape_error when the shapes do not fit.
 template <class B, storage_scalar S, class C>
-requires(std::same_as<C, S> || std::same_as<C, sum_type<S>>) void mixed_gemm(
-    context<B>& ctx, sum_type<S> alpha, matrix_view<const S, B> a, transpose ta,
-    matrix_view<const S, B> b, transpose tb, sum_type<S> beta, matrix_view<C, B> c) {
+requires(std::same_as<C, S> ||
+         std::same_as<C, sum_type<S>>) void mixed_gemm(context<B>& ctx, sum_type<S> alpha,
+                                                       matrix_view<const S, B> a, transpose ta,
+                                                       matrix_view<const S, B> b, transpose tb,
+                                                       sum_type<S> beta, matrix_view<C, B> c) {
   detail::check_product("ops::mixed_gemm", a, ta, b, tb, c);
   gemm_impl<B>::run(ctx, alpha, a, ta, b, tb, beta, c);
 }

@@ -25,9 +25,9 @@ struct routed_rows {
   matrix_view<const T, B> clean{};      // [N, E] logits before noise, empty without one
   matrix_view<const T, B> deviation{};  // [N, E] of the noise, empty where none was drawn
 
-  index tokens() const { return logits.rows; }
-  index experts() const { return logits.cols; }
-  index groups() const { return group_rows == 0 ? 1 : tokens() / group_rows; }
+  TALPA_HD index tokens() const { return logits.rows; }
+  TALPA_HD index experts() const { return logits.cols; }
+  TALPA_HD index groups() const { return group_rows == 0 ? 1 : tokens() / group_rows; }
 };
 
 /// Sums over the real tokens of each group. A member without data is not wanted.

@@ -27,10 +27,10 @@ struct segments {
   vector_view<index, B> slot_offset_of_token;  // [N + 1]
   vector_view<std::int32_t, B> slot_of_token;  // [S]
 
-  index experts() const { return offsets.size - 1; }
-  index tokens() const { return slot_offset_of_token.size - 1; }
+  TALPA_HD index experts() const { return offsets.size - 1; }
+  TALPA_HD index tokens() const { return slot_offset_of_token.size - 1; }
   /// Places for slots; offsets[E] of them are in use.
-  index capacity() const { return token_of_slot.size; }
+  TALPA_HD index capacity() const { return token_of_slot.size; }
 };
 
 /// Bytes that make_segments takes from a workspace.

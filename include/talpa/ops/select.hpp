@@ -59,7 +59,9 @@ struct assign_batch {
   select_inputs<T, B> more;
 
   /// Tokens of one sequence.
-  index sequence() const { return more.sequence_length > 0 ? more.sequence_length : logits.rows; }
+  TALPA_HD index sequence() const {
+    return more.sequence_length > 0 ? more.sequence_length : logits.rows;
+  }
 };
 
 namespace detail {

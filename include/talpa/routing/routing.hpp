@@ -27,8 +27,8 @@ struct routing_view {
       const routing_view<U, B>& other)  // NOLINT: conversion intended
       : gates(other.gates), mask(other.mask) {}
 
-  index tokens() const { return gates.rows; }
-  index experts() const { return gates.cols; }
+  TALPA_HD index tokens() const { return gates.rows; }
+  TALPA_HD index experts() const { return gates.cols; }
   /// Whether expert e is on for token n. Host memory only.
   bool on(index n, index e) const {
     return ((mask(n, e / mask_word_bits) >> (e % mask_word_bits)) & 1u) != 0;
