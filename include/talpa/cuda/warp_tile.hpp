@@ -41,8 +41,9 @@ TALPA_HD inline T smaller_number(T a, T b) {
 }  // namespace detail
 
 /// Lane group of W neighbouring lanes of a warp that share one row: the device's form of `sim<W>`.
-/// Lane l holds the elements l, l + W, ..., in Slots registers, so that it serves rows of up to
-/// W * Slots experts.
+/// It serves rows of up to W * Slots experts. Of each W * chunk of them lane l holds `chunk`
+/// neighbours, from l * chunk on, so that a lane reads and writes several at once and the lanes of a
+/// group whole lines of memory. These are the virtual lanes l * chunk + i of the canonical reduction.
 ///
 /// The 32 / W rows of a warp go together: a collective is one instruction of the whole warp, and
 /// `any` asks all of its rows, as a token_pack asks all of its tokens. So no row may leave alone:
@@ -58,10 +59,16 @@ class warp_tile {
   template <class T>
   using value = T;
 
+  /// Neighbours in a lane: as many as there are virtual lanes to a lane, if it holds so many.
+  static constexpr int chunk = Slots < mask_word_bits / W ? Slots : mask_word_bits / W;
+  static_assert(Slots % chunk == 0, "talpa: a lane holds whole chunks");
+
   struct element {
     int slot;
     int lane;
-    TALPA_HD std::int32_t expert() const { return static_cast<std::int32_t>(slot * W + lane); }
+    TALPA_HD std::int32_t expert() const {
+      return static_cast<std::int32_t>(slot / chunk * (W * chunk) + lane * chunk + slot % chunk);
+    }
   };
 
   TALPA_HD warp_tile(Block& block, index experts)
@@ -105,14 +112,36 @@ class warp_tile {
   template <class T>
   TALPA_HD detail::slot_array<T, Slots> load_row(row_pointer<const T> row, T fill) const {
     detail::slot_array<T, Slots> x;
-    TALPA_UNROLL
-    for (int s = 0; s < Slots; ++s) x.values[s] = load(row, at(s), fill);
+    if (takes_vectors(row.data)) {
+      TALPA_UNROLL
+      for (int s = 0; s < Slots; s += vector_size<T>) {
+        vector<T> v;
+        TALPA_UNROLL
+        for (int i = 0; i < vector_size<T>; ++i) v.values[i] = fill;
+        if (inside(at(s))) v = *reinterpret_cast<const vector<T>*>(row.data + at(s).expert());
+        TALPA_UNROLL
+        for (int i = 0; i < vector_size<T>; ++i) x.values[s + i] = v.values[i];
+      }
+    } else {
+      TALPA_UNROLL
+      for (int s = 0; s < Slots; ++s) x.values[s] = load(row, at(s), fill);
+    }
     return x;
   }
   template <class T, class F>
   TALPA_HD void store_row(row_pointer<T> row, F f) const {
-    TALPA_UNROLL
-    for (int s = 0; s < Slots; ++s) store(row, at(s), f(at(s)));
+    if (takes_vectors(row.data)) {
+      TALPA_UNROLL
+      for (int s = 0; s < Slots; s += vector_size<T>) {
+        vector<T> v;
+        TALPA_UNROLL
+        for (int i = 0; i < vector_size<T>; ++i) v.values[i] = f(at(s + i));
+        if (inside(at(s))) *reinterpret_cast<vector<T>*>(row.data + at(s).expert()) = v;
+      }
+    } else {
+      TALPA_UNROLL
+      for (int s = 0; s < Slots; ++s) store(row, at(s), f(at(s)));
+    }
   }
   template <class T>
   TALPA_HD T load(row_scalar<const T> scalar) const {
@@ -125,24 +154,27 @@ class warp_tile {
   TALPA_HD bool any(bool condition) const { return block_.ballot(condition, whole_warp) != 0; }
   template <class T, class F>
   TALPA_HD T sum(F f) const {
-    constexpr int held = mask_word_bits / W;  // virtual lanes in each lane
-    constexpr int used = Slots < held ? Slots : held;
-    T lanes[used];
+    T lanes[chunk];  // virtual lanes
     TALPA_UNROLL
-    for (int i = 0; i < used; ++i) lanes[i] = T{0};
+    for (int i = 0; i < chunk; ++i) lanes[i] = T{0};
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
-      lanes[s % used] = lanes[s % used] + (inside(at(s)) ? f(at(s)) : T{0});
+      lanes[s % chunk] = lanes[s % chunk] + (inside(at(s)) ? f(at(s)) : T{0});
     }
-    // The upper half of the virtual lanes onto the lower; those beyond `used` hold +0.
+    // The upper half of the virtual lanes onto the lower, first those of other lanes.
     TALPA_UNROLL
-    for (int half = held / 2; half > 0; half /= 2) {
+    for (int distance = W / 2; distance > 0; distance /= 2) {
       TALPA_UNROLL
-      for (int i = 0; i < half; ++i) {
-        if (i + half < used) lanes[i] = lanes[i] + lanes[i + half];
+      for (int i = 0; i < chunk; ++i) {
+        lanes[i] = lanes[i] + block_.shuffle_xor(lanes[i], distance, whole_warp);
       }
     }
-    return butterfly(lanes[0], [](T a, T b) { return a + b; });
+    TALPA_UNROLL
+    for (int half = chunk / 2; half > 0; half /= 2) {
+      TALPA_UNROLL
+      for (int i = 0; i < half; ++i) lanes[i] = lanes[i] + lanes[i + half];
+    }
+    return lanes[0];
   }
   template <class T, class F>
   TALPA_HD T max(F f) const {
@@ -247,12 +279,26 @@ class warp_tile {
     if (!any(cut)) return last;
     std::int32_t before = 0, taken = -1;
     TALPA_UNROLL
-    for (int s = 0; s < Slots; ++s) {
-      const std::uint32_t equal = ballot(inside(at(s)) && f(at(s)) == x);
-      const std::int32_t mine = before + std::popcount(equal & ((2u << lane_) - 1u));
-      const std::uint32_t ends = ballot((equal >> lane_ & 1u) != 0 && mine == left);
-      taken = ends != 0 ? s * W + detail::lowest_bit(ends) : taken;
-      before += std::popcount(equal);
+    for (int first = 0; first < Slots; first += chunk) {
+      // Experts in front of this lane's in the chunks of the group, then its own in order.
+      std::int32_t mine = before;
+      std::uint32_t equal[chunk];
+      TALPA_UNROLL
+      for (int i = 0; i < chunk; ++i) {
+        const element e = at(first + i);
+        equal[i] = ballot(inside(e) && f(e) == x);
+        mine += std::popcount(equal[i] & ((1u << lane_) - 1u));
+        before += std::popcount(equal[i]);
+      }
+      TALPA_UNROLL
+      for (int i = 0; i < chunk; ++i) {
+        const bool own = (equal[i] >> lane_ & 1u) != 0;
+        mine += own ? 1 : 0;
+        const std::uint32_t ends = ballot(own && mine == left);
+        if (ends != 0) {
+          taken = static_cast<std::int32_t>(element{first + i, detail::lowest_bit(ends)}.expert());
+        }
+      }
     }
     return cut ? taken : last;
   }
@@ -272,12 +318,12 @@ class warp_tile {
     if (stores_ && mask.data == stored_mask_) return {stored_bits_};
     mask_row row{0};
     TALPA_UNROLL
-    for (int first = 0; first < Slots; first += slots_in_word) {
-      const int w = first / slots_in_word;
-      const std::uint32_t word = w < mask_words(limit_) ? mask.data[w] >> lane_ : 0u;
+    for (int first = 0; first < Slots; first += chunk) {
+      const int w = first / chunk;
+      const std::uint32_t word = w < mask_words(limit_) ? mask.data[w] >> (lane_ * chunk) : 0u;
       TALPA_UNROLL
-      for (int s = 0; s < slots_in_word && first + s < Slots; ++s) {
-        row.bits |= inside(at(first + s)) ? (word >> (s * W) & 1u) << (first + s) : 0u;
+      for (int i = 0; i < chunk; ++i) {
+        row.bits |= inside(at(first + i)) ? (word >> i & 1u) << (first + i) : 0u;
       }
     }
     return row;
@@ -288,17 +334,19 @@ class warp_tile {
   }
   template <class F>
   TALPA_HD void store_mask(row_pointer<std::uint32_t> mask, F f) const {
-    std::uint32_t word = 0, bits = 0;
+    std::uint32_t bits = 0;
     TALPA_UNROLL
-    for (int s = 0; s < Slots; ++s) {
-      const bool on = inside(at(s)) && f(at(s));
-      bits |= on ? 1u << s : 0u;
-      word |= ballot(on) << (s % slots_in_word * W);
-      if (s % slots_in_word == slots_in_word - 1 || s == Slots - 1) {
-        const int w = s / slots_in_word;
-        if (lane_ == w % W && w < mask_words(limit_)) mask.data[w] = word;
-        word = 0;
+    for (int first = 0; first < Slots; first += chunk) {
+      std::uint32_t own = 0;
+      TALPA_UNROLL
+      for (int i = 0; i < chunk; ++i) {
+        own |= inside(at(first + i)) && f(at(first + i)) ? 1u << i : 0u;
       }
+      bits |= own << first;
+      const std::uint32_t word =
+          butterfly(own << (lane_ * chunk), [](std::uint32_t a, std::uint32_t b) { return a | b; });
+      const int w = first / chunk;
+      if (lane_ == w % W && w < mask_words(limit_)) mask.data[w] = word;
     }
     stores_ = true;
     stored_mask_ = mask.data;
@@ -345,9 +393,23 @@ class warp_tile {
     }
   }
 
-  static constexpr int slots_in_word = mask_word_bits / W;
-
   static constexpr std::uint32_t whole_warp = 0xffffffffu;
+
+  /// Neighbours that one access of up to 16 bytes moves.
+  template <class T>
+  static constexpr int vector_size = chunk* static_cast<int>(sizeof(T)) <= 16
+                                         ? chunk
+                                         : 16 / static_cast<int>(sizeof(T));
+  template <class T>
+  struct alignas(vector_size<T> * sizeof(T)) vector {
+    T values[vector_size<T>];
+  };
+  /// Whether a row begins where vectors may, and holds whole ones.
+  template <class T>
+  TALPA_HD bool takes_vectors(const T* row) const {
+    return experts_ % vector_size<T> == 0 &&
+           reinterpret_cast<std::uintptr_t>(row) % sizeof(vector<T>) == 0;
+  }
 
   Block& block_;
   int experts_;

@@ -79,29 +79,32 @@ TALPA_HD void weigh(const G& g, const select_row<T>& row,
 template <class Weight, class G, class T>
 TALPA_HD void weigh_backward(const G& g, const select_gradient_row<T>& row) {
   const auto zero = g.uniform(T{0});
-  const auto dgate = [&](auto e) {
-    return talpa::select(g.load_bit(row.mask, e), g.load(row.dgates, e, T{0}), zero);
-  };
-  const auto pull_back = [&](auto weight) {
-    const auto mean = g.template sum<T>([&](auto e) { return math::mul(weight(e), dgate(e)); });
-    g.for_each([&](auto e) { g.store(row.dlogits, e, math::mul(weight(e), dgate(e) - mean)); });
-  };
   if constexpr (std::same_as<Weight, gate::hard>) {
-    g.for_each([&](auto e) { g.store(row.dlogits, e, zero); });
-  } else if constexpr (std::same_as<Weight, gate::softmax_probability>) {
-    const auto exponential = exponentials<T>(g, row_logits(g, row.logits));
-    const auto gate_of = [&](auto e) { return g.load(row.gates, e, T{0}); };
-    const auto mean = g.template sum<T>([&](auto e) { return math::mul(gate_of(e), dgate(e)); });
-    auto dp = g.template elements<T>();
-    g.for_each([&](auto e) { dp[e] = math::mul(gate_of(e), dgate(e) - mean); });
-    const auto p = [&](auto e) { return exponential.weight[e] / exponential.sum; };
-    const auto fall = g.template sum<T>([&](auto e) { return math::mul(p(e), dp[e]); });
-    g.for_each([&](auto e) { g.store(row.dlogits, e, math::mul(p(e), dp[e] - fall)); });
-  } else if constexpr (Weight::unit_mass) {
-    pull_back([&](auto e) { return g.load(row.gates, e, T{0}); });
+    g.store_row(row.dlogits, [&](auto) { return zero; });
   } else {
-    const auto exponential = exponentials<T>(g, row_logits(g, row.logits));
-    pull_back([&](auto e) { return exponential.weight[e] / exponential.sum; });
+    const auto on = g.load_mask(row.mask);
+    const auto upstream = g.load_row(row.dgates, T{0});
+    const auto dgate = [&](auto e) { return talpa::select(on(e), upstream[e], zero); };
+    const auto pull_back = [&](auto weight) {
+      const auto mean = g.template sum<T>([&](auto e) { return math::mul(weight(e), dgate(e)); });
+      g.store_row(row.dlogits, [&](auto e) { return math::mul(weight(e), dgate(e) - mean); });
+    };
+    if constexpr (std::same_as<Weight, gate::softmax_probability>) {
+      const auto exponential = exponentials<T>(g, row_logits(g, row.logits));
+      const auto gate_of = g.load_row(row.gates, T{0});
+      const auto mean = g.template sum<T>([&](auto e) { return math::mul(gate_of[e], dgate(e)); });
+      auto dp = g.template elements<T>();
+      g.for_each([&](auto e) { dp[e] = math::mul(gate_of[e], dgate(e) - mean); });
+      const auto p = [&](auto e) { return exponential.weight[e] / exponential.sum; };
+      const auto fall = g.template sum<T>([&](auto e) { return math::mul(p(e), dp[e]); });
+      g.store_row(row.dlogits, [&](auto e) { return math::mul(p(e), dp[e] - fall); });
+    } else if constexpr (Weight::unit_mass) {
+      const auto gate_of = g.load_row(row.gates, T{0});
+      pull_back([&](auto e) { return gate_of[e]; });
+    } else {
+      const auto exponential = exponentials<T>(g, row_logits(g, row.logits));
+      pull_back([&](auto e) { return exponential.weight[e] / exponential.sum; });
+    }
   }
 }
 
