@@ -8,6 +8,7 @@
 #include <talpa/cuda/kernel.hpp>
 
 #include <barrier>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -45,9 +46,8 @@ struct storage<simulated> : host_storage {};
 struct simulated_block_state {
   simulated_block_state(int threads, std::size_t shared_bytes)
       : shared(shared_bytes > 0 ? shared_bytes : 1), all(threads) {
-    const int warps = threads / 32;
     exchange.resize(static_cast<std::size_t>(threads));
-    for (int w = 0; w < warps; ++w) lanes.emplace_back();
+    for (int w = 0; w < threads / 32; ++w) warps.emplace_back();
   }
 
   /// The barriers of a warp, one for each aligned group of 1, 2, 4, ..., 32 lanes.
@@ -62,7 +62,7 @@ struct simulated_block_state {
     }
     /// `lanes` must be such a group.
     std::barrier<>& of(std::uint32_t lanes) {
-      const int width = __builtin_popcount(lanes), first = __builtin_ctz(lanes);
+      const int width = std::popcount(lanes), first = std::countr_zero(lanes);
       int before = 0;
       for (int w = 1; w < width; w *= 2) before += 32 / w;
       return *of_group[static_cast<std::size_t>(before + first / width)];
@@ -72,7 +72,7 @@ struct simulated_block_state {
   block<cpu> shared;
   std::barrier<> all;
   std::vector<std::uint64_t> exchange;  // one word a thread
-  std::vector<warp_barriers> lanes;     // one set a warp
+  std::vector<warp_barriers> warps;     // one set a warp
 };
 
 /// The Block of cuda/kernel.hpp on the host.
@@ -92,7 +92,7 @@ class simulated_block {
     return reinterpret_cast<T*>(state_.shared.data());
   }
   void sync_lanes(std::uint32_t lanes) const {
-    state_.lanes[static_cast<std::size_t>(thread_ / 32)].of(lanes).arrive_and_wait();
+    state_.warps[static_cast<std::size_t>(thread_ / 32)].of(lanes).arrive_and_wait();
   }
   template <class T>
   T shuffle(T x, int lane, std::uint32_t lanes) const {
