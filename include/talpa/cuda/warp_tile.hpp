@@ -42,8 +42,9 @@ TALPA_HD inline T smaller_number(T a, T b) {
 
 /// Lane group of W neighbouring lanes of a warp that share one row: the device's form of `sim<W>`.
 /// It serves rows of up to W * Slots experts. Of each W * chunk of them lane l holds `chunk`
-/// neighbours, from l * chunk on, so that a lane reads and writes several at once and the lanes of a
-/// group whole lines of memory. These are the virtual lanes l * chunk + i of the canonical reduction.
+/// neighbours, from l * chunk on, so that a lane reads and writes several at once and the lanes of
+/// a group whole lines of memory. These are the virtual lanes l * chunk + i of the canonical
+/// reduction.
 ///
 /// The 32 / W rows of a warp go together: a collective is one instruction of the whole warp, and
 /// `any` asks all of its rows, as a token_pack asks all of its tokens. So no row may leave alone:
