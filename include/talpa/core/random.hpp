@@ -79,14 +79,19 @@ TALPA_HD constexpr philox_block random_block(random_stream s, std::uint64_t j) {
 
 /// Returns 32-bit element i of a stream.
 TALPA_HD constexpr std::uint32_t random_bits32(random_stream s, std::uint64_t i) {
-  return random_block(s, i / 4).word[i % 4];
+  // Chosen by conditions: an index known only at run time puts a block into memory on a device.
+  const philox_block block = random_block(s, i / 4);
+  const std::uint32_t first = i % 4 < 2 ? block.word[0] : block.word[2];
+  const std::uint32_t second = i % 4 < 2 ? block.word[1] : block.word[3];
+  return i % 2 == 0 ? first : second;
 }
 
 /// Returns 64-bit element i of a stream.
 TALPA_HD constexpr std::uint64_t random_bits64(random_stream s, std::uint64_t i) {
   const philox_block block = random_block(s, i / 2);
-  const std::uint64_t first = i % 2 * 2;
-  return std::uint64_t(block.word[first + 1]) << 32 | block.word[first];
+  const std::uint32_t low = i % 2 == 0 ? block.word[0] : block.word[2];
+  const std::uint32_t high = i % 2 == 0 ? block.word[1] : block.word[3];
+  return std::uint64_t(high) << 32 | low;
 }
 
 namespace detail {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The main function of the tests of a device: 77 where none answers.
 #define DOCTEST_CONFIG_IMPLEMENT
-#include <cuda_runtime_api.h>
 #include <doctest/doctest.h>
 
 #include <cstdio>
+#include <cuda_runtime_api.h>
 
 int main(int count, char** arguments) {
   int devices = 0;
