@@ -147,6 +147,15 @@ TEST_SUITE("cuda/cross_entropy") {
     CHECK(std::isnan(value.now()(0, 0)));
   }
 
+  TEST_CASE("a label outside its range is no number in a context that does not look") {
+    context<device> ctx;
+    on_device<float> x(matrix<float, cpu>(1, 2)), value(number<float>(7.0));
+    const auto labels = labels_on_device({2});
+    ops::cross_entropy(ctx, x.view(), labels.view(), value.view());
+    ctx.synchronise();
+    CHECK(std::isnan(value.now()(0, 0)));
+  }
+
   TEST_CASE("a checked context names a label outside its range before any work") {
     context<device> ctx;
     ctx.checked = true;

@@ -4,10 +4,12 @@
 #include <talpa/cpu/gather.hpp>
 #include <talpa/cpu/segments.hpp>
 #include <talpa/cuda/gather.hpp>
+#include <talpa/cuda/segments.hpp>
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 
 namespace talpa::cuda_gather_test {
 using support::device;
@@ -76,6 +78,32 @@ TEST_SUITE("cuda/gather") {
         CHECK(sums.intact());
       }
     }
+  }
+
+  TEST_CASE("a token with slots beyond the places gets NaN, the others what they are due") {
+    context<device> ctx;
+    // Three tokens with two slots each, but places for four: expert 0 has slots 0, 1, 2.
+    matrix<std::uint32_t, cpu> mask(3, 1);
+    for (index n = 0; n < 3; ++n) mask(n, 0) = 3u;
+    const auto on = to_device<device>(mask.view());
+    const matrix<float, device> gates(3, 2);
+    const segments<device> s = make_segments(ctx.memory, 3, 2, 4);
+    ops::build_segments(ctx, on, gates, s, ctx.memory.take<float>(4));
+    matrix<float, cpu> values(4, 1);
+    for (index i = 0; i < 4; ++i) values(i, 0) = static_cast<float>(i + 1);
+    const auto x = to_device<device>(values.view());
+    matrix<float, device> y(3, 1);
+    ops::combine(ctx, s, x, y.view(), grad_mode::overwrite);
+    matrix<float, device> dgates(3, 2);
+    ops::build_segments_backward(ctx, on, s, vector_view<const float, device>(x.data(), 4),
+                                 dgates.view(), grad_mode::overwrite);
+    ctx.synchronise();
+    const auto sums = to_host(y.view()), back = to_host(dgates.view());
+    CHECK(sums(0, 0) == 1.0f + 4.0f);
+    CHECK(std::isnan(sums(1, 0)));
+    CHECK(std::isnan(sums(2, 0)));
+    CHECK(back(0, 1) == 4.0f);
+    CHECK(std::isnan(back(1, 1)));
   }
 }
 

@@ -8,6 +8,7 @@
 #include <talpa/ops/cross_entropy.hpp>
 
 #include <cstdint>
+#include <limits>
 #include <string>
 
 namespace talpa::kernels {
@@ -30,7 +31,10 @@ struct cross_entropy_row {
       saved.row_max[n] = top;
       saved.row_sum[n] = mass;
     }
-    return math::log(mass) + (top - x[label]);
+    // A label that is none is looked for in a checked context only; else its row is no number.
+    const bool there = label >= 0 && label < logits.cols;
+    const T mine = there ? x[label] : std::numeric_limits<T>::quiet_NaN();
+    return math::log(mass) + (top - mine);
   }
 };
 

@@ -5,6 +5,7 @@
 #include <talpa/ops/gather.hpp>
 
 #include <cstdint>
+#include <limits>
 
 namespace talpa::ops {
 
@@ -21,6 +22,7 @@ struct gather_impl<B> {
     });
   }
 
+  /// A token with slots beyond the places there are gets NaN: the host cannot know without waiting.
   template <class T>
   static void combine(context<B>& ctx, const segments<B>& s, matrix_view<const T, B> x,
                       matrix_view<T, B> y, grad_mode mode) {
@@ -28,7 +30,8 @@ struct gather_impl<B> {
     kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_DEVICE(index n, index d) {
       T sum = keeps ? y(n, d) : T{0};
       for (index i = s.slot_offset_of_token[n]; i < s.slot_offset_of_token[n + 1]; ++i) {
-        sum += x(s.slot_of_token[i], d);
+        const index slot = i < s.slot_of_token.size ? s.slot_of_token[i] : x.rows;
+        sum += slot < x.rows ? x(slot, d) : std::numeric_limits<T>::quiet_NaN();
       }
       y(n, d) = sum;
     });

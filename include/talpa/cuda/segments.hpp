@@ -8,6 +8,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <type_traits>
 
@@ -145,7 +146,11 @@ struct segment_gradient {
     // A sum from +0 where nothing is kept, as on the host: no -0.
     if (std::is_same_v<Put, put_overwrite>) dgates(n, e) = T{0};
     if (!mask_bit(row, e)) return;
-    dgates(n, e) += dgate_of_slot[s.slot_of_token[s.slot_offset_of_token[n] + count_below(row, e)]];
+    // Beyond the places that there are, see segment_slots, nothing can be known.
+    const index place = s.slot_offset_of_token[n] + count_below(row, e);
+    const index slot = place < s.slot_of_token.size ? s.slot_of_token[place] : dgate_of_slot.size;
+    dgates(n, e) +=
+        slot < dgate_of_slot.size ? dgate_of_slot[slot] : std::numeric_limits<T>::quiet_NaN();
   }
 };
 

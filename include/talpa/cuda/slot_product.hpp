@@ -211,7 +211,7 @@ template <class T, class B, class Blocks>
 void multiply_slots(context<B>& ctx, vector_view<const index, B> offsets, const Blocks& blocks,
                     matrix_view<const T, B> a, matrix_view<const T, B> bank, transpose tb,
                     matrix_view<T, B> c, bool keeps) {
-  if (c.empty()) return;
+  if (c.empty() || offsets.size < 2) return;
   with_product_tile<T>(c.cols, [&](auto tile) {
     using tile_type = decltype(tile);
     const index row_tiles = c.rows / tile_type::m + offsets.size - 1;
@@ -245,8 +245,10 @@ struct slot_product_gradient {
                        tile / column_tiles * (turned ? Tile::n : Tile::m);
     const index to = end < run.first + run.rows ? end : run.first + run.rows;
     const index col = tile % column_tiles * (turned ? Tile::m : Tile::n);
-    const index first = offsets[e], slots = offsets[e + 1] - first;
-    if (from >= to || slots == 0) return;
+    // No further than the rows there are, whatever the routing counted.
+    const index last = offsets[e + 1] < a.rows ? offsets[e + 1] : a.rows;
+    const index first = offsets[e], slots = last - first;
+    if (from >= to || slots <= 0) return;
     const T* const of_a = a.row(first) + (from - begin);
     const T* const of_b = b.row(first) + col;
     const index rows = to - from, cols = b.cols - col;
