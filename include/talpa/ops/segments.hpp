@@ -106,7 +106,8 @@ index count_slots(context<B>& ctx, std::type_identity_t<matrix_view<const std::u
 /// Cost: two passes over the mask, 24 bytes written a slot at most, no comparison sort.
 /// Determinism: integers only; the same for any number of threads.
 /// Throws: shape_error when shapes do not fit or the mask has more set bits than there are places;
-/// the latter on a device in a checked context only, else what has no place is NaN where it is used.
+/// the latter on a device in a checked context only, else what has no place is NaN where it is
+/// used.
 template <class B, floating T>
 void build_segments(context<B>& ctx, input<std::uint32_t, B> mask, input<T, B> gates,
                     const segments<B>& s, vector_view<T, B> gate_of_slot) {
