@@ -11,7 +11,9 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -69,6 +71,24 @@ TEST_SUITE("ops/pair_gates") {
         CHECK(testing::first_difference(back, dfrom) == "");
       }
     }
+  }
+
+  TEST_CASE("NaN gates are the last in order") {
+    context<cpu> ctx(1);
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    matrix<float, cpu> logits(1, 4), from(1, 4), gates(1, 4);
+    for (index e = 0; e < 4; ++e) logits(0, e) = static_cast<float>(4 - e);
+    from(0, 0) = nan;
+    from(0, 1) = 0.25f;
+    from(0, 2) = nan;
+    from(0, 3) = 0.75f;
+    matrix<std::uint32_t, cpu> mask(1, 1);
+    mask(0, 0) = 0xfu;
+    ops::pair_gates(ctx, logits, mask, from, mask, gates.view());
+    CHECK(gates(0, 0) == 0.75f);
+    CHECK(gates(0, 1) == 0.25f);
+    CHECK(std::isnan(gates(0, 2)));
+    CHECK(std::isnan(gates(0, 3)));
   }
 
   TEST_CASE("shapes that do not fit are refused") {

@@ -37,11 +37,14 @@ struct pair_gates_impl<cpu> {
   static bool on(const bits& mask, index n, index e) {
     return ((mask(n, e / mask_word_bits) >> (e % mask_word_bits)) & 1u) != 0;
   }
-  /// The next of row n behind `last` in the order (value descending, index ascending); -1: none.
+  /// The next of row n behind `last` in the order (value descending, NaN last, index ascending);
+  /// -1: none.
   template <class T>
   static index next(index n, const numbers<T>& values, const bits& mask, index last) {
     const auto before = [&](index a, index b) {
-      return values(n, a) > values(n, b) || (values(n, a) == values(n, b) && a < b);
+      const T x = values(n, a), y = values(n, b);
+      const bool alike = x == y || (x != x && y != y);
+      return x > y || (x == x && y != y) || (alike && a < b);
     };
     index best = -1;
     for (index e = 0; e < values.cols; ++e) {
