@@ -207,6 +207,22 @@ TEST_SUITE("experts/lora") {
     CHECK(testing::largest(p.a.value()) > deviation * std::sqrt(3.0));
   }
 
+  TEST_CASE("A and B can begin as those of PERFT") {
+    generator random(11);
+    const auto p =
+        lora{.rank = 8, .init_a = lora_init::perft}.init<double, cpu>(50, 40, 20, random, "");
+    const auto normal = [](const parameter<double, cpu>& factor, double deviation) {
+      const double n = static_cast<double>(factor.size());
+      const moments m = moments_of(factor);
+      CHECK(std::abs(m.mean) <= sigmas * deviation / std::sqrt(n));
+      CHECK(std::abs(m.square - deviation * deviation) <=
+            sigmas * deviation * deviation * std::sqrt(2.0 / n));
+      CHECK(testing::largest(factor.value()) > deviation * std::sqrt(3.0));
+    };
+    normal(p.a, std::sqrt(2.0 / 8.0));
+    normal(p.b, 1e-6);
+  }
+
   TEST_CASE("hyperparameters outside their range are refused") {
     CHECK_NOTHROW(lora{}.validate());
     CHECK_NOTHROW((lora{.rank = 1, .alpha = -1.0, .dropout = 0.999}).validate());

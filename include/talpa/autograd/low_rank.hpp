@@ -15,10 +15,14 @@ enum class lora_scaling {
   by_root_rank,  ///< s = alpha / sqrt(r), for larger ranks (rsLoRA, arXiv 2312.03732)
 };
 
-/// How the factor A begins; B begins at zero, so that a fresh adapter changes nothing.
+/// How the factor A begins. B begins at zero, so that a fresh adapter changes nothing, but for perft,
+/// with which it changes nearly nothing.
 enum class lora_init {
   kaiming,   ///< uniform in +-1 / sqrt(D): Kaiming with a = sqrt 5, as PEFT and MoLA
   gaussian,  ///< normal with standard deviation 1 / r, as PEFT's "gaussian"
+  /// normal with standard deviation sqrt(2 / r), B normal with 1e-6: as PERFT's code, whose fan is the
+  /// output's (arXiv 2411.08212)
+  perft,
 };
 
 namespace detail {
@@ -43,9 +47,17 @@ matrix<T, B> make_low_rank_a(lora_init init, index rows, index inputs, index ran
   if (init == lora_init::kaiming) {
     fill_uniform(a.view(), 1.0 / std::sqrt(static_cast<double>(inputs)), random);
   } else {
-    fill_normal(a.view(), 1.0 / static_cast<double>(rank), random);
+    const double r = static_cast<double>(rank);
+    fill_normal(a.view(), init == lora_init::gaussian ? 1.0 / r : std::sqrt(2.0 / r), random);
   }
   return a;
+}
+/// A factor B [rows, O] as `init` says.
+template <class T, class B>
+matrix<T, B> make_low_rank_b(lora_init init, index rows, index outputs, generator& random) {
+  matrix<T, B> b(rows, outputs);
+  if (init == lora_init::perft) fill_normal(b.view(), 1e-6, random);
+  return b;
 }
 
 }  // namespace detail

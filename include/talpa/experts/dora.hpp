@@ -136,7 +136,8 @@ struct dora {
     p.base = parameter<T, B>::borrow(prefix + "base", base);
     p.a = parameter<T, B>(prefix + "A", detail::make_low_rank_a<T, B>(init_a, experts * rank,
                                                                       base.cols, rank, random));
-    p.b = parameter<T, B>(prefix + "B", matrix<T, B>(experts * rank, base.rows));
+    p.b = parameter<T, B>(prefix + "B",
+                          detail::make_low_rank_b<T, B>(init_a, experts * rank, base.rows, random));
     matrix<T, B> magnitude(experts, base.rows);
     // By the op itself: a fresh expert then has the ratio 1 exactly.
     context<B> ctx(1);

@@ -102,7 +102,8 @@ struct mixed_rank_lora {
         std::copy_n(of_expert.view().row(r), inputs, a.view().row(p.blocks[e] + r));
       }
     }
-    p.b = parameter<T, B>(prefix + "B", matrix<T, B>(a.rows(), outputs));
+    p.b = parameter<T, B>(prefix + "B",
+                          detail::make_low_rank_b<T, B>(init_a, a.rows(), outputs, random));
     p.a = parameter<T, B>(prefix + "A", std::move(a));
     return p;
   }

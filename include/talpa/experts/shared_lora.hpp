@@ -74,7 +74,8 @@ struct shared_a_lora {
     params<T, B> p;
     p.a = parameter<T, B>(prefix + "A",
                           detail::make_low_rank_a<T, B>(init_a, rank, inputs, rank, random));
-    p.b = parameter<T, B>(prefix + "B", matrix<T, B>(experts * rank, outputs));
+    p.b = parameter<T, B>(prefix + "B",
+                          detail::make_low_rank_b<T, B>(init_a, experts * rank, outputs, random));
     return p;
   }
 
@@ -199,7 +200,8 @@ struct shared_b_lora {
     params<T, B> p;
     p.a = parameter<T, B>(
         prefix + "A", detail::make_low_rank_a<T, B>(init_a, experts * rank, inputs, rank, random));
-    p.b = parameter<T, B>(prefix + "B", matrix<T, B>(rank, outputs));
+    p.b =
+        parameter<T, B>(prefix + "B", detail::make_low_rank_b<T, B>(init_a, rank, outputs, random));
     return p;
   }
 

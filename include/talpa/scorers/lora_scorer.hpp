@@ -83,7 +83,8 @@ struct lora_scorer {
     p.inner = std::move(base);
     p.a = parameter<T, B>(prefix + "lora.A",
                           detail::make_low_rank_a<T, B>(init_a, rank, inputs, rank, random));
-    p.b = parameter<T, B>(prefix + "lora.B", matrix<T, B>(rank, experts));
+    p.b = parameter<T, B>(prefix + "lora.B",
+                          detail::make_low_rank_b<T, B>(init_a, rank, experts, random));
     return p;
   }
 
