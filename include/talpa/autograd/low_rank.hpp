@@ -15,13 +15,13 @@ enum class lora_scaling {
   by_root_rank,  ///< s = alpha / sqrt(r), for larger ranks (rsLoRA, arXiv 2312.03732)
 };
 
-/// How the factor A begins. B begins at zero, so that a fresh adapter changes nothing, but for perft,
-/// with which it changes nearly nothing.
+/// How the factor A begins. B begins at zero, so that a fresh adapter changes nothing, but for
+/// perft, with which it changes nearly nothing.
 enum class lora_init {
   kaiming,   ///< uniform in +-1 / sqrt(D): Kaiming with a = sqrt 5, as PEFT and MoLA
   gaussian,  ///< normal with standard deviation 1 / r, as PEFT's "gaussian"
-  /// normal with standard deviation sqrt(2 / r), B normal with 1e-6: as PERFT's code, whose fan is the
-  /// output's (arXiv 2411.08212)
+  /// normal with standard deviation sqrt(2 / r), B normal with 1e-6: as PERFT's code, whose fan is
+  /// the output's (arXiv 2411.08212)
   perft,
 };
 

@@ -21,8 +21,8 @@ using olmoe = moe_ffn<router<linear_scorer, top_k<gate::raw>>>;
 inline constexpr olmoe olmoe_1b_7b{
     .router = {.selector = {.k = 8}}, .expert = {.hidden = 1024}, .experts = 64};
 
-/// PERFT's adapters: LoRA of rank 16 with alpha = 2 rank on the input after 5 % dropout, begun as its
-/// code does.
+/// PERFT's adapters: LoRA of rank 16 with alpha = 2 rank on the input after 5 % dropout, begun as
+/// its code does.
 inline constexpr lora perft_adapter{
     .rank = 16, .alpha = 32.0, .dropout = 0.05, .init_a = lora_init::perft};
 
