@@ -3,6 +3,7 @@
 
 #include <talpa/analysis/router_lens.hpp>
 #include <talpa/cpu/activation.hpp>
+#include <talpa/cpu/adamw.hpp>
 #include <talpa/cpu/add.hpp>
 #include <talpa/cpu/bias.hpp>
 #include <talpa/cpu/copy.hpp>
@@ -17,6 +18,7 @@
 #include <talpa/cpu/segments.hpp>
 #include <talpa/cpu/select.hpp>
 #include <talpa/layers/moe_ffn.hpp>
+#include <talpa/optim/adamw.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
 #include <talpa/selectors/top_k.hpp>
 
@@ -66,6 +68,17 @@ TEST_SUITE("analysis/chosen_experts") {
     index stored = 0;
     some.visit([&](const parameter<double, cpu>& p) { stored += p.grad().rows * p.grad().cols; });
     CHECK(stored == 2 * 3 * hidden * width);
+    // An optimiser keeps two numbers for each of these, and for nothing else.
+    parameter_group<double, cpu> group;
+    group.add(some);
+    adamw<double, cpu> optimiser({group});
+    std::size_t state_bytes = 0;
+    for (parameter<double, cpu>* const p : optimiser.parameters()) {
+      const auto state = optimiser.state(*p);
+      state_bytes +=
+          static_cast<std::size_t>(state.first.size() + state.second.size()) * sizeof(double);
+    }
+    CHECK(state_bytes == 2 * static_cast<std::size_t>(stored) * sizeof(double));
     const auto again = layer.forward(ctx, some, x, y.view(), mode::training);
     layer.backward(ctx, some, again, x, dy, dx_some.view(), grad_mode::overwrite);
     // The same sums in the same order: the same bits, and the tokens' gradient passes everything.
