@@ -82,7 +82,6 @@
 #include <talpa/cuda/slot_dropout.hpp>
 #include <talpa/cuda/slot_product.hpp>
 #include <talpa/cuda/softmax.hpp>
-#include <talpa/cuda/tiled_gemm.hpp>
 #include <talpa/cuda/unit_rows.hpp>
 #include <talpa/cuda/warp_tile.hpp>
 #include <talpa/cuda/weight_norm.hpp>

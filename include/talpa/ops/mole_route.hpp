@@ -7,8 +7,7 @@
 
 namespace talpa {
 
-/// What mole_route reads and writes. The columns of `products` are [A x, room up to `width`, x
-/// Wr^T, room].
+/// What mole_route reads and writes.
 template <class S, backend B>
 struct mole_rows {
   matrix_view<const float, B> u;                    // [N, E R], A x

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "products.hpp"
 #include "support/parity.hpp"
 
-#include <talpa/cuda/tiled_gemm.hpp>
+#include <talpa/ops/gemm.hpp>
 
 #include <doctest/doctest.h>
 
@@ -10,7 +11,7 @@
 #include <limits>
 #include <string>
 
-namespace talpa::cuda_tiled_gemm_test {
+namespace talpa::cuda_gemm_test {
 using support::device;
 using support::on_device;
 using support::table;
@@ -20,7 +21,7 @@ namespace {
 template <class T>
 void multiply(context<device>& ctx, T alpha, on_device<T>& a, transpose ta, on_device<T>& b,
               transpose tb, T beta, on_device<T>& c) {
-  kernels::tiled_gemm<T, device>(ctx, alpha, a.view(), ta, b.view(), tb, beta, c.view());
+  ops::gemm(ctx, alpha, a.view(), ta, b.view(), tb, beta, c.view());
   ctx.synchronise();
 }
 
@@ -65,8 +66,8 @@ std::string product_difference(index rows, index inner, index cols, transpose ta
 
 }  // namespace
 
-TEST_SUITE("cuda/tiled_gemm") {
-  TEST_CASE_TEMPLATE("tiled_gemm agrees with plain loops in double", T, float, double) {
+TEST_SUITE("cuda/gemm") {
+  TEST_CASE_TEMPLATE("gemm agrees with plain loops in double", T, float, double) {
     const index many = support::device_size(129, 1003);
     for (const transpose ta : {transpose::no, transpose::yes}) {
       for (const transpose tb : {transpose::no, transpose::yes}) {
@@ -116,4 +117,4 @@ TEST_SUITE("cuda/tiled_gemm") {
   }
 }
 
-}  // namespace talpa::cuda_tiled_gemm_test
+}  // namespace talpa::cuda_gemm_test
