@@ -235,7 +235,7 @@ int run(const char* path) {
   for (const index tokens : {index{16384}, index{4096}}) {
     layer_lines(ctx, out, "top-2", renormalised{2}, tokens, 4096, 8, 16);
   }
-  // A threshold that about three tokens in ten are above, and one that none is.
+  // A threshold that one token in four is above with normal logits, and one that none is.
   layer_lines(ctx, out, "dynamic_entropy 0.9", dynamic_entropy<>{.threshold = 0.9}, 16384, 4096, 8,
               16);
   layer_lines(ctx, out, "dynamic_entropy off", dynamic_entropy<>{.threshold = 1.0}, 16384, 4096, 8,

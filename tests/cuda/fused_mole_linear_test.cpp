@@ -176,6 +176,50 @@ TEST_SUITE("cuda/fused_mole_linear") {
     compare<S>(renormalised{2}, {0, 16, 16, 4, 2}, false);
   }
 
+  TEST_CASE("what does not fit is refused before any work") {
+    using S = bfloat16;
+    using layer_type = fused_mole_linear<top_k<gate::renormalised>, S>;
+    context<device> ctx;
+    generator random(3);
+    const layer_type layer{{2}, lora{.rank = 2}, 4};
+    const matrix<S, device> base(6, 5);
+    auto p = layer.init(ctx, base.view(), random);
+    matrix<S, device> x(3, 5), y(3, 6), dy(3, 6), wide(3, 7);
+    CHECK_THROWS_WITH_AS(layer.forward(ctx, p, wide.view(), y.view(), mode::training),
+                         "talpa::fused_mole_linear: 'x' has shape [3, 7], expected [3, 5] = "
+                         "tokens, input width of the base, or padded",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(layer.forward(ctx, p, x.view(), wide.view(), mode::training),
+                         "talpa::fused_mole_linear: 'y' has shape [3, 7], expected [3, 6] = "
+                         "tokens, output width of the base",
+                         shape_error);
+    CHECK(ctx.memory.used() == 0);
+    const auto kept = layer.forward(ctx, p, x.view(), y.view(), mode::training);
+    CHECK_THROWS_WITH_AS(
+        layer.backward(ctx, p, kept, x.view(), wide.view(), {}, grad_mode::ignore, mode::training),
+        "talpa::fused_mole_linear: 'dy' has shape [3, 7], expected [3, 6] = "
+        "tokens, output width of the base, or padded",
+        shape_error);
+    CHECK_THROWS_WITH_AS((layer_type{{2}, lora{.dropout = 0.5}, 4}).validate(),
+                         "talpa::fused_mole_linear: 'expert.dropout' is 0.5, expected 0 = no "
+                         "dropout",
+                         value_error);
+    CHECK_THROWS_WITH_AS((layer_type{{2}, lora{}, 0}).validate(),
+                         "talpa::fused_mole_linear: 'experts' is 0, expected >= 1 = at least one "
+                         "expert",
+                         value_error);
+    CHECK_THROWS_WITH_AS((layer_type{{5}, lora{}, 4}).validate(),
+                         "talpa::top_k: 'k' is 5, expected 1..4 = experts", value_error);
+    const matrix<float, device> logits(1, 513);
+    matrix<float, device> gates(1, 513);
+    matrix<std::uint32_t, device> mask(1, 17);
+    CHECK_THROWS_WITH_AS(
+        ops::select(ctx, top_k<gate::raw>{2}, logits.view(), {}, gates.view(), mask.view()),
+        "talpa::top_k: 'experts' is 513, expected 1..512 = experts of a row on a "
+        "device",
+        value_error);
+  }
+
   TEST_CASE("a router that sends uncertain tokens to all experts agrees, too") {
     compare<float16>(dynamic_entropy<>{.threshold = 0.7},
                      {support::device_size(33, 1025), 32, 24, 16, 2}, true);

@@ -5,7 +5,6 @@
 #include <talpa/core/index.hpp>
 
 #include <cstddef>
-#include <cstring>
 #include <new>
 #include <utility>
 
@@ -39,14 +38,15 @@ struct host_storage {
     return ::operator new (bytes, std::align_val_t{alignment});
   }
   static void release(void* start) { ::operator delete (start, std::align_val_t{alignment}); }
-  static void clear(void* start, std::size_t bytes) { std::memset(start, 0, bytes); }
+  static void clear(void* start, std::size_t bytes) { __builtin_memset(start, 0, bytes); }
   static void write(void* to, std::size_t to_stride, const void* from, std::size_t from_stride,
                     std::size_t row_bytes, index rows) {
     if (row_bytes == 0) return;
     for (index r = 0; r < rows; ++r) {
-      std::memcpy(static_cast<std::byte*>(to) + static_cast<std::size_t>(r) * to_stride,
-                  static_cast<const std::byte*>(from) + static_cast<std::size_t>(r) * from_stride,
-                  row_bytes);
+      __builtin_memcpy(
+          static_cast<std::byte*>(to) + static_cast<std::size_t>(r) * to_stride,
+          static_cast<const std::byte*>(from) + static_cast<std::size_t>(r) * from_stride,
+          row_bytes);
     }
   }
   static void read(void* to, std::size_t to_stride, const void* from, std::size_t from_stride,
