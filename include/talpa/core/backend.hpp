@@ -36,7 +36,7 @@ template <class B>
 struct context {
   static_assert(detail::always_false<B>,
                 "talpa: context<B> has no definition yet, include talpa/talpa.hpp for "
-                "context<cpu> (docs/architecture.md)");
+                "context<cpu>, talpa/cuda.cuh for context<gpu> (docs/architecture.md)");
 };
 
 }  // namespace talpa
