@@ -6,6 +6,8 @@
 
 #include "support/eigen_product.hpp"
 
+#include <talpa/talpa.hpp>
+
 #include <doctest/doctest.h>
 
 #include <algorithm>
