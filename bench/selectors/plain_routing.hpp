@@ -57,13 +57,50 @@ class plain_order {
   std::vector<int> order_;
 };
 
+/// The pairs of tokens and experts, by expert and, of one expert, in the order they were added.
+class plain_segments {
+ public:
+  void begin(index experts) {
+    pairs_.clear();
+    offset_.assign(static_cast<std::size_t>(experts + 1), 0);
+  }
+  void add(index token, index expert, float gate) {
+    pairs_.push_back({static_cast<int>(token), static_cast<int>(expert), gate});
+    ++offset_[static_cast<std::size_t>(expert + 1)];
+  }
+  void sort() {
+    for (std::size_t e = 1; e < offset_.size(); ++e) offset_[e] += offset_[e - 1];
+    next_ = offset_;
+    token_of_slot_.resize(pairs_.size());
+    gate_of_slot_.resize(pairs_.size());
+    slot_of_pair_.resize(pairs_.size());
+    for (std::size_t i = 0; i < pairs_.size(); ++i) {
+      const int slot = next_[static_cast<std::size_t>(pairs_[i].expert)]++;
+      token_of_slot_[static_cast<std::size_t>(slot)] = pairs_[i].token;
+      gate_of_slot_[static_cast<std::size_t>(slot)] = pairs_[i].gate;
+      slot_of_pair_[i] = slot;
+    }
+  }
+  const std::vector<int>& token_of_slot() const { return token_of_slot_; }
+
+ private:
+  struct pair {
+    int token, expert;
+    float gate;
+  };
+  std::vector<pair> pairs_;
+  std::vector<int> offset_, next_, token_of_slot_, slot_of_pair_;
+  std::vector<float> gate_of_slot_;
+};
+
 /// Runs plain policies and adds up what statistics are made of. A policy is called for each row; a
 /// `begin(batch)` of it before the first, an `assign(batch, probabilities [N, E])` after the
 /// softmax of all rows.
 class plain_router {
  public:
-  explicit plain_router(index experts)
+  explicit plain_router(index experts, bool sorts = false)
       : experts_(experts),
+        sorts_(sorts),
         gates_(static_cast<std::size_t>(experts)),
         importance_(gates_.size()),
         mass_(gates_.size()),
@@ -78,6 +115,7 @@ class plain_router {
     std::fill(mass_.begin(), mass_.end(), 0.0f);
     std::fill(counts_.begin(), counts_.end(), 0);
     entropy_ = squared_logsumexp_ = 0.0f;
+    if (sorts_) slots_.begin(experts_);
     if constexpr (requires { plain.begin(batch); }) plain.begin(batch);
     if constexpr (coupled) {
       for (index n = 0; n < tokens; ++n) softmax(batch.logits.row(n), at(n));
@@ -89,6 +127,7 @@ class plain_router {
         route(batch, n, at(0), plain);
       }
     }
+    if (sorts_) slots_.sort();
   }
   float totals() const { return entropy_ + squared_logsumexp_ + importance_[0] + mass_[0]; }
   const std::vector<float>& importance() const { return importance_; }
@@ -116,11 +155,14 @@ class plain_router {
       importance_[e] += gates_[e];
       mass_[e] += p[e];
       counts_[e] += gates_[e] != 0.0f ? 1 : 0;
+      if (sorts_ && gates_[e] != 0.0f) slots_.add(n, static_cast<index>(e), gates_[e]);
     }
     entropy_ += entropy;
   }
 
   index experts_;
+  bool sorts_;
+  plain_segments slots_;
   std::vector<float> probability_, gates_;
   std::vector<float> importance_, mass_;
   std::vector<int> counts_;

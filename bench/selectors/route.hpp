@@ -17,13 +17,14 @@
 // selector between two runs of raw top-k of the same sizes and two of a plain loop that does what
 // the selector does, token by token with std::exp and sorting. `ns/token` is the median of the
 // selector; `vs_top_k` and `vs_loop` are medians of its time over the mean of its two neighbours.
-// All in time of the processor, so that other processes disturb little.
+// All in time of the processor, so that other processes disturb little. Lines that begin with
+// `selectors/` end there; lines that begin with `routing/` sort the slots by expert as well.
 
 namespace talpa::bench {
 
-/// What is routed, and where it goes.
+/// What is routed, and where it goes; with `sorts` the slots are sorted too.
 struct routing_bench {
-  routing_bench(index tokens, index experts, index k)
+  routing_bench(index tokens, index experts, index k, bool sorts)
       : ctx(1),
         random(1),
         logits(normal_matrix(tokens, experts, 1.0, random)),
@@ -31,7 +32,11 @@ struct routing_bench {
         bias(normal_matrix(1, experts, 0.1, random)),
         chosen(tokens, experts),
         statistics(make_statistics<float>(ctx.memory, experts)),
-        batch{logits.view(), control.view(), bias.view(), tokens < 512 ? tokens : 512, k} {}
+        batch{logits.view(), control.view(), bias.view(), tokens < 512 ? tokens : 512, k} {
+    if (!sorts) return;
+    slots = make_segments(ctx.memory, tokens, experts, tokens * experts);
+    gate_of_slot = ctx.memory.take<float>(tokens * experts);
+  }
 
   template <class Selector>
   void route(const Selector& selector) {
@@ -39,6 +44,11 @@ struct routing_bench {
     ops::select(ctx, selector, logits, {}, chosen.gates.view(), chosen.mask.view(), more);
     measure(ctx, routed_view<float, cpu>{logits.view(), chosen.view()}, statistics,
             grad_mode::overwrite);
+    if (gate_of_slot.data != nullptr) sort();
+  }
+  void sort() {
+    ops::build_segments<cpu, float>(ctx, chosen.mask.view(), chosen.gates.view(), slots,
+                                    gate_of_slot);
   }
   /// Whether a plain loop came to the same sums of gates. One in a hundred may differ: sums are
   /// formed in another order, which decides some ties, and an auction ends near the best.
@@ -60,6 +70,8 @@ struct routing_bench {
   matrix<float, cpu> bias;     // [1, E]
   routing<float, cpu> chosen;
   routing_statistics<float, cpu> statistics;
+  segments<cpu> slots{};
+  vector_view<float, cpu> gate_of_slot{};
   plain_batch batch;
 };
 
@@ -89,9 +101,9 @@ inline void compare(benchmark::State& state, index tokens, index experts,
 
 template <class Selector, class Plain>
 void run_route(benchmark::State& state, const Selector& selector, index tokens, index experts,
-               index k, Plain plain) {
-  routing_bench bench(tokens, experts, k);
-  plain_router loop(experts);
+               index k, bool sorts, Plain plain) {
+  routing_bench bench(tokens, experts, k, sorts);
+  plain_router loop(experts, sorts);
   const auto selector_pass = [&] { bench.route(selector); };
   const auto top_k_pass = [&] { bench.route(top_k<gate::raw>{.k = k}); };
   const auto loop_pass = [&] {
@@ -116,18 +128,25 @@ struct route_sizes {
 const route_sizes all_k{};
 const route_sizes no_k{.ks = {0}};
 
-/// One benchmark for each E and k; `make(experts, k)` gives the selector.
+inline std::string route_name(const std::string& name, index tokens, index experts, index k) {
+  return name + "/N:" + std::to_string(tokens) + "/E:" + std::to_string(experts) +
+         (k > 0 ? "/K:" + std::to_string(k) : std::string()) + "/f32/cpu";
+}
+
+/// Two benchmarks for each E and k, with and without a sort of the slots; `make(experts, k)` gives
+/// the selector.
 template <class Make, class Plain>
 void add_route(const std::string& name, const route_sizes& sizes, Make make, Plain plain) {
-  for (const index experts : sizes.experts) {
-    for (const index k : sizes.ks) {
-      const std::string full = "selectors/" + name + "/N:" + std::to_string(sizes.tokens) +
-                               "/E:" + std::to_string(experts) +
-                               (k > 0 ? "/K:" + std::to_string(k) : std::string()) + "/f32/cpu";
-      benchmark::RegisterBenchmark(full.c_str(), [make, plain, experts, k,
-                                                  tokens = sizes.tokens](benchmark::State& state) {
-        run_route(state, make(experts, k), tokens, experts, k > 0 ? k : 2, plain);
-      })->UseManualTime();
+  for (const bool sorts : {false, true}) {
+    for (const index experts : sizes.experts) {
+      for (const index k : sizes.ks) {
+        const std::string full =
+            route_name((sorts ? "routing/" : "selectors/") + name, sizes.tokens, experts, k);
+        const auto run = [=, tokens = sizes.tokens](benchmark::State& state) {
+          run_route(state, make(experts, k), tokens, experts, k > 0 ? k : 2, sorts, plain);
+        };
+        benchmark::RegisterBenchmark(full.c_str(), run)->UseManualTime();
+      }
     }
   }
 }

@@ -115,16 +115,6 @@ template <class Value>
   return lanes[0];
 }
 
-/// The larger and the smaller of two values; one instruction each where a target has it.
-template <class Value>
-[[gnu::always_inline]] TALPA_HD inline Value larger(const Value& a, const Value& b) {
-  return talpa::select(a > b, a, b);
-}
-template <class Value>
-[[gnu::always_inline]] TALPA_HD inline Value smaller(const Value& a, const Value& b) {
-  return talpa::select(a < b, a, b);
-}
-
 /// Puts the larger of two values first.
 template <class Value>
 [[gnu::always_inline]] TALPA_HD inline void exchange(Value& first, Value& second) {
@@ -148,25 +138,93 @@ template <class Value>
   x[0] = a, x[1] = b, x[2] = c, x[3] = d, x[4] = e, x[5] = f, x[6] = g, x[7] = h;
 }
 
-/// Sorts x[0 .. n), largest first, by compare-exchanges that depend on n alone: Batcher's odd-even
-/// merge sort, whose exchanges with places beyond n are left out, as if they held -inf.
+/// The last three rounds of a bitonic merge, over x[0 .. 8); places from n on hold -inf.
 template <class Value>
-TALPA_HD inline void sort_descending(Value* x, index n) {
-  const index whole = n / 8 * 8;
-  for (index i = 0; i < whole; i += 8) sort_eight(x + i);
-  // Runs of p become runs of 2 p; those of the first `whole` begin with 8.
-  const auto merge_runs = [&](index from, index p) {
-    for (index d = p; d > 0; d /= 2) {
-      for (index first = from + d % p; first + d < n; first += 2 * d) {
-        const index last = first + d < n - d ? first + d : n - d;
-        // A pair from two different runs of 2 p is none.
-        if ((first - from) / (2 * p) != (first - from + d) / (2 * p)) continue;
-        for (index i = first; i < last; ++i) exchange(x[i], x[i + d]);
-      }
+[[gnu::always_inline]] TALPA_HD inline void merge_eight(Value* x, index n) {
+  if (n >= 8) {
+    Value a = x[0], b = x[1], c = x[2], d = x[3], e = x[4], f = x[5], g = x[6], h = x[7];
+    exchange(a, e), exchange(b, f), exchange(c, g), exchange(d, h);
+    exchange(a, c), exchange(b, d), exchange(e, g), exchange(f, h);
+    exchange(a, b), exchange(c, d), exchange(e, f), exchange(g, h);
+    x[0] = a, x[1] = b, x[2] = c, x[3] = d, x[4] = e, x[5] = f, x[6] = g, x[7] = h;
+    return;
+  }
+  for (index d = 4; d > 0; d /= 2) {
+    for (index i = 0; i + d < n; ++i) {
+      if ((i & d) == 0) exchange(x[i], x[i + d]);
     }
-  };
-  for (index p = 1; p < 8 && whole + p < n; p *= 2) merge_runs(whole, p);
-  for (index p = 8; p < n; p *= 2) merge_runs(0, p);
+  }
+}
+/// The larger of x[i] and x[j], i < j, comes to i; places from n on hold -inf.
+template <class Value>
+[[gnu::always_inline]] TALPA_HD inline void exchange_inside(Value* x, index n, index i, index j) {
+  if (j < n) exchange(x[i], x[j]);
+}
+/// Exchanges a with d and b with c, then a with b and c with d, of four places in ascending order;
+/// or a with c and b with d first. Between the two rounds values stay in registers.
+template <class Value>
+[[gnu::always_inline]] TALPA_HD inline void exchange_twice(Value* x, index n, index a, index b,
+                                                           index c, index d, bool mirrored) {
+  if (d < n) {
+    Value p = x[a], q = x[b], r = x[c], s = x[d];
+    if (mirrored) {
+      exchange(p, s), exchange(q, r);
+    } else {
+      exchange(p, r), exchange(q, s);
+    }
+    exchange(p, q), exchange(r, s);
+    x[a] = p, x[b] = q, x[c] = r, x[d] = s;
+  } else {
+    exchange_inside(x, n, a, mirrored ? d : c), exchange_inside(x, n, b, mirrored ? c : d);
+    exchange_inside(x, n, a, b), exchange_inside(x, n, c, d);
+  }
+}
+
+/// Sorts x[0 .. n), largest first, by compare-exchanges that depend on n alone: Batcher's bitonic
+/// merge sort, whose exchanges with places beyond n are left out, as if they held `lowest` = -inf.
+/// Two rounds run at a time where they stay among four places, three among eight: stores limit it,
+/// and the odd-even merge sort, with a sixth fewer exchanges, has more of them.
+template <class Value>
+TALPA_HD inline void sort_descending(Value* x, index n, Value lowest) {
+  for (index first = 0; first < n; first += 8) {
+    Value rest[8];
+    Value* const run = n - first < 8 ? rest : x + first;
+    if (run == rest) {
+      for (index i = 0; i < 8; ++i) rest[i] = first + i < n ? x[first + i] : lowest;
+    }
+    sort_eight(run);
+    if (run == rest) {
+      for (index i = first; i < n; ++i) x[i] = rest[i - first];
+    }
+  }
+  // Runs of p become runs of 2 p.
+  for (index p = 8; p < n; p *= 2) {
+    for (index from = 0; from + p < n; from += 2 * p) {
+      const index last = from + 2 * p;
+      index d = p / 2;  // distance of the next round
+      if (d < 8) {
+        for (index i = 0; i < p; ++i) exchange_inside(x, n, from + i, last - 1 - i);
+      } else {
+        for (index i = 0; i < d; ++i) {
+          exchange_twice(x, n, from + i, from + d + i, last - 1 - d - i, last - 1 - i, true);
+        }
+        d /= 2;
+      }
+      for (; d >= 16; d /= 4) {
+        for (index first = from; first < last; first += 2 * d) {
+          for (index i = first; i < first + d / 2; ++i) {
+            exchange_twice(x, n, i, i + d / 2, i + d, i + d + d / 2, false);
+          }
+        }
+      }
+      if (d == 8) {
+        for (index first = from; first < last; first += 16) {
+          for (index i = first; i < first + 8; ++i) exchange_inside(x, n, i, i + 8);
+        }
+      }
+      for (index first = from; first < last; first += 8) merge_eight(x + first, n - first);
+    }
+  }
 }
 
 /// r[0 .. K) = the K largest of f(0), ..., f(n - 1), largest first, -inf where there are fewer.
@@ -293,7 +351,7 @@ class serial {
     T* const r = elements<T>().data;
     if (most > few_ranks) {
       for (index e = 0; e < experts_; ++e) r[e] = f(element{e});
-      detail::sort_descending(r, experts_);
+      detail::sort_descending(r, experts_, -std::numeric_limits<T>::infinity());
       return {r};
     }
     for (index j = 0; j < most; ++j) r[j] = -std::numeric_limits<T>::infinity();

@@ -311,7 +311,7 @@ template <class T>
 template <class T>
 [[gnu::always_inline]] TALPA_HD inline T exp(T x) {
   const scaled<T> e = exp_scaled(x);
-  return mul(e.value, e.scale);
+  return math::fma(e.value, e.scale, T(0));  // mul: both are positive
 }
 
 // With a = first, b = 1 / second: second * ((a - b) + a high + a low), the first two terms summed

@@ -46,15 +46,22 @@ struct pack<bool, W> {
 
 namespace detail {
 
-/// The values of a pack as an array, which loops over them index.
+/// The values of a pack as an array, which loops over them index. Both compilers define reading the
+/// other member. A copy by memcpy would do, but g++ moves it in halves of a register, and reading
+/// what two narrower stores have just written stalls.
 template <class T, int W>
-struct pack_values {
-  alignas(sizeof(T) * W <= 64 ? sizeof(T) * W : sizeof(T)) T v[W];
+union pack_values {
+  typename pack_storage<T, W>::type whole;
+  T v[W];
 };
 template <class T, int W>
 [[gnu::always_inline]] inline pack_values<T, W> values_of(const pack<T, W>& p) {
   pack_values<T, W> a;
-  __builtin_memcpy(a.v, &p.v, sizeof(a.v));
+  if constexpr (in_register<T, W>) {
+    a.whole = p.v;
+  } else {
+    __builtin_memcpy(a.v, p.v, sizeof(a.v));
+  }
   return a;
 }
 
@@ -72,8 +79,24 @@ template <class T, int W, class F>
     }
   }
   pack<T, W> p;
-  __builtin_memcpy(&p.v, r.v, sizeof(r.v));
+  if constexpr (in_register<stored, W>) {
+    p.v = r.whole;
+  } else {
+    __builtin_memcpy(p.v, r.v, sizeof(r.v));
+  }
   return p;
+}
+
+/// The same value everywhere.
+template <class T, int W>
+[[gnu::always_inline]] inline pack<T, W> splat(T c) {
+  if constexpr (std::same_as<T, bool> && in_register<std::int32_t, W>) {
+    return {splat<std::int32_t, W>(-static_cast<std::int32_t>(c)).v};
+  } else if constexpr (!std::same_as<T, bool> && in_register<T, W>) {
+    return {c - typename pack_storage<T, W>::type{}};  // and -0 stays -0
+  } else {
+    return make_pack<T, W>([&](int) { return c; });
+  }
 }
 
 /// A condition from what comparing two vectors of any width gives.
@@ -205,6 +228,30 @@ template <int W>
   const auto otherwise = !condition;
   return (condition & a) | (otherwise & b);
 }
+
+namespace detail {
+
+/// The larger and the smaller of two values; one instruction each where a target has it.
+template <class Value>
+[[gnu::always_inline]] TALPA_HD inline Value larger(const Value& a, const Value& b) {
+  return talpa::select(a > b, a, b);
+}
+template <class Value>
+[[gnu::always_inline]] TALPA_HD inline Value smaller(const Value& a, const Value& b) {
+  return talpa::select(a < b, a, b);
+}
+template <class T, int W>
+requires in_register<T, W>
+[[gnu::always_inline]] inline pack<T, W> larger(const pack<T, W>& a, const pack<T, W>& b) {
+  return {a.v > b.v ? a.v : b.v};
+}
+template <class T, int W>
+requires in_register<T, W>
+[[gnu::always_inline]] inline pack<T, W> smaller(const pack<T, W>& a, const pack<T, W>& b) {
+  return {a.v < b.v ? a.v : b.v};
+}
+
+}  // namespace detail
 
 namespace math {
 template <class T, int W>

@@ -7,6 +7,8 @@
 #include <talpa/ops/routing_sums.hpp>
 
 #include <algorithm>
+#include <cstdint>
+#include <type_traits>
 
 namespace talpa::detail {
 
@@ -23,6 +25,94 @@ void sum_rows_in_place(matrix_view<T, cpu> rows) {
         const T* const from = rows.row(r);
         for (index c = 0; c < rows.cols; ++c) to[c] += from[c];
       }
+    }
+  }
+}
+
+/// Consecutive values as a pack.
+template <int W, class T>
+[[gnu::always_inline]] inline pack<T, W> load_pack(const T* x) {
+  pack<T, W> p;
+  __builtin_memcpy(&p.v, x, sizeof(p.v));
+  return p;
+}
+template <int W, class T>
+[[gnu::always_inline]] inline void store_pack(T* x, const pack<T, W>& p) {
+  __builtin_memcpy(x, &p.v, sizeof(p.v));
+}
+
+/// sum[c] += rows[i][c] for the rows i with real(i), ascending.
+template <class T, class Real>
+[[gnu::always_inline]] inline void add_rows(const T* rows, index stride, index count, index columns,
+                                            Real real, T* sum) {
+  constexpr int width = packed_tokens<T>;
+  index c = 0;
+  if constexpr (width > 1) {
+    for (; c + width <= columns; c += width) {
+      auto total = load_pack<width>(sum + c);
+      for (index i = 0; i < count; ++i) {
+        if (real(i)) total = total + load_pack<width>(rows + i * stride + c);
+      }
+      store_pack(sum + c, total);
+    }
+  }
+  for (; c < columns; ++c) {
+    for (index i = 0; i < count; ++i) {
+      if (real(i)) sum[c] += rows[i * stride + c];
+    }
+  }
+}
+
+/// sum[c] += rows[i][c] for the rows i that have expert c, ascending; Parts registers of columns,
+/// the first of which is bit `first` of its word. What is left out is added as +0, which changes no
+/// sum that begins at +0.
+template <int Parts, class T>
+void add_chosen_columns(const std::uint32_t* words, index word_stride, int first, const T* rows,
+                        index stride, index count, T* sum) {
+  constexpr int width = packed_tokens<T>;
+  pack<T, width> totals[Parts] = {};
+  pack<std::int32_t, width> bits[Parts] = {};
+  for (int p = 0; p < Parts; ++p) {
+    totals[p] = load_pack<width>(sum + p * width);
+    for (int i = 0; i < width; ++i) {
+      bits[p].v[i] = static_cast<std::int32_t>(1u << (first + p * width + i));
+    }
+  }
+  const auto zero = splat<T, width>(T{0});
+  for (index n = 0; n < count; ++n) {
+    const auto word = static_cast<std::int32_t>(words[n * word_stride]);
+#pragma GCC unroll 8
+    for (int p = 0; p < Parts; ++p) {
+      const pack<bool, width> on{(bits[p].v & word) == bits[p].v};
+      totals[p] =
+          totals[p] + talpa::select(on, load_pack<width>(rows + n * stride + p * width), zero);
+    }
+  }
+  for (int p = 0; p < Parts; ++p) store_pack(sum + p * width, totals[p]);
+}
+/// The same for all columns.
+template <class T>
+void add_chosen(const std::uint32_t* words, index word_stride, const T* rows, index stride,
+                index count, index experts, T* sum) {
+  constexpr int width = packed_tokens<T>;
+  index c = 0;
+  if constexpr (width > 1) {
+    const auto add = [&](auto parts) {
+      add_chosen_columns<parts.value>(words + c / mask_word_bits, word_stride,
+                                      static_cast<int>(c % mask_word_bits), rows + c, stride, count,
+                                      sum + c);
+      c += parts.value * width;
+    };
+    // A register of columns waits for each of its sums, four at a time wait together; they lie in
+    // one word, as 4 width divides 32 or is taken to.
+    constexpr int most = mask_word_bits / width < 4 ? mask_word_bits / width : 4;
+    while (c + most * width <= experts) add(std::integral_constant<int, most>{});
+    while (c + width <= experts) add(std::integral_constant<int, 1>{});
+  }
+  for (; c < experts; ++c) {
+    for (index n = 0; n < count; ++n) {
+      const std::uint32_t word = words[n * word_stride + c / mask_word_bits];
+      if (((word >> (c % mask_word_bits)) & 1u) != 0) sum[c] += rows[n * stride + c];
     }
   }
 }
@@ -50,44 +140,39 @@ struct routing_sums_impl<cpu> {
       std::fill_n(sum, sums.cols, T{0});
       std::fill_n(count, counts.cols, index{0});
       const index first = grid.first_row(block), rows = grid.rows(block);
-      for (index n = first; n < first + rows; ++n) {
-        if (!real(in, n)) continue;
-        ++count[experts];
-        detail::for_each_expert(in.mask.row(n), experts, [&](index e) {
-          ++count[e];
-          if (wanted.importance >= 0) sum[wanted.importance + e] += in.gates(n, e);
-        });
-      }
+      for_each_real_run(in, first, rows, [&](index n, index run) {
+        count[experts] += run;
+        const std::uint32_t* const words = in.mask.row(n);
+        detail::count_experts(words, in.mask.stride, run, experts, count);
+        if (wanted.importance >= 0) {
+          detail::add_chosen(words, in.mask.stride, in.gates.row(n), in.gates.stride, run, experts,
+                             sum + wanted.importance);
+        }
+      });
       if constexpr (has_term<Term>) {
         memory.for_each_pack(thread, rows, [&](const auto& group, index r, int valid, T* tile) {
           const auto number = term.template forward<T>(group, row_of<Term>(in, first + r),
                                                        row_pointer<T>{tile, experts});
-          for (int i = 0; i < valid; ++i) {
-            if (!real(in, first + r + i)) continue;
-            if (Term::uses.affinity) {
-              for (index e = 0; e < experts; ++e) sum[wanted.affinity + e] += tile[i * experts + e];
-            }
-            if (Term::uses.number) sum[wanted.row_term] += lane(number, i);
+          const auto is_real = [&](index i) { return real(in, first + r + i); };
+          if (Term::uses.affinity) {
+            detail::add_rows(tile, experts, valid, experts, is_real, sum + wanted.affinity);
           }
+          if (Term::uses.number) add_lanes(number, valid, is_real, sum + wanted.row_term);
         });
       }
       if (!wanted.logits()) return;
       memory.for_each_pack(thread, rows, [&](const auto& group, index r, int valid, T* tile) {
         const auto scalars = detail::softmax_row(group, detail::row_at(in.logits, first + r),
                                                  row_pointer<T>{tile, experts});
-        for (int i = 0; i < valid; ++i) {
-          if (!real(in, first + r + i)) continue;
-          if (wanted.probability >= 0) {
-            for (index e = 0; e < experts; ++e) {
-              sum[wanted.probability + e] += tile[i * experts + e];
-            }
-          }
-          if (wanted.squared_logsumexp >= 0) {
-            const T z = lane(scalars.logsumexp, i);
-            sum[wanted.squared_logsumexp] += math::mul(z, z);
-          }
-          if (wanted.entropy >= 0) sum[wanted.entropy] += lane(scalars.entropy, i);
+        const auto is_real = [&](index i) { return real(in, first + r + i); };
+        if (wanted.probability >= 0) {
+          detail::add_rows(tile, experts, valid, experts, is_real, sum + wanted.probability);
         }
+        if (wanted.squared_logsumexp >= 0) {
+          const auto square = math::mul(scalars.logsumexp, scalars.logsumexp);
+          add_lanes(square, valid, is_real, sum + wanted.squared_logsumexp);
+        }
+        if (wanted.entropy >= 0) add_lanes(scalars.entropy, valid, is_real, sum + wanted.entropy);
       });
     });
 
@@ -294,13 +379,32 @@ struct routing_sums_impl<cpu> {
   static bool real(const routed_rows<T, cpu>& in, index n) {
     return in.padding_mask.empty() || in.padding_mask[n] != 0;
   }
-  template <class T>
-  static T lane(T x, int) {
-    return x;
+  /// Calls f(n, count) for the rows n .. n + count - 1 of each run of real tokens.
+  template <class T, class F>
+  static void for_each_real_run(const routed_rows<T, cpu>& in, index first, index rows, F f) {
+    if (in.padding_mask.empty()) {
+      f(first, rows);
+      return;
+    }
+    const index last = first + rows;
+    for (index n = first; n < last;) {
+      index end = n;
+      while (end < last && real(in, end)) ++end;
+      if (end > n) f(n, end - n);
+      n = end + 1;
+    }
   }
-  template <class T, int W>
-  static T lane(const pack<T, W>& x, int i) {
-    return x.v[i];
+  /// sum += the numbers of the tokens i with real(i), ascending.
+  template <class T, class Real>
+  static void add_lanes(T x, int, Real real, T* sum) {
+    if (real(0)) *sum += x;
+  }
+  template <class T, int W, class Real>
+  static void add_lanes(const pack<T, W>& x, int valid, Real real, T* sum) {
+    const auto values = detail::values_of(x);
+    for (int i = 0; i < valid; ++i) {
+      if (real(i)) *sum += values.v[i];
+    }
   }
 };
 

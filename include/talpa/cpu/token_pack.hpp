@@ -66,8 +66,7 @@ class token_pack {
   struct element {
     index slot;
     [[gnu::always_inline]] pack<std::int32_t, W> expert() const {
-      return detail::make_pack<std::int32_t, W>(
-          [&](int) { return static_cast<std::int32_t>(slot); });
+      return detail::splat<std::int32_t, W>(static_cast<std::int32_t>(slot));
     }
   };
 
@@ -77,7 +76,7 @@ class token_pack {
   index experts() const { return experts_; }
   template <class T>
   [[gnu::always_inline]] static pack<T, W> uniform(T c) {
-    return detail::make_pack<T, W>([&](int) { return c; });
+    return detail::splat<T, W>(c);
   }
   template <class F>
   [[gnu::always_inline]] void for_each(F f) const {
@@ -131,8 +130,9 @@ class token_pack {
   [[gnu::always_inline]] pack<T, W> sum(F f) const {
     pack<T, W> lanes[mask_word_bits];
     const index held = experts_ < mask_word_bits ? experts_ : mask_word_bits;
-    for (index e = 0; e < held; ++e) lanes[e] = uniform(T{}) + f(element{e});
-    for (index first = held; first < experts_; first += mask_word_bits) {
+    for (index i = 0; i < held; ++i) lanes[i] = uniform(T{});
+    // One call of f in the code: two, and compilers no longer inline it.
+    for (index first = 0; first < experts_; first += mask_word_bits) {
       const index more = experts_ - first < mask_word_bits ? experts_ - first : mask_word_bits;
       for (index i = 0; i < more; ++i) lanes[i] = lanes[i] + f(element{first + i});
     }
@@ -177,7 +177,7 @@ class token_pack {
       detail::insert_largest<8, T>(r, experts_, lowest, at);
     } else {
       for (index e = 0; e < experts_; ++e) r[e] = at(e);
-      detail::sort_descending(r, experts_);
+      detail::sort_descending(r, experts_, lowest);
     }
     return {r};
   }

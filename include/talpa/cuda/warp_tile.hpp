@@ -371,8 +371,7 @@ class warp_tile {
     }
     return x;
   }
-  /// Largest first, by odd-even merge sort (see detail::sort_descending), whose exchanges are known
-  /// here.
+  /// Largest first, by Batcher's odd-even merge sort, whose exchanges are known here.
   template <class T>
   TALPA_HD static void sort(detail::slot_array<T, Slots>& x) {
     TALPA_UNROLL

@@ -12,7 +12,8 @@ namespace talpa {
 /// expert has everything, 1 where all E are alike.
 ///
 /// Each kind is an aggregate with `validate(function)` and, over a lane group G and an array p of
-/// the row's probabilities (g.elements<T>(), p_e = 0 for a masked expert),
+/// the row's probabilities (g.elements<T>(), p_e = 0 for a masked expert; one that has `log(e)`
+/// beside, as log_probabilities gives, saves the logarithms),
 ///   kind.template value<T>(g, p)      H, one number a row
 ///   kind.template slopes<T>(g, p, d)  fills the array d with dH / dp_e up to a constant, which the
 ///                                     softmax does not feel; 0 where p_e = 0
@@ -29,16 +30,48 @@ namespace entropy {
 
 namespace detail {
 
-/// (p^(q - 1) - 1) / (q - 1), ln p at q = 1: continuous in q. 0 for p = 0, where it is multiplied
-/// by p.
-template <class T, class G, class V>
-[[gnu::always_inline]] TALPA_HD inline V deformed_log(const G& g, const V& p, double q) {
+/// ln p_e.
+template <class P, class Element>
+[[gnu::always_inline]] TALPA_HD inline auto log_of(const P& p, Element e) {
+  if constexpr (requires { p.log(e); }) {
+    return p.log(e);
+  } else {
+    return math::log(p[e]);
+  }
+}
+
+/// p_e^(q - 1) - 1, ln p_e at q = 1. 0 for p_e = 0, where it is multiplied by p_e.
+template <class T, class G, class P, class Element>
+[[gnu::always_inline]] TALPA_HD inline auto power_less_one(const G& g, const P& p, Element e,
+                                                           double q) {
   const auto zero = g.uniform(T{0});
-  const auto log_p = math::log(p);
+  const auto log_p = log_of(p, e);
   const T shift = static_cast<T>(q - 1.0);
-  if (shift == T{0}) return talpa::select(p == zero, zero, log_p);
-  const auto power = math::expm1(math::mul(g.uniform(shift), log_p));
-  return talpa::select(p == zero, zero, power / g.uniform(shift));
+  const auto none = p[e] == zero;
+  if (shift == T{0}) return talpa::select(none, zero, log_p);
+  return talpa::select(none, zero, math::expm1(math::mul(g.uniform(shift), log_p)));
+}
+
+/// What power_less_one is divided by to be continuous in q, with ln p as its limit.
+template <class T>
+TALPA_HD T power_divisor(double q) {
+  const T shift = static_cast<T>(q - 1.0);
+  return shift == T{0} ? T{1} : shift;
+}
+
+/// (p_e^(q - 1) - 1) / (q - 1), ln p_e at q = 1: continuous in q. 0 for p_e = 0.
+template <class T, class G, class P, class Element>
+[[gnu::always_inline]] TALPA_HD inline auto deformed_log(const G& g, const P& p, Element e,
+                                                         double q) {
+  return power_less_one<T>(g, p, e, q) / g.uniform(power_divisor<T>(q));
+}
+
+/// sum_e p_e (p_e^(q - 1) - 1) / (q - 1), sum_e p_e ln p_e at q = 1.
+template <class T, class G, class P>
+TALPA_HD typename G::template value<T> mean_deformed_log(const G& g, const P& p, double q) {
+  const auto sum =
+      g.template sum<T>([&](auto e) { return math::mul(p[e], power_less_one<T>(g, p, e, q)); });
+  return sum / g.uniform(power_divisor<T>(q));
 }
 
 /// p^q for p > 0; 0 for p = 0.
@@ -96,13 +129,14 @@ struct shannon {
     const auto shift = g.uniform(static_cast<T>(epsilon));
     const auto inside = g.uniform(static_cast<T>(log_epsilon));
     const auto zero = g.uniform(T{0});
+    const bool exact = epsilon == 0.0 && log_epsilon == 0.0;
     const auto sum = g.template sum<T>([&](auto e) {
       const auto shifted = p[e] + shift;
-      return talpa::select(shifted == zero, zero, math::mul(shifted, math::log(shifted + inside)));
+      const auto log_p = exact ? detail::log_of(p, e) : math::log(shifted + inside);
+      return talpa::select(shifted == zero, zero, math::mul(shifted, log_p));
     });
     if (!normalised) return -sum;
-    return detail::part_of<T>(g, -sum, detail::log_experts<T>(g.experts()),
-                              epsilon == 0.0 && log_epsilon == 0.0);
+    return detail::part_of<T>(g, -sum, detail::log_experts<T>(g.experts()), exact);
   }
 
   template <class T, class G, class P, class D>
@@ -141,8 +175,7 @@ struct tsallis {
           g.template sum<T>([&](auto e) { return detail::power<T>(g, p[e] + shift, q); });
       h = (g.uniform(T{1}) - sum) / g.uniform(static_cast<T>(q - 1.0));
     } else {
-      h = -g.template sum<T>(
-          [&](auto e) { return math::mul(p[e], detail::deformed_log<T>(g, p[e], q)); });
+      h = -detail::mean_deformed_log<T>(g, p, q);
     }
     if (!normalised) return h;
     return detail::part_of<T>(g, h, detail::greatest_tsallis<T>(g.experts(), q), epsilon == 0.0);
@@ -164,7 +197,7 @@ struct tsallis {
       // The constants -1 and -1 / (q - 1) are left out.
       const auto slope =
           epsilon > 0.0 ? -math::mul(index_q, detail::power<T>(g, p[e] + shift, q - 1.0)) / less_one
-                        : -math::mul(index_q, detail::deformed_log<T>(g, p[e], q));
+                        : -math::mul(index_q, detail::deformed_log<T>(g, p, e, q));
       d[e] = alone ? zero : talpa::select(p[e] == zero, zero, slope / scale);
     });
   }
@@ -193,7 +226,7 @@ struct renyi {
       h = math::log(shifted_sum<T>(g, p)) / g.uniform(static_cast<T>(1.0 - q));
     } else {
       // sum_e p_e^q = 1 + (q - 1) mean.
-      const auto mean = mean_log<T>(g, p);
+      const auto mean = detail::mean_deformed_log<T>(g, p, q);
       const T less_one = static_cast<T>(q - 1.0);
       h = less_one == T{0}
               ? -mean
@@ -214,8 +247,9 @@ struct renyi {
     const auto scale = g.uniform(normalised ? detail::log_experts<T>(g.experts()) : T{1});
     const auto less_one = g.uniform(static_cast<T>(q - 1.0));
     const auto shift = g.uniform(static_cast<T>(epsilon));
-    const auto whole = epsilon > 0.0 ? shifted_sum<T>(g, p)
-                                     : math::fma(less_one, mean_log<T>(g, p), g.uniform(T{1}));
+    const auto whole =
+        epsilon > 0.0 ? shifted_sum<T>(g, p)
+                      : math::fma(less_one, detail::mean_deformed_log<T>(g, p, q), g.uniform(T{1}));
     const bool alone = g.experts() == 1 && epsilon == 0.0;
     g.for_each([&](auto e) {
       // q p^(q - 1) / ((1 - q) whole); without the constant 1 / ((1 - q) whole) times q this is
@@ -223,7 +257,7 @@ struct renyi {
       const auto slope =
           epsilon > 0.0
               ? -math::mul(index_q, detail::power<T>(g, p[e] + shift, q - 1.0)) / less_one / whole
-              : -math::mul(index_q, detail::deformed_log<T>(g, p[e], q)) / whole;
+              : -math::mul(index_q, detail::deformed_log<T>(g, p, e, q)) / whole;
       d[e] = alone ? zero : talpa::select(p[e] == zero, zero, slope / scale);
     });
   }
@@ -235,11 +269,6 @@ struct renyi {
     const auto shift = g.uniform(static_cast<T>(epsilon));
     return g.template sum<T>([&](auto e) { return detail::power<T>(g, p[e] + shift, q); }) +
            g.uniform(static_cast<T>(1e-10));
-  }
-  template <class T, class G, class P>
-  TALPA_HD typename G::template value<T> mean_log(const G& g, const P& p) const {
-    return g.template sum<T>(
-        [&](auto e) { return math::mul(p[e], detail::deformed_log<T>(g, p[e], q)); });
   }
 };
 

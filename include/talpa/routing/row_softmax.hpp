@@ -20,6 +20,7 @@ TALPA_HD auto row_logits(const G& g, row_pointer<const T> logits) {
 template <class T, class G>
 struct row_exponentials {
   decltype(std::declval<const G&>().template elements<T>()) weight;  ///< exp(u_e - max u)
+  typename G::template value<T> top;                                 ///< max u
   typename G::template value<T> sum;                                 ///< over all experts
   typename G::template value<bool> valid;                            ///< the sum is a number
   typename G::template value<bool> invalid;  ///< NaN or +inf among the logits, or -inf everywhere
@@ -34,7 +35,7 @@ TALPA_HD row_exponentials<T, G> exponentials(const G& g, const Logits& logits) {
   g.for_each([&](auto e) { weight[e] = math::exp(logits[e] - top); });
   const auto sum = g.template sum<T>([&](auto e) { return weight[e]; });
   const auto valid = sum == sum;
-  return {weight, sum, valid, !valid};
+  return {weight, top, sum, valid, !valid};
 }
 
 /// The probabilities weight / sum of a row as an array; NaN for an invalid row.
@@ -43,6 +44,29 @@ TALPA_HD auto probabilities(const G& g, const row_exponentials<T, G>& exponentia
   auto p = g.template elements<T>();
   g.for_each([&](auto e) { p[e] = exponential.weight[e] / exponential.sum; });
   return p;
+}
+
+/// The probabilities of a row with their logarithms: p[e] = weight / sum, and log(e) = ln p_e =
+/// (u_e - top) - ln sum, one logarithm for the row; -inf for a masked expert.
+template <class T, class G, class Logits>
+struct logged_probabilities {
+  Logits logits;
+  decltype(std::declval<const G&>().template elements<T>()) p;
+  typename G::template value<T> top, log_sum;
+
+  template <class Element>
+  TALPA_HD auto operator[](Element e) const {
+    return p[e];
+  }
+  template <class Element>
+  TALPA_HD auto log(Element e) const {
+    return (logits[e] - top) - log_sum;
+  }
+};
+template <class T, class G, class Logits>
+TALPA_HD logged_probabilities<T, G, Logits> log_probabilities(
+    const G& g, const Logits& logits, const row_exponentials<T, G>& exponential) {
+  return {logits, probabilities<T>(g, exponential), exponential.top, math::log(exponential.sum)};
 }
 
 /// Whether a row cannot be routed: NaN or +inf among its logits, or -inf everywhere.

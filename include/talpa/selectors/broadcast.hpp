@@ -57,7 +57,7 @@ struct every_expert {
       g.store_mask(row.mask, [&](auto) { return bad; });
     } else {
       const auto exponential = exponentials<T>(g, u);
-      const auto h = entropy.template value<T>(g, probabilities<T>(g, exponential));
+      const auto h = entropy.template value<T>(g, log_probabilities<T>(g, u, exponential));
       const auto unsure = h >= g.uniform(static_cast<T>(threshold));
       g.store_mask(row.mask, [&](auto e) {
         const auto offered = u[e] > masked;
@@ -84,7 +84,7 @@ struct every_expert {
 /// says who was broadcast: in replay and backward a token is one of them exactly when its mask has
 /// every expert that is offered and H >= threshold, so where Inner itself gives an unsure token all
 /// experts, that token has the gates softmax(u_n) in any case.
-/// Cost: Inner, and a softmax and E logarithms a row; with a limit, or round an Inner that couples
+/// Cost: Inner, and a softmax and the entropy a row; with a limit, or round an Inner that couples
 /// rows, two [N, ceil(E / 32)] masks and one [N, E] scratch more.
 /// Determinism: same bits for every lane group and backend.
 /// Throws: value_error from validate, of Inner too.
@@ -133,7 +133,7 @@ struct broadcast {
     const auto masked = g.uniform(-std::numeric_limits<T>::infinity());
     const auto u = row_logits(g, row.logits);
     const auto exponential = exponentials<T>(g, u);
-    const auto p = probabilities<T>(g, exponential);
+    const auto p = log_probabilities<T>(g, u, exponential);
     const auto broadcasts = unsure<T>(g, p) & exponential.valid;
     auto chosen = g.template elements<bool>();
     const auto on = g.load_mask(row.recorded());
@@ -180,7 +180,7 @@ struct broadcast {
     if (!broadcasting) return;
     const auto u = row_logits(g, row.logits);
     const auto exponential = exponentials<T>(g, u);
-    const auto p = probabilities<T>(g, exponential);
+    const auto p = log_probabilities<T>(g, u, exponential);
     const auto all = was_broadcast<T>(g, u, p, row.recorded());
     store_gates(g, row, p, all & exponential.valid);
   }
@@ -192,7 +192,7 @@ struct broadcast {
     const auto zero = g.uniform(T{0});
     const auto u = row_logits(g, row.logits);
     const auto exponential = exponentials<T>(g, u);
-    const auto p = probabilities<T>(g, exponential);
+    const auto p = log_probabilities<T>(g, u, exponential);
     const auto all = was_broadcast<T>(g, u, p, row.mask) & exponential.valid;
     const auto dgate = [&](auto e) {
       return talpa::select(g.load_bit(row.mask, e), g.load(row.dgates, e, T{0}), zero);

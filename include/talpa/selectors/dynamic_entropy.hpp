@@ -23,7 +23,7 @@ namespace talpa {
 /// Edges: threshold >= 1 switches the second step off when the entropy is normalised, also for
 /// equal logits, whose H may round above 1; p = 1 and p = 0, min_k above E: as top_p; E = 1 is on
 /// with gate 1; a row with NaN, +inf, or -inf everywhere gets NaN gates on all experts.
-/// Cost: top_p and E logarithms a row.
+/// Cost: top_p and a logarithm and, but for Shannon's entropy, E exponentials a row.
 /// Determinism: same bits for every lane group and backend.
 /// Throws: value_error from validate.
 /// Source: Li et al. 2025, DynMoLE (arXiv 2504.00661). The defaults are those of its code, which
@@ -56,7 +56,7 @@ struct dynamic_entropy {
     const auto end = top_mass<T, crossing::dropped>(g, u, exponential, {p, min_k, false});
     auto all = exponential.invalid;
     if (!(entropy.normalised && threshold >= 1.0)) {
-      const auto h = entropy.template value<T>(g, probabilities<T>(g, exponential));
+      const auto h = entropy.template value<T>(g, log_probabilities<T>(g, u, exponential));
       const auto unsure = h > g.uniform(static_cast<T>(threshold));
       all = all | unsure;
     }

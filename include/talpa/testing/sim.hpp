@@ -34,7 +34,7 @@ class sim {
   index experts() const { return experts_; }
   template <class T>
   static pack<T, W> uniform(T c) {
-    return detail::make_pack<T, W>([&](int) { return c; });
+    return detail::splat<T, W>(c);
   }
   template <class F>
   void for_each(F f) const {
@@ -137,7 +137,7 @@ class sim {
   template <class T, class F>
   rank_values<T> ranks(index, F f) const {
     const auto r = values_of_row<T>(f);
-    detail::sort_descending(r, experts_);
+    detail::sort_descending(r, experts_, -std::numeric_limits<T>::infinity());
     return {r};
   }
   template <class T, class F>
