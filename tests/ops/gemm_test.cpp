@@ -128,12 +128,28 @@ TEST_SUITE("ops/gemm") {
     compare<T>(2, 2, 3000, T{1}, T{1}, 7, 2);
   }
 
+  TEST_CASE_TEMPLATE("gemm agrees with plain loops where register tiles take over", T, float,
+                     double) {
+    const index rows = detail::tiled_rows, cols = detail::tiled_cols;
+    const index inner = ceil_div(detail::tiled_work, rows * cols);
+    CHECK(detail::tiles_pay(rows, cols, inner));
+    compare<T>(rows, cols, inner, T{1}, T{0}, 8, 2);
+    for (const index less : {inner - 1, detail::tiled_inner - 1}) {
+      CHECK_FALSE(detail::tiles_pay(rows, cols, less));
+    }
+    compare<T>(rows, cols, inner - 1, T{2}, T{1}, 9, 2);
+    compare<T>(5 * rows + 3, 5 * cols + 7, detail::tiled_inner + 30, T{-1}, T{2}, 10, 3);
+    CHECK_FALSE(detail::tiles_pay(rows - 1, 100 * cols, inner));
+    CHECK_FALSE(detail::tiles_pay(100 * rows, cols - 1, inner));
+  }
+
   TEST_CASE_TEMPLATE("any number of threads gives the same bits", T, float, double) {
     support::test_random random(22);
     struct shape {
       index m, n, k;
     };
-    for (const shape s : {shape{700, 33, 17}, shape{5, 1200, 64}, shape{513, 1, 100}}) {
+    for (const shape s :
+         {shape{700, 33, 17}, shape{5, 1200, 64}, shape{513, 1, 100}, shape{333, 90, 70}}) {
       for (const transpose ta : both) {
         for (const transpose tb : both) {
           auto a = operand<T>(random, s.m, s.k, ta), b = operand<T>(random, s.k, s.n, tb);

@@ -9,5 +9,16 @@ template void eigen_product<float>(float, matrix_view<const float, cpu>, transpo
 template void eigen_product<double>(double, matrix_view<const double, cpu>, transpose,
                                     matrix_view<const double, cpu>, transpose, double,
                                     matrix_view<double, cpu>);
+template void panel_product<float>(context<cpu>&, float, matrix_view<const float, cpu>, transpose,
+                                   const float*, index, float, matrix_view<float, cpu>);
+template void tiled_product<float>(context<cpu>&, float, matrix_view<const float, cpu>, transpose,
+                                   matrix_view<const float, cpu>, transpose, float,
+                                   matrix_view<float, cpu>);
+template void panel_product<double>(context<cpu>&, double, matrix_view<const double, cpu>,
+                                    transpose, const double*, index, double,
+                                    matrix_view<double, cpu>);
+template void tiled_product<double>(context<cpu>&, double, matrix_view<const double, cpu>,
+                                    transpose, matrix_view<const double, cpu>, transpose, double,
+                                    matrix_view<double, cpu>);
 
 }  // namespace talpa::detail

@@ -3,7 +3,7 @@
 
 #include <talpa/cpu/gemm.hpp>
 
-// Eigen's products take seconds to instantiate; tests share one instantiation of each.
+// Products take seconds to instantiate; tests share one instantiation of each.
 namespace talpa::detail {
 
 extern template void eigen_product<float>(float, matrix_view<const float, cpu>, transpose,
@@ -12,5 +12,17 @@ extern template void eigen_product<float>(float, matrix_view<const float, cpu>, 
 extern template void eigen_product<double>(double, matrix_view<const double, cpu>, transpose,
                                            matrix_view<const double, cpu>, transpose, double,
                                            matrix_view<double, cpu>);
+extern template void panel_product<float>(context<cpu>&, float, matrix_view<const float, cpu>,
+                                          transpose, const float*, index, float,
+                                          matrix_view<float, cpu>);
+extern template void tiled_product<float>(context<cpu>&, float, matrix_view<const float, cpu>,
+                                          transpose, matrix_view<const float, cpu>, transpose,
+                                          float, matrix_view<float, cpu>);
+extern template void panel_product<double>(context<cpu>&, double, matrix_view<const double, cpu>,
+                                           transpose, const double*, index, double,
+                                           matrix_view<double, cpu>);
+extern template void tiled_product<double>(context<cpu>&, double, matrix_view<const double, cpu>,
+                                           transpose, matrix_view<const double, cpu>, transpose,
+                                           double, matrix_view<double, cpu>);
 
 }  // namespace talpa::detail
