@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a mixture of LoRA experts costs on top of the frozen linear map that it adapts. Each
+// What a mixture of LoRA experts costs on top of the frozen, packed linear map that it adapts. Each
 // iteration times the bare linear, the layer and the linear again; `overhead_pct` is the median of
 // layer / mean of its two neighbours - 1. `floor_pct` is the same ratio by flop count alone.
 // `flop/s` counts the operations that have to be done, `bytes/s` each operand that has to be moved
@@ -36,6 +36,7 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
   auto base = linear{.bias = false}.init<float, cpu>(w.width, w.width, random, "base.");
   base.freeze();
   auto params = layer.template init<float, cpu>(std::move(base), random);
+  params.base.pack(ctx, w.backward ? packing::both : packing::forward);
   fill_normal(params.expert.b.value(), 0.1, random);
   const auto x = bench::normal_matrix(w.tokens, w.width, 1.0, random);   // [N, D]
   const auto dy = bench::normal_matrix(w.tokens, w.width, 1.0, random);  // [N, O]

@@ -3,6 +3,7 @@
 
 #include <talpa/cpu/context.hpp>
 #include <talpa/cpu/eigen_map.hpp>
+#include <talpa/cpu/packed_gemm.hpp>  // a weight may come packed
 #include <talpa/cpu/tiled_product.hpp>
 #include <talpa/ops/gemm.hpp>
 

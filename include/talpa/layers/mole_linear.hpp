@@ -71,9 +71,10 @@ struct mole_linear {
     std::size_t saved_bytes = 0;  ///< of ctx.memory, per forward
   };
 
-  /// Adapter on `base`, which keeps its trainability: freeze it first for adapter tuning. Experts
-  /// that look at the base themselves (dora) take a frozen one only, and look at it where it lies:
-  /// the params may be moved, but another base needs another init.
+  /// Adapter on `base`, which keeps its trainability: freeze it first for adapter tuning, and on
+  /// the CPU pack it afterwards for speed (`params.base.pack(ctx)`). Experts that look at the base
+  /// themselves (dora) take a frozen one only, and look at it where it lies: the params may be
+  /// moved, but another base needs another init.
   /// Parameters are named `prefix`router.*, `prefix`expert.*.
   template <class T, class B>
   params<T, B> init(affine_params<T, B> base, generator& random,
