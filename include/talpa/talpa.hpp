@@ -53,6 +53,8 @@
 #include <talpa/cpu/gemm.hpp>
 #include <talpa/cpu/group_loss.hpp>
 #include <talpa/cpu/grouped_gemm.hpp>
+#include <talpa/cpu/indexed_gemm.hpp>
+#include <talpa/cpu/indexed_tile.hpp>
 #include <talpa/cpu/item.hpp>
 #include <talpa/cpu/kl_divergence.hpp>
 #include <talpa/cpu/layer_norm.hpp>
@@ -147,6 +149,7 @@
 #include <talpa/ops/gemm.hpp>
 #include <talpa/ops/group_loss.hpp>
 #include <talpa/ops/grouped_gemm.hpp>
+#include <talpa/ops/indexed_gemm.hpp>
 #include <talpa/ops/item.hpp>
 #include <talpa/ops/kl_divergence.hpp>
 #include <talpa/ops/layer_norm.hpp>

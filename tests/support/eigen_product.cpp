@@ -20,5 +20,22 @@ template void panel_product<double>(context<cpu>&, double, matrix_view<const dou
 template void tiled_product<double>(context<cpu>&, double, matrix_view<const double, cpu>,
                                     transpose, matrix_view<const double, cpu>, transpose, double,
                                     matrix_view<double, cpu>);
+template void indexed_inner<float>(context<cpu>&, const segments<cpu>&,
+                                   matrix_view<const float, cpu>, matrix_view<const float, cpu>,
+                                   matrix_view<float, cpu>);
+template void indexed_sum<float>(context<cpu>&, const segments<cpu>&, matrix_view<const float, cpu>,
+                                 matrix_view<const float, cpu>, matrix_view<float, cpu>, bool);
+template void indexed_outer<float>(context<cpu>&, const segments<cpu>&,
+                                   matrix_view<const float, cpu>, matrix_view<const float, cpu>,
+                                   const row_run&, matrix_view<float, cpu>);
+template void indexed_inner<double>(context<cpu>&, const segments<cpu>&,
+                                    matrix_view<const double, cpu>, matrix_view<const double, cpu>,
+                                    matrix_view<double, cpu>);
+template void indexed_sum<double>(context<cpu>&, const segments<cpu>&,
+                                  matrix_view<const double, cpu>, matrix_view<const double, cpu>,
+                                  matrix_view<double, cpu>, bool);
+template void indexed_outer<double>(context<cpu>&, const segments<cpu>&,
+                                    matrix_view<const double, cpu>, matrix_view<const double, cpu>,
+                                    const row_run&, matrix_view<double, cpu>);
 
 }  // namespace talpa::detail
