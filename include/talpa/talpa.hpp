@@ -76,12 +76,14 @@
 #include <talpa/cpu/register_tile.hpp>
 #include <talpa/cpu/routable_rows.hpp>
 #include <talpa/cpu/routing_sums.hpp>
+#include <talpa/cpu/row_products.hpp>
 #include <talpa/cpu/scale.hpp>
 #include <talpa/cpu/segments.hpp>
 #include <talpa/cpu/select.hpp>
 #include <talpa/cpu/sequence_rows.hpp>
 #include <talpa/cpu/sgd.hpp>
 #include <talpa/cpu/sinkhorn.hpp>
+#include <talpa/cpu/skinny_product.hpp>
 #include <talpa/cpu/slot_dropout.hpp>
 #include <talpa/cpu/softmax.hpp>
 #include <talpa/cpu/svd.hpp>

@@ -37,5 +37,15 @@ template void indexed_sum<double>(context<cpu>&, const segments<cpu>&,
 template void indexed_outer<double>(context<cpu>&, const segments<cpu>&,
                                     matrix_view<const double, cpu>, matrix_view<const double, cpu>,
                                     const row_run&, matrix_view<double, cpu>);
+template void inner_product<float>(context<cpu>&, float, matrix_view<const float, cpu>,
+                                   matrix_view<const float, cpu>, float, matrix_view<float, cpu>);
+template void outer_product<float>(context<cpu>&, float, matrix_view<const float, cpu>,
+                                   matrix_view<const float, cpu>, float, matrix_view<float, cpu>);
+template void inner_product<double>(context<cpu>&, double, matrix_view<const double, cpu>,
+                                    matrix_view<const double, cpu>, double,
+                                    matrix_view<double, cpu>);
+template void outer_product<double>(context<cpu>&, double, matrix_view<const double, cpu>,
+                                    matrix_view<const double, cpu>, double,
+                                    matrix_view<double, cpu>);
 
 }  // namespace talpa::detail

@@ -4,6 +4,7 @@
 #include <talpa/cpu/context.hpp>
 #include <talpa/cpu/eigen_map.hpp>
 #include <talpa/cpu/packed_gemm.hpp>  // a weight may come packed
+#include <talpa/cpu/skinny_product.hpp>
 #include <talpa/cpu/tiled_product.hpp>
 #include <talpa/ops/gemm.hpp>
 
@@ -57,7 +58,8 @@ inline bool tiles_pay(index m, index n, index k) {
 
 namespace talpa::ops {
 
-/// Products by register tiles, small ones by Eigen, over tasks that depend on the shape only; each
+/// Products by register tiles, those with one short side by products of rows, small ones by Eigen,
+/// over tasks that depend on the shape only; each
 /// element of c is summed over all of K inside one task, so the number of threads changes no bit.
 template <>
 struct gemm_impl<cpu> {
@@ -65,7 +67,14 @@ struct gemm_impl<cpu> {
   static void run(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
                   matrix_view<const T, cpu> b, transpose tb, T beta, matrix_view<T, cpu> c) {
     if (c.empty()) return;
-    if (detail::tiles_pay(c.rows, c.cols, detail::cols_of(a, ta))) {
+    const index k = detail::cols_of(a, ta);
+    if (ta == transpose::no && tb == transpose::yes && detail::inner_pays(c.rows, c.cols, k)) {
+      return detail::inner_product<T>(ctx, alpha, a, b, beta, c);
+    }
+    if (ta == transpose::yes && tb == transpose::no && detail::outer_pays(c.rows, c.cols, k)) {
+      return detail::outer_product<T>(ctx, alpha, a, b, beta, c);
+    }
+    if (detail::tiles_pay(c.rows, c.cols, k)) {
       return detail::tiled_product<T>(ctx, alpha, a, ta, b, tb, beta, c);
     }
     const bool few_rows = c.rows < 2 * detail::gemm_task_rows;

@@ -4,8 +4,8 @@
 #include <talpa/core/view.hpp>
 #include <talpa/core/workspace.hpp>
 #include <talpa/cpu/context.hpp>
-#include <talpa/cpu/indexed_tile.hpp>
 #include <talpa/cpu/parallel.hpp>
+#include <talpa/cpu/row_products.hpp>
 #include <talpa/ops/indexed_gemm.hpp>
 
 #include <algorithm>
@@ -20,8 +20,6 @@ namespace talpa::detail {
 /// block of the bank is read once for all of them.
 inline constexpr index indexed_task_tokens = 64;
 inline constexpr index indexed_task_slots = 16;
-/// Bytes of the sum of outer products that stays in L1.
-inline constexpr index outer_sum_bytes = 16384;
 /// How many tokens ahead rows are fetched.
 inline constexpr index sum_prefetch_tokens = 4;
 /// Tokens an expert from which on a bank is copied into panels for sums of its rows.
@@ -42,37 +40,9 @@ template <class T>
 void indexed_outer(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
                    matrix_view<const T, cpu> x, const row_run& run, matrix_view<T, cpu> dbank);
 
-/// inner for up to Tokens slots from `slot` on and all ranks.
-template <index Tokens, class T>
-void inner_block(const segments<cpu>& s, index slot, index count, matrix_view<const T, cpu> x,
-                 matrix_view<const T, cpu> block, matrix_view<T, cpu> u) {
-  using tile = indexed_tile<T>;
-  const index whole = x.cols / tile::lanes * tile::lanes;
-  // What is missing is read twice, and the second result dropped.
-  const T* rows[Tokens];
-  for (index i = 0; i < Tokens; ++i) {
-    rows[i] = x.row(s.token_of_slot[slot + std::min(i, count - 1)]);
-  }
-  for (index first = 0; first < block.rows; first += tile::ranks) {
-    const index ranks = std::min(tile::ranks, block.rows - first);
-    const T* bank[tile::ranks];
-    for (index r = 0; r < tile::ranks; ++r) bank[r] = block.row(first + std::min(r, ranks - 1));
-    alignas(host_alignment) T out[Tokens][tile::ranks][tile::lanes];
-    tile::template inner<Tokens>(whole, rows, bank, out);
-    for (index i = 0; i < count; ++i) {
-      for (index r = 0; r < ranks; ++r) {
-        T sum = tile::total(out[i][r]);
-        for (index d = whole; d < x.cols; ++d) sum += rows[i][d] * bank[r][d];
-        u(slot + i, first + r) = sum;
-      }
-    }
-  }
-}
-
 template <class T>
 void indexed_inner(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> x,
                    matrix_view<const T, cpu> bank, matrix_view<T, cpu> u) {
-  using tile = indexed_tile<T>;
   const index experts = s.experts(), slots = s.offsets[experts];
   if (slots == 0) return;
   const index tokens =
@@ -87,15 +57,10 @@ void indexed_inner(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const 
     };
     const index last = slot_from((task / experts + 1) * tokens);
     const auto block = bank.row_range(e * u.cols, u.cols);
-    for (index slot = slot_from(task / experts * tokens); slot < last;) {
-      const index count = std::min(tile::tokens, last - slot);
-      if (count == 1) {
-        inner_block<1, T>(s, slot, count, x, block, u);
-      } else {
-        inner_block<tile::tokens, T>(s, slot, count, x, block, u);
-      }
-      slot += count;
-    }
+    const index start = slot_from(task / experts * tokens);
+    inner_products<T>(
+        last - start, x.cols, [&](index i) { return x.row(s.token_of_slot[start + i]); }, block,
+        [&](index i, index r, T sum) { u(start + i, r) = sum; });
   });
 }
 
@@ -183,53 +148,21 @@ void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T,
 template <class T>
 void indexed_outer(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
                    matrix_view<const T, cpu> x, const row_run& run, matrix_view<T, cpu> dbank) {
-  using tile = indexed_tile<T>;
-  constexpr index width = tile::outer_cols, several = tile::outer_tokens;
   const index ranks = z.cols;
   if (ranks == 0 || x.cols == 0) return;
-  const index fit = outer_sum_bytes / static_cast<index>(sizeof(T)) / ranks / width * width;
-  const index chunk = std::min(std::max(fit, width), ceil_div(x.cols, width) * width);
-  const index chunks = ceil_div(x.cols, chunk);
+  const index chunk = outer_chunk<T>(ranks, x.cols), chunks = ceil_div(x.cols, chunk);
   const workspace<cpu>::scope scope(ctx.scratch);
-  const auto sums = ctx.scratch.take<T>(ctx.threads, ranks * chunk);  // [columns / width, P, width]
+  const auto sums = ctx.scratch.take<T>(ctx.threads, ranks * chunk);
   parallel_for(ctx.threads, run.rows / ranks * chunks, [&](index task, int thread) {
     const index e = run.first / ranks + task / chunks, first = task % chunks * chunk;
-    const index cols = std::min(chunk, x.cols - first), steps = cols / width;
+    const index cols = std::min(chunk, x.cols - first), slot = s.offsets[e];
     T* const sum = sums.row(thread);
-    std::fill_n(sum, ceil_div(cols, width) * width * ranks, T{0});
-    for (index slot = s.offsets[e]; slot < s.offsets[e + 1];) {
-      const auto row = [&](index i) { return x.row(s.token_of_slot[slot + i]) + first; };
-      index count = 1;
-      if (slot + several <= s.offsets[e + 1]) {
-        count = several;
-        const T* factors[several];
-        const T* rows[several];
-        for (index i = 0; i < several; ++i) {
-          factors[i] = z.row(slot + i);
-          rows[i] = row(i);
-        }
-        tile::template outer<several>(steps, ranks, factors, rows, sum);
-      } else {
-        tile::template outer<1>(steps, ranks, {z.row(slot)}, {row(0)}, sum);
-      }
-      for (index i = 0; i < count; ++i) {
-        for (index r = 0; r < ranks; ++r) {
-          T* const to = sum + (steps * ranks + r) * width;
-          for (index d = steps * width; d < cols; ++d) {
-            to[d - steps * width] += z(slot + i, r) * row(i)[d];
-          }
-        }
-      }
-      slot += count;
-    }
+    outer_products<T>(
+        s.offsets[e + 1] - slot, ranks, cols, [&](index i) { return z.row(slot + i); },
+        [&](index i) { return x.row(s.token_of_slot[slot + i]) + first; }, sum);
     for (index r = 0; r < ranks; ++r) {
       T* const to = dbank.row(run.grad_first + task / chunks * ranks + r) + first;
-      for (index d = 0; d < steps; ++d) {
-        const T* const from = sum + (d * ranks + r) * width;
-        for (index j = 0; j < width; ++j) to[d * width + j] += from[j];
-      }
-      const T* const from = sum + (steps * ranks + r) * width;
-      for (index d = steps * width; d < cols; ++d) to[d] += from[d - steps * width];
+      for_each_outer<T>(sum, ranks, cols, r, [&](index d, T value) { to[d] += value; });
     }
   });
 }

@@ -20,8 +20,8 @@ namespace talpa {
 /// dense_masked, [S, R] for grouped and indexed with S set bits of the mask.
 /// Edges: N = 0; experts without tokens get zero gradients; padding gets the base alone; E = 1 with
 /// gate 1 equals `lora_linear` bit for bit under dense_masked. Under grouped it does so on the CPU
-/// with R < 16 and 512 tokens or more, or at most 256 and widths up to 512; else products are cut
-/// into other tiles and may round otherwise; under indexed it adds in another order.
+/// with widths below 64 and at most 256 tokens, or 512 or more; else products take other tiles or
+/// kernels and may round otherwise; under indexed it adds in another order.
 /// Cost: 2 N D O for the base, the router's, and what strategy.hpp counts for the experts. From
 /// the second step of the same sizes on the arenas take no new memory. A reserve by `plan` serves
 /// ctx.memory from the first step on; ctx.scratch still settles in it. On the CPU, Eigen takes
