@@ -323,6 +323,38 @@ TEST_SUITE("layers/mole_linear") {
     }
   }
 
+  TEST_CASE_TEMPLATE("a packed base stays packed in a step and changes the base alone", T, float,
+                     double) {
+    const mole_sizes s{.tokens = 31, .inputs = 21, .outputs = 18, .experts = 4, .rank = 3};
+    support::test_random random(64);
+    const matrix<T, cpu> x = support::random_matrix<T>(random, s.tokens, s.inputs);
+    const matrix<T, cpu> dy = support::random_matrix<T>(random, s.tokens, s.outputs);
+    for (const strategy execution : executions) {
+      CAPTURE(name_of(execution));
+      const auto layer = make_mole(s, renormalised{.k = 2}, execution);
+      auto p = make_params<T>(layer, s, 20);
+      const auto plain = run_mole<T>(layer, p, x, dy);
+      context<cpu> ctx(1);
+      p.base.pack(ctx);
+      const auto packed = run_mole<T>(layer, p, x, dy);
+      CHECK(p.base.weight.packed() != nullptr);
+      CHECK(p.base.weight.packed_transpose() != nullptr);
+      CHECK(testing::detail::first_difference(packed.gradients, plain.gradients) == "");
+      // Both round the sums of base and experts, of D + E R or O + E R terms and a few more.
+      const auto size = support::magnitudes(layer, p, to_table(x.view()), to_table(dy.view()),
+                                            to_table(plain.gates.view()));
+      const double relative = 2.0 * testing::gamma<T>(static_cast<double>(
+                                        s.inputs + s.outputs + s.experts * (s.rank + 2) + 16));
+      const auto agree = [&](const matrix<T, cpu>& found, const matrix<T, cpu>& expected,
+                             const table& terms) {
+        return testing::first_excess(found.view(), expected.view(),
+                                     [&](index r, index c) { return relative * terms(r, c); });
+      };
+      CHECK(agree(packed.y, plain.y, size.y) == "");
+      CHECK(agree(packed.dx, plain.dx, size.dx) == "");
+    }
+  }
+
   TEST_CASE_TEMPLATE("any number of threads and any repetition gives the same bits", T, float,
                      double) {
     const mole_sizes s{.tokens = 1100, .inputs = 9, .outputs = 8, .experts = 5, .rank = 3};
