@@ -4,6 +4,7 @@
 // iteration times the bare linear, the layer and the linear again; `overhead_pct` is the median of
 // layer / mean of its two neighbours - 1, on one thread of processor time. `floor_pct` is the same
 // ratio by flop count alone.
+// The label says which strategy `automatic` takes for these sizes.
 // `flop/s` counts the operations that have to be done, `bytes/s` each operand that has to be moved
 // once a pass: a strategy that does or moves more is slower by them, not faster.
 #include "workloads.hpp"
@@ -88,6 +89,9 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
   const auto rate = [&](const char* unit, double count) {
     state.counters[unit] = benchmark::Counter(count, benchmark::Counter::kIsIterationInvariantRate);
   };
+  auto free = layer;
+  free.execution = strategy::automatic;
+  state.SetLabel(std::string("automatic: ") + strategy_name(free.choose(w.width, w.width)));
   rate("tokens/s", n);
   rate("flop/s", linear_flop + adapter_flop);
   rate("bytes/s", elements * sizeof(float));

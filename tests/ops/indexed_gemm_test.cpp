@@ -210,11 +210,11 @@ products<T> tile_of(const matrix<T, cpu>& x, const matrix<T, cpu>& bank) {
   const T* const factors[] = {x.view().row(0), x.view().row(1)};
   const index first[] = {2, 0};
   tile::sum_rows(2, 2, factors, first, bank.data(), bank.cols(), false, p.y.data());
-  tile::template outer<4>(
-      cols / tile::outer_cols, 1,
-      {x.view().row(0), x.view().row(1), x.view().row(2), x.view().row(3)},
-      {bank.view().row(0), bank.view().row(1), bank.view().row(2), bank.view().row(3)},
-      p.dbank.data());
+  const T* const rows[] = {bank.view().row(0), bank.view().row(1), bank.view().row(2),
+                           bank.view().row(3)};
+  tile::template outer<4>(cols / tile::outer_cols, 1,
+                          {x.view().row(0), x.view().row(1), x.view().row(2), x.view().row(3)},
+                          rows, rows, p.dbank.data());
   return p;
 }
 

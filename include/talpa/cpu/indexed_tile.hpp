@@ -98,10 +98,11 @@ struct indexed_tile {
   }
 
   /// sum[d][r][0..outer_cols) += the sum over i of z[i][r] times columns d outer_cols ... of x[i],
-  /// for d < steps and r < rows.
+  /// for d < steps and r < rows. `next` are rows that will be read soon.
   template <index Tokens>
   [[gnu::noinline]] static void outer(index steps, index rows, const T* const (&z)[Tokens],
-                                      const T* const (&x)[Tokens], T* sum) {
+                                      const T* const (&x)[Tokens], const T* const (&next)[Tokens],
+                                      T* sum) {
     // Pointers of its own: a store to sum could change those of the caller.
     const T* factor[Tokens];
     unrolled<Tokens>([&](auto i) __attribute__((always_inline)) { factor[i] = z[i]; });
@@ -111,6 +112,9 @@ struct indexed_tile {
         unrolled<outer_vectors>([&](auto j) __attribute__((always_inline)) {
           right[i][j] = *reinterpret_cast<const vector*>(x[i] + d * outer_cols + j * lanes);
         });
+      });
+      unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
+        __builtin_prefetch(next[i] + d * outer_cols);
       });
       for (index r = 0; r < rows; ++r) {
         register_vector to[outer_vectors];

@@ -77,13 +77,15 @@ void outer_products(index count, index ranks, index cols, const Factors& factors
     if (some == several) {
       const T* z[several];
       const T* x[several];
+      const T* next[several];
       for (index j = 0; j < several; ++j) {
         z[j] = factors(i + j);
         x[j] = row(i + j);
+        next[j] = row(std::min(i + j + several, count - 1));
       }
-      tile::template outer<several>(steps, ranks, z, x, sum);
+      tile::template outer<several>(steps, ranks, z, x, next, sum);
     } else {
-      tile::template outer<1>(steps, ranks, {factors(i)}, {row(i)}, sum);
+      tile::template outer<1>(steps, ranks, {factors(i)}, {row(i)}, {row(i)}, sum);
     }
     for (index j = i; steps * width < cols && j < i + some; ++j) {
       const T* const z = factors(j);
