@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a mixture of LoRA experts costs on top of the frozen linear map that it adapts. Each
+// What a mixture of LoRA experts costs on top of the frozen, packed linear map that it adapts. Each
 // iteration times the bare linear, the layer and the linear again; `overhead_pct` is the median of
-// layer / mean of its two neighbours - 1. `floor_pct` is the same ratio by flop count alone.
+// layer / mean of its two neighbours - 1, on one thread of processor time. `floor_pct` is the same
+// ratio by flop count alone.
+// The label says which strategy `automatic` takes for these sizes.
 // `flop/s` counts the operations that have to be done, `bytes/s` each operand that has to be moved
 // once a pass: a strategy that does or moves more is slower by them, not faster.
 #include "workloads.hpp"
@@ -36,6 +38,7 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
   auto base = linear{.bias = false}.init<float, cpu>(w.width, w.width, random, "base.");
   base.freeze();
   auto params = layer.template init<float, cpu>(std::move(base), random);
+  params.base.pack(ctx, w.backward ? packing::both : packing::forward);
   fill_normal(params.expert.b.value(), 0.1, random);
   const auto x = bench::normal_matrix(w.tokens, w.width, 1.0, random);   // [N, D]
   const auto dy = bench::normal_matrix(w.tokens, w.width, 1.0, random);  // [N, O]
@@ -52,13 +55,16 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
     const auto saved = layer.forward(ctx, params, x, y, mode::training);
     if (w.backward) layer.backward(ctx, params, saved, x, dy, dx, grad_mode::overwrite);
   };
+  const auto time_of = [&](const auto& pass) {
+    return w.threads == 1 ? bench::busy_seconds(pass) : bench::seconds(pass);
+  };
   linear_pass();
   layer_pass();
   std::vector<double> ratios, linear_times;
-  double before = bench::seconds(linear_pass);
+  double before = time_of(linear_pass);
   for (auto _ : state) {
-    const double time = bench::seconds(layer_pass);
-    const double after = bench::seconds(linear_pass);
+    const double time = time_of(layer_pass);
+    const double after = time_of(linear_pass);
     ratios.push_back(2.0 * time / (before + after));
     linear_times.push_back(after);
     before = after;
@@ -83,6 +89,9 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
   const auto rate = [&](const char* unit, double count) {
     state.counters[unit] = benchmark::Counter(count, benchmark::Counter::kIsIterationInvariantRate);
   };
+  auto free = layer;
+  free.execution = strategy::automatic;
+  state.SetLabel(std::string("automatic: ") + strategy_name(free.choose(w.width, w.width)));
   rate("tokens/s", n);
   rate("flop/s", linear_flop + adapter_flop);
   rate("bytes/s", elements * sizeof(float));
@@ -117,6 +126,7 @@ void add_overheads() {
           for (const bool backward : {false, true}) {
             add({tokens, width, 8, rank, 2, threads, backward, strategy::dense_masked});
             add({tokens, width, 8, rank, 2, threads, backward, strategy::grouped});
+            add({tokens, width, 8, rank, 2, threads, backward, strategy::indexed});
             add({tokens, width, 8, rank, 0, threads, backward, strategy::dense_masked});
           }
         }
@@ -125,16 +135,17 @@ void add_overheads() {
   }
 }
 
-/// Where grouped overtakes dense_masked: what the cost model of layers/strategy.hpp is fitted to.
+/// Where strategies overtake each other: what the cost model of layers/strategy.hpp is fitted to.
 void add_crossover() {
   struct sizes {
     index experts, rank, selected;
   };
   for (const index width : {768, 2048}) {
-    for (const sizes& s :
-         {sizes{8, 1, 2}, sizes{8, 4, 2}, sizes{8, 32, 2}, sizes{8, 8, 1}, sizes{8, 8, 4},
-          sizes{16, 8, 2}, sizes{32, 8, 2}, sizes{64, 4, 2}, sizes{64, 8, 8}}) {
-      for (const strategy execution : {strategy::dense_masked, strategy::grouped}) {
+    for (const sizes& s : {sizes{8, 1, 2}, sizes{8, 4, 2}, sizes{8, 32, 2}, sizes{8, 8, 1},
+                           sizes{8, 8, 4}, sizes{8, 8, 8}, sizes{8, 64, 2}, sizes{2, 8, 2},
+                           sizes{16, 8, 2}, sizes{32, 8, 2}, sizes{64, 4, 2}, sizes{64, 8, 8}}) {
+      for (const strategy execution :
+           {strategy::dense_masked, strategy::grouped, strategy::indexed}) {
         add({512, width, s.experts, s.rank, s.selected, 1, true, execution});
       }
     }

@@ -53,6 +53,8 @@
 #include <talpa/cpu/gemm.hpp>
 #include <talpa/cpu/group_loss.hpp>
 #include <talpa/cpu/grouped_gemm.hpp>
+#include <talpa/cpu/indexed_gemm.hpp>
+#include <talpa/cpu/indexed_tile.hpp>
 #include <talpa/cpu/item.hpp>
 #include <talpa/cpu/kl_divergence.hpp>
 #include <talpa/cpu/layer_norm.hpp>
@@ -74,12 +76,14 @@
 #include <talpa/cpu/register_tile.hpp>
 #include <talpa/cpu/routable_rows.hpp>
 #include <talpa/cpu/routing_sums.hpp>
+#include <talpa/cpu/row_products.hpp>
 #include <talpa/cpu/scale.hpp>
 #include <talpa/cpu/segments.hpp>
 #include <talpa/cpu/select.hpp>
 #include <talpa/cpu/sequence_rows.hpp>
 #include <talpa/cpu/sgd.hpp>
 #include <talpa/cpu/sinkhorn.hpp>
+#include <talpa/cpu/skinny_product.hpp>
 #include <talpa/cpu/slot_dropout.hpp>
 #include <talpa/cpu/softmax.hpp>
 #include <talpa/cpu/svd.hpp>
@@ -147,6 +151,7 @@
 #include <talpa/ops/gemm.hpp>
 #include <talpa/ops/group_loss.hpp>
 #include <talpa/ops/grouped_gemm.hpp>
+#include <talpa/ops/indexed_gemm.hpp>
 #include <talpa/ops/item.hpp>
 #include <talpa/ops/kl_divergence.hpp>
 #include <talpa/ops/layer_norm.hpp>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/cpu/fill.hpp>
+#include <talpa/cpu/packed_gemm.hpp>
 
 #include <doctest/doctest.h>
 
@@ -122,6 +123,57 @@ TEST_SUITE("autograd/parameter") {
         value_error);
     CHECK(p.trained_size() == 12);
     CHECK(p.grad()(5, 1) == 9.0f);
+  }
+
+  TEST_CASE("packed copies are shared by copies, and go when the value can change") {
+    context<cpu> ctx(1);
+    parameter<float, cpu> p = counted(3, 2);
+    const auto drops = [&](auto change) {
+      p.freeze();
+      p.pack(ctx);
+      REQUIRE(p.packed() != nullptr);
+      change();
+      return p.packed() == nullptr && p.packed_transpose() == nullptr;
+    };
+    p.freeze();
+    p.pack(ctx, packing::forward);
+    CHECK(p.packed() == nullptr);
+    REQUIRE(p.packed_transpose() != nullptr);
+    CHECK(p.packed_transpose()->rows() == 2);
+    CHECK(p.packed_transpose()->cols() == 3);
+    CHECK(p.packed_transpose()->bytes() == 2 * 16 * sizeof(float));
+    CHECK_FALSE(drops([] {}));
+    CHECK(p.packed()->rows() == 3);
+    CHECK(p.packed()->panels()[16] == 2.0f);  // W(1, 0)
+
+    parameter<float, cpu> copy = p;
+    CHECK(copy.packed() == p.packed());
+    CHECK(std::as_const(copy).value()(2, 1) == 5.0f);
+    CHECK(copy.packed() == p.packed());
+    copy.value()(2, 1) = 7.0f;
+    CHECK(copy.packed() == nullptr);
+    CHECK(p.packed() != nullptr);
+
+    CHECK(drops([&] { p.value(); }));
+    CHECK(drops([&] { p.train(); }));
+    CHECK(drops([&] { p.train_blocks(1, std::vector<index>{1}); }));
+    CHECK(drops([&] { p.unpack(); }));
+    CHECK_FALSE(drops([&] { p.freeze(); }));
+    CHECK_FALSE(drops([&] { p.train_blocks(1, std::vector<index>{}); }));
+    p.pack(ctx, packing::forward);
+    CHECK(p.packed() == nullptr);
+  }
+
+  TEST_CASE("a value that trains is not packed") {
+    context<cpu> ctx(1);
+    parameter<float, cpu> p = counted(3, 2);
+    const char* const text =
+        "talpa::parameter::pack: 'value' is trainable, expected frozen = state in which weight can "
+        "be packed";
+    CHECK_THROWS_WITH_AS(p.pack(ctx), text, value_error);
+    p.train_blocks(1, std::vector<index>{2});
+    CHECK_THROWS_WITH_AS(p.pack(ctx), text, value_error);
+    CHECK(p.packed_transpose() == nullptr);
   }
 
   TEST_CASE("a moved parameter keeps its memory, a copied one has its own") {

@@ -12,6 +12,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -80,6 +81,51 @@ TEST_SUITE("layers/linear") {
       const table bounds =
           support::each(terms, [&](double m) { return support::sum_bound<T>(inputs + 1, m); });
       CHECK(support::difference(y.view(), expected, bounds) == "");
+      // The packed copy alone is read: what it was made of may go.
+      const matrix_view<T, cpu> weight = p.weight.value();
+      p.freeze();
+      p.pack(ctx, i % 3 == 0 ? packing::forward : packing::both);
+      testing::poison<T>(weight);
+      testing::poison<T>(y.view());
+      layer.forward(ctx, p, x, y.view(), mode::training);
+      CHECK(support::difference(y.view(), expected, bounds) == "");
+    }
+  }
+
+  TEST_CASE_TEMPLATE("the input gradient of a packed weight agrees with plain loops", T, float,
+                     double) {
+    support::test_random random(73);
+    for (int i = 0; i < 8; ++i) {
+      const index tokens = 1 + random.below(40), inputs = 2 + random.below(30);
+      const index outputs = 1 + random.below(30);
+      generator g(static_cast<std::uint64_t>(i));
+      auto p = linear{}.init<T, cpu>(inputs, outputs, g, "");
+      const matrix_view<T, cpu> weight = p.weight.value();
+      const table w = to_table(weight);
+      const matrix<T, cpu> x = support::random_matrix<T>(random, tokens, inputs);
+      const matrix<T, cpu> dy = support::random_matrix<T>(random, tokens, outputs);
+      matrix<T, cpu> y(tokens, outputs), dx(tokens, inputs);
+      context<cpu> ctx(1 + i % 3);
+      p.freeze();
+      p.pack(ctx);
+      testing::poison<T>(weight);
+      for (const bool accumulate : {false, true}) {
+        if (accumulate) {
+          std::fill_n(dx.data(), dx.size(), T{2});
+        } else {
+          testing::poison<T>(dx.view());
+        }
+        const double before = accumulate ? 2.0 : 0.0;
+        const auto kept = linear{}.forward(ctx, p, x, y.view(), mode::training);
+        linear{}.backward(ctx, p, kept, x, dy, dx.view(),
+                          accumulate ? grad_mode::accumulate : grad_mode::overwrite);
+        const auto add = [&](double v) { return v + before; };
+        const table expected = support::each(support::matmul(to_table(dy.view()), w), add);
+        const table bounds = support::each(
+            support::matmul(support::absolute(to_table(dy.view())), support::absolute(w)),
+            [&](double m) { return support::sum_bound<T>(outputs + 1, m + before); });
+        CHECK(support::difference(dx.view(), expected, bounds) == "");
+      }
     }
   }
 

@@ -5,6 +5,7 @@
 
 #include <talpa/cpu/group_loss.hpp>
 #include <talpa/cpu/routing_sums.hpp>
+#include <talpa/experts/shared_lora.hpp>
 #include <talpa/layers/infer.hpp>
 #include <talpa/layers/lora_linear.hpp>
 #include <talpa/losses/load_balance.hpp>
@@ -32,7 +33,7 @@ using support::table;
 using support::to_table;
 using support::weighing;
 
-constexpr strategy both[] = {strategy::dense_masked, strategy::grouped};
+constexpr strategy executions[] = {strategy::dense_masked, strategy::grouped, strategy::indexed};
 
 std::string name_of(strategy s) { return strategy_name(s); }
 
@@ -85,7 +86,7 @@ void compare_forward(const mole_sizes& s, const Selector& selector, std::uint64_
   CAPTURE(seed);
   support::test_random random(seed);
   const matrix<T, cpu> x = support::random_matrix<T>(random, s.tokens, s.inputs);
-  for (const strategy execution : both) {
+  for (const strategy execution : executions) {
     CAPTURE(name_of(execution));
     const auto layer = make_mole(s, selector, execution);
     auto p = make_params<T>(layer, s, seed);
@@ -186,7 +187,7 @@ TEST_SUITE("layers/mole_linear") {
     // Both routers and experts see x = (1, 2). W = [1 1], b = 0: base 3. Logits (1, 2) choose
     // expert 1 with gate 1. A_1 = [0 1], B_1 = [5], s = 2: 2 * 5 * 2 = 20. A_0 and B_0 must not
     // matter.
-    for (const strategy execution : both) {
+    for (const strategy execution : executions) {
       CAPTURE(name_of(execution));
       const mole_linear<router<linear_scorer, renormalised>, lora> layer{
           .router = {.scorer = {}, .selector = {.k = 1}},
@@ -248,7 +249,7 @@ TEST_SUITE("layers/mole_linear") {
 
   TEST_CASE("gradients equal differences, whatever trains and whatever executes") {
     const mole_sizes s{};
-    for (const strategy execution : both) {
+    for (const strategy execution : executions) {
       check_gradients(s, raw{.k = 2}, execution, true, false, {});
       check_gradients(s, renormalised{.k = 2}, execution, false, false, {});
       check_gradients(s, dense{}, execution, true, false, {});
@@ -266,7 +267,7 @@ TEST_SUITE("layers/mole_linear") {
     // A mask that no selection would give: one to three experts, one token without any.
     matrix<std::uint32_t, cpu> mask(s.tokens, 1);
     for (index n = 0; n < s.tokens; ++n) mask(n, 0) = static_cast<std::uint32_t>(n % 8 * 2 % 16);
-    for (const strategy execution : both) {
+    for (const strategy execution : executions) {
       check_gradients(s, renormalised{.k = 2}, execution, false, true,
                       {.padding_mask = real.view()});
       check_gradients(s, raw{.k = 2}, execution, true, false, {}, 0.25);
@@ -277,7 +278,7 @@ TEST_SUITE("layers/mole_linear") {
     }
   }
 
-  TEST_CASE_TEMPLATE("dense_masked and grouped agree within rounding", T, float, double) {
+  TEST_CASE_TEMPLATE("all strategies agree within rounding", T, float, double) {
     support::test_random random(51);
     for (std::uint64_t i = 0; i < 10; ++i) {
       CAPTURE(i);
@@ -291,31 +292,66 @@ TEST_SUITE("layers/mole_linear") {
       const matrix<T, cpu> x = support::random_matrix<T>(random, s.tokens, s.inputs);
       const matrix<T, cpu> dy = support::random_matrix<T>(random, s.tokens, s.outputs);
       const auto masked = make_mole(s, selector, strategy::dense_masked);
-      const auto grouped = make_mole(s, selector, strategy::grouped);
       auto p = make_params<T>(masked, s, 700 + i, false);
-      const auto a = run_mole<T>(masked, p, x, dy), b = run_mole<T>(grouped, p, x, dy);
-      CHECK(testing::first_difference(a.gates, b.gates) == "");
-      // Both round every sum of at most N + D + O + E R + 2 E terms in their own order.
-      const auto size = support::magnitudes(masked, p, to_table(x.view()), to_table(dy.view()),
-                                            to_table(a.gates.view()));
-      const double roundings =
-          static_cast<double>(s.tokens + s.inputs + s.outputs + s.experts * (s.rank + 2) + 16);
-      const double relative = 2.0 * testing::gamma<T>(roundings);
+      const auto b = run_mole<T>(masked, p, x, dy);
+      for (const strategy execution : {strategy::grouped, strategy::indexed}) {
+        CAPTURE(name_of(execution));
+        const auto a = run_mole<T>(make_mole(s, selector, execution), p, x, dy);
+        CHECK(testing::first_difference(a.gates, b.gates) == "");
+        // Both round every sum of at most N + D + O + E R + 2 E terms in their own order.
+        const auto size = support::magnitudes(masked, p, to_table(x.view()), to_table(dy.view()),
+                                              to_table(a.gates.view()));
+        const double roundings =
+            static_cast<double>(s.tokens + s.inputs + s.outputs + s.experts * (s.rank + 2) + 16);
+        const double relative = 2.0 * testing::gamma<T>(roundings);
+        const auto agree = [&](const matrix<T, cpu>& found, const matrix<T, cpu>& expected,
+                               const table& terms) {
+          return testing::first_excess(found.view(), expected.view(),
+                                       [&](index r, index c) { return relative * terms(r, c); });
+        };
+        CHECK(agree(a.y, b.y, size.y) == "");
+        CHECK(agree(a.dx, b.dx, size.dx) == "");
+        REQUIRE(a.gradients.size() == size.gradients.size());
+        for (std::size_t q = 0; q < a.gradients.size(); ++q) {
+          CAPTURE(q);
+          CHECK(agree(a.gradients[q], b.gradients[q], size.gradients[q]) == "");
+          // The bound does not let zeros pass for a gradient.
+          CHECK(testing::largest(a.gradients[q].view()) >
+                4.0 * relative * support::largest(size.gradients[q]));
+        }
+      }
+    }
+  }
+
+  TEST_CASE_TEMPLATE("a packed base stays packed in a step and changes the base alone", T, float,
+                     double) {
+    const mole_sizes s{.tokens = 31, .inputs = 21, .outputs = 18, .experts = 4, .rank = 3};
+    support::test_random random(64);
+    const matrix<T, cpu> x = support::random_matrix<T>(random, s.tokens, s.inputs);
+    const matrix<T, cpu> dy = support::random_matrix<T>(random, s.tokens, s.outputs);
+    for (const strategy execution : executions) {
+      CAPTURE(name_of(execution));
+      const auto layer = make_mole(s, renormalised{.k = 2}, execution);
+      auto p = make_params<T>(layer, s, 20);
+      const auto plain = run_mole<T>(layer, p, x, dy);
+      context<cpu> ctx(1);
+      p.base.pack(ctx);
+      const auto packed = run_mole<T>(layer, p, x, dy);
+      CHECK(p.base.weight.packed() != nullptr);
+      CHECK(p.base.weight.packed_transpose() != nullptr);
+      CHECK(testing::detail::first_difference(packed.gradients, plain.gradients) == "");
+      // Both round the sums of base and experts, of D + E R or O + E R terms and a few more.
+      const auto size = support::magnitudes(layer, p, to_table(x.view()), to_table(dy.view()),
+                                            to_table(plain.gates.view()));
+      const double relative = 2.0 * testing::gamma<T>(static_cast<double>(
+                                        s.inputs + s.outputs + s.experts * (s.rank + 2) + 16));
       const auto agree = [&](const matrix<T, cpu>& found, const matrix<T, cpu>& expected,
                              const table& terms) {
         return testing::first_excess(found.view(), expected.view(),
                                      [&](index r, index c) { return relative * terms(r, c); });
       };
-      CHECK(agree(a.y, b.y, size.y) == "");
-      CHECK(agree(a.dx, b.dx, size.dx) == "");
-      REQUIRE(a.gradients.size() == size.gradients.size());
-      for (std::size_t q = 0; q < a.gradients.size(); ++q) {
-        CAPTURE(q);
-        CHECK(agree(a.gradients[q], b.gradients[q], size.gradients[q]) == "");
-        // The bound does not let zeros pass for a gradient.
-        CHECK(testing::largest(a.gradients[q].view()) >
-              4.0 * relative * support::largest(size.gradients[q]));
-      }
+      CHECK(agree(packed.y, plain.y, size.y) == "");
+      CHECK(agree(packed.dx, plain.dx, size.dx) == "");
     }
   }
 
@@ -325,13 +361,13 @@ TEST_SUITE("layers/mole_linear") {
     support::test_random random(52);
     const matrix<T, cpu> x = support::random_matrix<T>(random, s.tokens, s.inputs);
     const matrix<T, cpu> dy = support::random_matrix<T>(random, s.tokens, s.outputs);
-    for (const strategy execution : both) {
+    for (const strategy execution : executions) {
       CAPTURE(name_of(execution));
       const auto layer = make_mole(s, renormalised{.k = 2}, execution, 0.25);
       auto p = make_params<T>(layer, s, 6, false);
       generator first(3);
       const auto one = run_mole<T>(layer, p, x, dy, 1, {.random = &first});
-      for (const int threads : {1, 2, 3}) {
+      for (const int threads : {1, 2, 4}) {
         generator again(3);
         CHECK(support::step_difference(run_mole<T>(layer, p, x, dy, threads, {.random = &again}),
                                        one) == "");
@@ -370,8 +406,7 @@ TEST_SUITE("layers/mole_linear") {
     for (const mole_sizes& s :
          {mole_sizes{.tokens = 23, .inputs = 11, .outputs = 7, .experts = 1, .rank = 4},
           mole_sizes{.tokens = 513, .inputs = 40, .outputs = 33, .experts = 1, .rank = 8}}) {
-      for (const strategy execution :
-           {strategy::dense_masked, strategy::grouped, strategy::automatic}) {
+      for (const strategy execution : {strategy::dense_masked, strategy::grouped}) {
         for (const double dropout : {0.0, 0.3}) {
           compare(s, dense{}, execution, dropout);
           compare(s, raw{.k = 1}, execution, dropout);
@@ -385,7 +420,7 @@ TEST_SUITE("layers/mole_linear") {
     const mole_sizes s{};
     support::test_random random(54);
     const matrix<float, cpu> x = support::random_matrix<float>(random, s.tokens, s.inputs);
-    for (const strategy execution : both) {
+    for (const strategy execution : executions) {
       const auto layer = make_mole(s, renormalised{.k = 2}, execution);
       generator g(1);
       auto base = linear{}.init<float, cpu>(s.inputs, s.outputs, g, "");
@@ -404,7 +439,7 @@ TEST_SUITE("layers/mole_linear") {
     support::test_random random(55);
     const matrix<double, cpu> x = support::random_matrix<double>(random, s.tokens, s.inputs);
     const matrix<double, cpu> dy = support::random_matrix<double>(random, s.tokens, s.outputs);
-    for (const strategy execution : both) {
+    for (const strategy execution : executions) {
       const auto layer = make_mole(s, dense{}, execution, 0.4);
       auto p = make_params<double>(layer, s, 8);
       generator one(5), two(5), three(6);
@@ -467,7 +502,7 @@ TEST_SUITE("layers/mole_linear") {
     support::test_random random(56);
     const matrix<double, cpu> x = support::random_matrix<double>(random, s.tokens, s.inputs);
     const matrix<double, cpu> dy = support::random_matrix<double>(random, s.tokens, s.outputs);
-    for (const strategy execution : both) {
+    for (const strategy execution : executions) {
       CAPTURE(name_of(execution));
       const auto layer = make_mole(s, renormalised{.k = 2}, execution);
       auto p = make_params<double>(layer, s, 10);
@@ -519,7 +554,7 @@ TEST_SUITE("layers/mole_linear") {
     const matrix<double, cpu> x = support::random_matrix<double>(random, s.tokens, s.inputs);
     const matrix<double, cpu> dy = support::random_matrix<double>(random, s.tokens, s.outputs);
     const vector<std::uint8_t, cpu> real = padding(s.tokens, 0, 3);
-    for (const strategy execution : both) {
+    for (const strategy execution : executions) {
       CAPTURE(name_of(execution));
       const auto layer = make_mole(s, renormalised{.k = 2}, execution);
       auto p = make_params<double>(layer, s, 11, false);
@@ -554,7 +589,7 @@ TEST_SUITE("layers/mole_linear") {
 
   TEST_CASE("no tokens at all is legal, forward and backward") {
     const mole_sizes s{.tokens = 0};
-    for (const strategy execution : both) {
+    for (const strategy execution : executions) {
       const auto layer = make_mole(s, renormalised{.k = 2}, execution, 0.5);
       auto p = make_params<float>(layer, s, 12, false);
       const matrix<float, cpu> x(0, s.inputs), dy(0, s.outputs);
@@ -569,7 +604,7 @@ TEST_SUITE("layers/mole_linear") {
     support::test_random random(58);
     const matrix<double, cpu> x = support::random_matrix<double>(random, s.tokens, s.inputs);
     const matrix<double, cpu> dy = support::random_matrix<double>(random, s.tokens, s.outputs);
-    for (const strategy execution : both) {
+    for (const strategy execution : executions) {
       CAPTURE(name_of(execution));
       const auto layer = make_mole(s, raw{.k = 1}, execution);
       auto p = make_params<double>(layer, s, 13);
@@ -603,7 +638,7 @@ TEST_SUITE("layers/mole_linear") {
     support::test_random random(59);
     const matrix<double, cpu> x = support::random_matrix<double>(random, s.tokens, s.inputs);
     const matrix<double, cpu> dy = support::random_matrix<double>(random, s.tokens, s.outputs);
-    for (const strategy execution : both) {
+    for (const strategy execution : executions) {
       for (const double dropout : {0.0, 0.5}) {
         CAPTURE(name_of(execution));
         CAPTURE(dropout);
@@ -639,7 +674,7 @@ TEST_SUITE("layers/mole_linear") {
     const mole_sizes s{};
     support::test_random random(60);
     const matrix<float, cpu> x = support::random_matrix<float>(random, s.tokens, s.inputs);
-    for (const strategy execution : both) {
+    for (const strategy execution : executions) {
       const auto layer = make_mole(s, renormalised{.k = 2}, execution, 0.5);
       auto p = make_params<float>(layer, s, 15);
       context<cpu> ctx(1);
@@ -665,7 +700,7 @@ TEST_SUITE("layers/mole_linear") {
                          .experts = 1 + random.below(40),
                          .rank = 1 + random.below(6)};
       const matrix<float, cpu> x = support::random_matrix<float>(random, s.tokens, s.inputs);
-      for (const strategy execution : both) {
+      for (const strategy execution : executions) {
         CAPTURE(name_of(execution));
         CAPTURE(s.tokens);
         const auto layer =
@@ -694,7 +729,7 @@ TEST_SUITE("layers/mole_linear") {
     const mole_sizes s{.tokens = 70, .inputs = 20, .outputs = 12, .experts = 6, .rank = 2};
     support::test_random random(62);
     const matrix<float, cpu> dy = support::random_matrix<float>(random, s.tokens, s.outputs);
-    for (const strategy execution : both) {
+    for (const strategy execution : executions) {
       for (const double dropout : {0.0, 0.2}) {
         CAPTURE(name_of(execution));
         const auto layer = make_mole(s, renormalised{.k = 2}, execution, dropout);
@@ -833,35 +868,55 @@ TEST_SUITE("layers/mole_linear") {
 }
 
 TEST_SUITE("layers/strategy") {
-  TEST_CASE("grouped is chosen where its documented cost is smaller") {
+  TEST_CASE("the strategy with the smallest documented cost is chosen") {
+    int times[4] = {};
     for (const index d : {1, 64, 4096}) {
       for (const index o : {1, 64, 11008}) {
         for (const index e : {1, 2, 8, 64}) {
-          for (const index r : {1, 8, 64}) {
+          for (const index r : {1, 8, 63}) {
             for (const index k : {1, 2, 8}) {
               if (k > e) continue;
-              const routed_cost c{
-                  .inputs = d, .outputs = o, .experts = e, .width = r, .max_selected = k};
-              // (E R + 30) (D + O) and K (R + 40) (D + O): whole numbers below 2^53.
-              const double both_widths = static_cast<double>(d + o);
-              const double dense_cost = static_cast<double>(e * r + 30) * both_widths;
-              const double grouped_one = static_cast<double>(k * (r + 40)) * both_widths;
-              CHECK(dense_masked_cost(c) == dense_cost);
-              CHECK(grouped_cost(c) == grouped_one);
+              routed_cost c{.inputs = d, .outputs = o, .experts = e, .width = r, .max_selected = k};
+              // (E R + 30) (D + O), K (R + 40) (D + O) and (5 K R' / 4 + E R / 32 + 15) (D + O)
+              // with R' = R rounded up to a multiple of 4: 32 times as much is a whole number below
+              // 2^53.
+              const double widths = static_cast<double>(d + o);
+              const double masked = static_cast<double>(e * r + 30) * widths;
+              const double grouped = static_cast<double>(k * (r + 40)) * widths;
+              const double indexed =
+                  static_cast<double>(40 * k * ceil_div(r, 4) * 4 + e * r + 480) * widths / 32.0;
+              CHECK(dense_masked_cost(c) == masked);
+              CHECK(grouped_cost(c) == grouped);
+              CHECK(indexed_cost(c) == indexed);
               CHECK(choose_strategy(c) ==
-                    (grouped_one < dense_cost ? strategy::grouped : strategy::dense_masked));
+                    (grouped < masked ? strategy::grouped : strategy::dense_masked));
+              c.can_index = true;
+              const double least = std::min({masked, grouped, indexed});
+              const strategy best =
+                  least == masked ? strategy::dense_masked
+                                  : (least == indexed ? strategy::indexed : strategy::grouped);
+              CHECK(choose_strategy(c) == best);
+              ++times[static_cast<int>(best)];
             }
           }
         }
       }
     }
+    CHECK(times[static_cast<int>(strategy::dense_masked)] > 0);
+    CHECK(times[static_cast<int>(strategy::indexed)] > 0);
   }
 
-  TEST_CASE("many experts of which few are used are grouped, soft routing is not") {
-    const routed_cost sparse{
+  TEST_CASE("many experts of which few are used are not masked, soft routing is") {
+    routed_cost sparse{
         .inputs = 1024, .outputs = 1024, .experts = 64, .width = 16, .max_selected = 2};
     CHECK(choose_strategy(sparse) == strategy::grouped);
+    sparse.can_index = true;
+    CHECK(choose_strategy(sparse) == strategy::indexed);
+    // A slot whose ranks outweigh the copies of its rows.
+    sparse.width = 512;
+    CHECK(choose_strategy(sparse) == strategy::grouped);
     routed_cost soft = sparse;
+    soft.width = 16;
     soft.max_selected = 64;
     CHECK(choose_strategy(soft) == strategy::dense_masked);
     // At a tie, 2 * 10 + 30 = 10 + 40, nothing is moved.
@@ -873,7 +928,8 @@ TEST_SUITE("layers/strategy") {
 
   TEST_CASE("a layer does as it is told, or as the costs say") {
     auto layer = make_mole({.experts = 64, .rank = 16}, renormalised{.k = 2}, strategy::automatic);
-    CHECK(layer.choose(1024, 1024) == strategy::grouped);
+    CHECK(layer.choose(1024, 1024) == strategy::indexed);
+    CHECK(layer.choose<gpu>(1024, 1024) == strategy::grouped);
     layer.execution = strategy::dense_masked;
     CHECK(layer.choose(1024, 1024) == strategy::dense_masked);
     auto soft = make_mole({.experts = 64, .rank = 16}, dense{}, strategy::automatic);
@@ -882,7 +938,25 @@ TEST_SUITE("layers/strategy") {
     CHECK(soft.choose(1024, 1024) == strategy::grouped);
     CHECK(std::string(strategy_name(strategy::automatic)) == "automatic");
     CHECK(std::string(strategy_name(strategy::grouped)) == "grouped");
+    CHECK(std::string(strategy_name(strategy::indexed)) == "indexed");
     CHECK(std::string(strategy_name(strategy::dense_masked)) == "dense_masked");
+  }
+
+  TEST_CASE("indexed is refused where backend or experts do not have it") {
+    auto layer = make_mole({}, renormalised{.k = 2}, strategy::indexed);
+    CHECK_NOTHROW(layer.validate());
+    CHECK_THROWS_WITH_AS(layer.validate<gpu>(),
+                         "talpa::mole_linear: 'execution' is indexed, expected dense_masked, "
+                         "grouped or automatic = what experts of kind lora can do on this backend",
+                         value_error);
+    layer.execution = strategy::automatic;
+    CHECK_NOTHROW(layer.validate<gpu>());
+    const mole_linear<router<linear_scorer, renormalised>, shared_a_lora> shared{
+        .execution = strategy::indexed};
+    CHECK_THROWS_WITH_AS(shared.validate(),
+                         "talpa::mole_linear: 'execution' is indexed, expected dense_masked, "
+                         "grouped or automatic = what experts of kind shared_a_lora can do",
+                         value_error);
   }
 }
 

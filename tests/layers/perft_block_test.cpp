@@ -198,6 +198,11 @@ TEST_SUITE("layers/perft_block") {
                          "talpa::perft_block: 'execution' is dense_masked, expected grouped or "
                          "automatic = what experts of kind glu_ffn can do",
                          value_error);
+    masked.execution = strategy::indexed;
+    CHECK_THROWS_WITH_AS(masked.validate(),
+                         "talpa::perft_block: 'execution' is indexed, expected grouped or "
+                         "automatic = what experts of kind glu_ffn can do",
+                         value_error);
   }
 }
 

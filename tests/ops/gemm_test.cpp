@@ -128,12 +128,53 @@ TEST_SUITE("ops/gemm") {
     compare<T>(2, 2, 3000, T{1}, T{1}, 7, 2);
   }
 
+  TEST_CASE_TEMPLATE("gemm agrees with plain loops where register tiles take over", T, float,
+                     double) {
+    const index rows = detail::tiled_rows, cols = detail::tiled_cols;
+    const index inner = ceil_div(detail::tiled_work, rows * cols);
+    CHECK(detail::tiles_pay(rows, cols, inner));
+    compare<T>(rows, cols, inner, T{1}, T{0}, 8, 2);
+    for (const index less : {inner - 1, detail::tiled_inner - 1}) {
+      CHECK_FALSE(detail::tiles_pay(rows, cols, less));
+    }
+    compare<T>(rows, cols, inner - 1, T{2}, T{1}, 9, 2);
+    compare<T>(5 * rows + 3, 5 * cols + 7, detail::tiled_inner + 30, T{-1}, T{2}, 10, 3);
+    CHECK_FALSE(detail::tiles_pay(rows - 1, 100 * cols, inner));
+    CHECK_FALSE(detail::tiles_pay(100 * rows, cols - 1, inner));
+  }
+
+  TEST_CASE_TEMPLATE("gemm agrees with plain loops where one side is short", T, float, double) {
+    const index least = detail::skinny_least, most = detail::skinny_most;
+    const index length = detail::skinny_length, few = detail::inner_rows;
+    const index many = detail::outer_rows;
+    for (const index side : {least, index{7}, most}) {
+      CHECK(detail::inner_pays(few, side, length));
+      compare<T>(few, side, length, T{1}, T{0}, 11, 2);
+      compare<T>(133, side, length + 9, T{2}, T{-1}, 12, 3);
+      CHECK(detail::outer_pays(side, length, many));
+      compare<T>(side, length, many, T{1}, T{1}, 13, 2);
+      compare<T>(side, 5 * length + 3, many + 1, T{-1}, T{0.5}, 14, 3);
+    }
+    // Several chunks of columns.
+    compare<T>(most, detail::outer_sum_bytes / most / static_cast<index>(sizeof(T)) + 21, many,
+               T{1}, T{0}, 15, 2);
+    CHECK_FALSE(detail::inner_pays(few - 1, most, length));
+    CHECK_FALSE(detail::inner_pays(few, most + 1, length));
+    CHECK_FALSE(detail::inner_pays(few, least - 1, length));
+    CHECK_FALSE(detail::inner_pays(few, most, length - 1));
+    CHECK_FALSE(detail::outer_pays(most + 1, length, many));
+    CHECK_FALSE(detail::outer_pays(least - 1, length, many));
+    CHECK_FALSE(detail::outer_pays(most, length - 1, many));
+    CHECK_FALSE(detail::outer_pays(most, length, many - 1));
+  }
+
   TEST_CASE_TEMPLATE("any number of threads gives the same bits", T, float, double) {
     support::test_random random(22);
     struct shape {
       index m, n, k;
     };
-    for (const shape s : {shape{700, 33, 17}, shape{5, 1200, 64}, shape{513, 1, 100}}) {
+    for (const shape s : {shape{700, 33, 17}, shape{5, 1200, 64}, shape{513, 1, 100},
+                          shape{333, 90, 70}, shape{150, 8, 90}, shape{8, 1100, 300}}) {
       for (const transpose ta : both) {
         for (const transpose tb : both) {
           auto a = operand<T>(random, s.m, s.k, ta), b = operand<T>(random, s.k, s.n, tb);

@@ -5,7 +5,6 @@
 #include <talpa/autograd/initialise.hpp>
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/ops/bias.hpp>
-#include <talpa/ops/gemm.hpp>
 #include <talpa/ops/reduce.hpp>
 
 #include <cmath>
@@ -30,6 +29,8 @@ struct affine_params {
   void train() {
     visit([](parameter<T, B>& p) { p.train(); });
   }
+  /// Packs a frozen weight once for many products: `parameter::pack`.
+  void pack(context<B>& ctx, packing which = packing::both) { weight.pack(ctx, which); }
   bool trainable() const { return weight.trainable() || bias.trainable(); }
 };
 
@@ -54,7 +55,7 @@ affine_params<T, B> init_affine(index inputs, index outputs, bool bias, bool zer
 /// y = x W^T (+ b). Shapes: x [N, D], y [N, O].
 template <class B, floating T>
 void affine_forward(context<B>& ctx, const affine_params<T, B>& p, input<T, B> x, output<T, B> y) {
-  ops::gemm(ctx, x, transpose::no, p.weight.value(), transpose::yes, T{0}, y);
+  apply_weight(ctx, p.weight, x, y);
   if (p.bias.exists()) ops::add_bias(ctx, y, p.bias.value(), y);
 }
 

@@ -26,6 +26,19 @@ void add_gradient(context<B>& ctx, parameter<T, B>& w, input<T, B> du, input<T, 
   }
 }
 
+/// u = x W^T, with the packed copy of W where there is one.
+///
+/// Shapes: x [N, Q], W [P, Q], u [N, P].
+template <class B, floating T>
+void apply_weight(context<B>& ctx, const parameter<T, B>& w, input<T, B> x, output<T, B> u) {
+  if constexpr (has_packed_matrix<B>) {
+    if (w.packed_transpose() != nullptr) {
+      return ops::gemm(ctx, x, transpose::no, *w.packed_transpose(), T{0}, u);
+    }
+  }
+  ops::gemm(ctx, x, transpose::no, w.value(), transpose::yes, T{0}, u);
+}
+
 /// Gradient of the input in u = x W^T: dx = du W as dx_mode says.
 ///
 /// Shapes: du [N, P], W [P, Q], dx [N, Q].
@@ -33,8 +46,11 @@ template <class B, floating T>
 void input_gradient(context<B>& ctx, const parameter<T, B>& w, input<T, B> du, output<T, B> dx,
                     grad_mode dx_mode) {
   if (dx_mode == grad_mode::ignore) return;
-  ops::gemm(ctx, du, transpose::no, w.value(), transpose::no,
-            dx_mode == grad_mode::accumulate ? T{1} : T{0}, dx);
+  const T kept = dx_mode == grad_mode::accumulate ? T{1} : T{0};
+  if constexpr (has_packed_matrix<B>) {
+    if (w.packed() != nullptr) return ops::gemm(ctx, du, transpose::no, *w.packed(), kept, dx);
+  }
+  ops::gemm(ctx, du, transpose::no, w.value(), transpose::no, kept, dx);
 }
 
 /// add_gradient of a bank of E blocks, in which each slot belongs to the block of its expert.

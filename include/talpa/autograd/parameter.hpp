@@ -7,13 +7,21 @@
 #include <talpa/core/row_run.hpp>
 #include <talpa/core/scalar.hpp>
 #include <talpa/ops/fill.hpp>
+#include <talpa/ops/packed_gemm.hpp>
 
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace talpa {
+
+/// Which products with a frozen weight W [O, D] read packed copies of it.
+enum class packing {
+  forward,  ///< y = x W^T
+  both,     ///< and dx = dy W, at twice the memory
+};
 
 /// A named matrix of weights with the gradient of the rows that train.
 ///
@@ -46,7 +54,11 @@ class parameter {
   /// False for a default-made parameter, which stands for "this layer has none".
   bool exists() const { return value().data != nullptr; }
 
-  matrix_view<T, B> value() { return owned_.data() != nullptr ? owned_.view() : borrowed_; }
+  /// Drops packed copies, for what it gives away can be changed.
+  matrix_view<T, B> value() {
+    unpack();
+    return owned_.data() != nullptr ? owned_.view() : borrowed_;
+  }
   matrix_view<const T, B> value() const {
     return owned_.data() != nullptr ? owned_.view() : matrix_view<const T, B>(borrowed_);
   }
@@ -56,6 +68,36 @@ class parameter {
 
   /// Clears the gradient for the next step.
   void zero_grad(context<B>& ctx) { ops::fill(ctx, T{0}, grad()); }
+
+  /// Packs a frozen value W [O, D] once for many products (`packed_matrix`, CPU). Copies of the
+  /// parameter share the packed ones, which live until a row trains, somebody asks a parameter that
+  /// is not const for value(), or unpack(). Changes of borrowed memory by its owner, or through a
+  /// view from before, do not reach them.
+  ///
+  /// Memory: D times O rounded up to a cache line for products with W^T, O times D rounded up for
+  /// those with W.
+  /// Determinism: a product with a packed copy may be rounded otherwise than without.
+  /// Throws: value_error when rows train.
+  void pack(context<B>& ctx, packing which = packing::both) {
+    if (trainable()) {
+      detail::throw_value("parameter::pack", "value", "trainable",
+                          detail::concat("frozen = state in which ", name_, " can be packed"));
+    }
+    const matrix_view<const T, B> w = std::as_const(*this).value();
+    unpack();
+    packed_transpose_ = std::make_shared<const packed_matrix<T, B>>(ctx, w, transpose::yes);
+    if (which == packing::both) {
+      packed_ = std::make_shared<const packed_matrix<T, B>>(ctx, w, transpose::no);
+    }
+  }
+  /// Releases what pack made.
+  void unpack() {
+    if (packed_transpose_) packed_transpose_.reset();
+    if (packed_) packed_.reset();
+  }
+  /// W^T [D, O] and W [O, D] as right operands, null where they are not packed.
+  const packed_matrix<T, B>* packed_transpose() const { return packed_transpose_.get(); }
+  const packed_matrix<T, B>* packed() const { return packed_.get(); }
 
   bool trainable() const { return !runs_.empty(); }
   /// Runs of consecutive trained rows in ascending order; one run when all train, none when frozen.
@@ -70,6 +112,7 @@ class parameter {
   }
   /// Every row trains.
   void train() {
+    unpack();
     runs_.clear();
     if (size() > 0) runs_.push_back({0, rows(), 0});
     grad_ = matrix<T, B>(rows(), cols());
@@ -105,6 +148,7 @@ class parameter {
       }
       grad_rows += block_rows;
     }
+    if (!runs.empty()) unpack();
     grad_ = matrix<T, B>(grad_rows, cols());
     runs_ = std::move(runs);
   }
@@ -115,6 +159,9 @@ class parameter {
   matrix_view<T, B> borrowed_;
   matrix<T, B> grad_;
   std::vector<row_run> runs_;
+  // Shared, so that a backend without packed_matrix needs no such type.
+  std::shared_ptr<const packed_matrix<T, B>> packed_transpose_;
+  std::shared_ptr<const packed_matrix<T, B>> packed_;
 };
 
 }  // namespace talpa

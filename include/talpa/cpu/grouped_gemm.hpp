@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/cpu/gemm.hpp>
+#include <talpa/cpu/indexed_gemm.hpp>  // an expert may have both
 #include <talpa/ops/grouped_gemm.hpp>
 
 #include <algorithm>

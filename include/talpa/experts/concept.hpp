@@ -81,6 +81,21 @@ concept rank_space_expert = expert_policy<X> &&
     } -> std::same_as<void>;
 };
 
+/// An expert that can read and write rows of tokens by index, without copies of them:
+/// `forward_indexed` writes or adds to y, `backward_indexed` is its gradient. On the CPU.
+template <class X>
+concept indexed_expert = rank_space_expert<X> &&
+    requires(const X x, context<cpu>& ctx, typename X::template params<float, cpu>& params,
+             const typename X::template saved<float, cpu>& saved, const segments<cpu>& slots,
+             vector_view<float, cpu> gates, matrix_view<float, cpu> m) {
+  {
+    x.forward_indexed(ctx, params, slots, gates, m, m, grad_mode::overwrite)
+    } -> std::same_as<typename X::template saved<float, cpu>>;
+  {
+    x.backward_indexed(ctx, params, saved, slots, gates, m, m, gates, m, grad_mode::overwrite)
+    } -> std::same_as<void>;
+};
+
 /// An expert that drops part of what lies inside of it: `hidden_dropout()` is the share, and
 /// forward takes the mask of the call as its last argument.
 template <class X>

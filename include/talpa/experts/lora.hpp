@@ -7,6 +7,7 @@
 #include <talpa/experts/explain.hpp>
 #include <talpa/ops/gemm.hpp>
 #include <talpa/ops/grouped_gemm.hpp>
+#include <talpa/ops/indexed_gemm.hpp>
 #include <talpa/ops/rank_gate.hpp>
 #include <talpa/ops/segments.hpp>
 
@@ -151,8 +152,44 @@ struct lora {
       ops::grouped_gemm(ctx, slots.offsets, du, p.a.value(), transpose::no, dx);
     }
   }
+
+  /// y (+)= sum_e g_e f_e(x) over the slots of each token, rows of x and y read and written where
+  /// they lie. x [N, D] after dropout, y [N, O], gates [S].
+  template <class T, class B>
+  saved<T, B> forward_indexed(context<B>& ctx, const params<T, B>& p, const segments<B>& slots,
+                              vector_input<T, B> gates, input<T, B> x, output<T, B> y,
+                              grad_mode y_mode) const {
+    const saved<T, B> kept{ctx.memory.template take<T>(gates.size, rank)};  // [S, R]
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const auto z = ctx.scratch.template take<T>(gates.size, rank);  // [S, R]
+    ops::indexed_shrink(ctx, slots, x, p.a.value(), kept.u);
+    ops::rank_gate(ctx, static_cast<T>(scale()), as_column(gates), kept.u, z);
+    ops::indexed_expand(ctx, slots, z, p.b.value(), y, y_mode);
+    return kept;
+  }
+
+  /// Overwrites dgates [S]; writes or adds to dx [N, D] as dx_mode says.
+  template <class T, class B>
+  void backward_indexed(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
+                        const segments<B>& slots, vector_input<T, B> gates, input<T, B> x,
+                        input<T, B> dy, vector_output<T, B> dgates, output<T, B> dx,
+                        grad_mode dx_mode) const {
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const T s = static_cast<T>(scale());
+    const auto z = ctx.scratch.template take<T>(gates.size, rank);   // [S, R]
+    const auto du = ctx.scratch.template take<T>(gates.size, rank);  // [S, R]
+    const auto gate_column = as_column(gates);                       // [S, 1]
+    if (p.b.trainable()) {
+      ops::rank_gate(ctx, s, gate_column, kept.u, z);
+      ops::indexed_gradient(ctx, slots, z, dy, p.b.trained(), p.b.grad());
+    }
+    ops::indexed_shrink(ctx, slots, dy, p.b.value(), du);
+    ops::rank_gate_backward(ctx, s, gate_column, kept.u, du, du, as_column(dgates));
+    if (p.a.trainable()) ops::indexed_gradient(ctx, slots, du, x, p.a.trained(), p.a.grad());
+    ops::indexed_expand(ctx, slots, du, p.a.value(), dx, dx_mode);
+  }
 };
 
-static_assert(rank_space_expert<lora>);
+static_assert(indexed_expert<lora>);
 
 }  // namespace talpa

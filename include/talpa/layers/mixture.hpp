@@ -7,6 +7,7 @@
 #include <talpa/layers/strategy.hpp>
 #include <talpa/ops/fill.hpp>
 #include <talpa/ops/gather.hpp>
+#include <talpa/ops/indexed_gemm.hpp>
 #include <talpa/ops/segments.hpp>
 #include <talpa/routing/routing.hpp>
 
@@ -20,7 +21,8 @@ namespace talpa {
 /// Backward: dg_e = <dy, f_e>, dx (+)= sum_e g_e (df_e/dx)^T dy, and the parameters of the experts
 /// get theirs where they train. The mask is a constant.
 /// Shapes: x [N, D], y [N, O], gates [N, E], mask [N, ceil(E / 32)]; saved: what the expert keeps
-/// of [N, .] for dense_masked, of [S, .] and the slots for grouped with S set bits of the mask.
+/// of [N, .] for dense_masked, of [S, .] and the slots for grouped and indexed with S set bits of
+/// the mask.
 /// Edges: N = 0; experts without tokens; a token without experts gets nothing.
 /// Cost: strategy.hpp.
 /// Determinism: same bits for any number of threads; strategies differ by rounding.
@@ -41,7 +43,7 @@ struct mixture {
   struct saved {
     strategy used = strategy::dense_masked;
     typename Expert::template saved<T, B> expert;
-    sorted_slots<T, B> sorted;  // grouped only
+    sorted_slots<T, B> sorted;  // grouped and indexed
     input_dropout dropout;
   };
 
@@ -51,7 +53,12 @@ struct mixture {
     dropout_mask hidden;
   };
 
-  /// The strategy a forward on D -> O takes.
+  /// Whether the experts can run under strategy::indexed on backend B.
+  template <class B>
+  static constexpr bool can_index = indexed_expert<Expert>&& has_indexed_gemm<B>;
+
+  /// The strategy a forward on D -> O takes on backend B.
+  template <class B = cpu>
   strategy choose(index inputs, index outputs) const {
     if constexpr (!rank_space_expert<Expert>) return strategy::grouped;
     if (execution != strategy::automatic) return execution;
@@ -59,20 +66,23 @@ struct mixture {
                             .outputs = outputs,
                             .experts = experts,
                             .width = expert.width(),
-                            .max_selected = max_selected});
+                            .max_selected = max_selected,
+                            .can_index = can_index<B>});
   }
 
-  /// What the numbers must be; `function` is the layer that asks.
+  /// What the numbers must be on backend B; `function` is the layer that asks.
+  template <class B = cpu>
   void validate(const char* function) const {
     check_at_least(function, "experts", experts, 1, "at least one expert");
     expert.validate();
-    if constexpr (!rank_space_expert<Expert>) {
-      if (execution == strategy::dense_masked) {
-        detail::throw_value(function, "execution", "dense_masked",
-                            detail::concat("grouped or automatic = what experts of kind ",
-                                           Expert::name, " can do"));
-      }
-    }
+    const bool cannot = (!rank_space_expert<Expert> && execution == strategy::dense_masked) ||
+                        (!can_index<B> && execution == strategy::indexed);
+    if (!cannot) return;
+    const char* const possible = !rank_space_expert<Expert> ? "grouped" : "dense_masked, grouped";
+    detail::throw_value(
+        function, "execution", strategy_name(execution),
+        detail::concat(possible, " or automatic = what experts of kind ", Expert::name,
+                       indexed_expert<Expert> ? " can do on this backend" : " can do"));
   }
 
   /// Draws the masks of one call from batch.random, one after the other, where there is something
@@ -100,7 +110,7 @@ struct mixture {
         return 0;
       }
     };
-    if (choose(inputs, outputs) == strategy::dense_masked) {
+    if (choose<B>(inputs, outputs) == strategy::dense_masked) {
       return bytes(tokens * experts * expert.width(), sizeof(T)) + more(tokens);
     }
     const index capacity = tokens * max_selected;
@@ -116,7 +126,7 @@ struct mixture {
                       std::type_identity_t<matrix_view<T, B>> y, grad_mode y_mode,
                       const drawn_dropout& dropout = {}) const {
     saved<T, B> kept;
-    kept.used = choose(x.cols, y.cols);
+    kept.used = choose<B>(x.cols, y.cols);
     kept.dropout = dropout.input;
     const typename workspace<B>::scope scope(ctx.scratch);
     const matrix_view<const T, B> dropped = dropout.input.apply(ctx, x);  // [N, D]
@@ -132,6 +142,13 @@ struct mixture {
       }
     }
     kept.sorted = sort_slots(ctx, routing, max_selected);
+    if constexpr (can_index<B>) {
+      if (kept.used == strategy::indexed) {
+        kept.expert = expert.forward_indexed(ctx, p, kept.sorted.slots, kept.sorted.gates, dropped,
+                                             y, y_mode);
+        return kept;
+      }
+    }
     const index slots = kept.sorted.slots.capacity();
     const auto x_slots = ctx.scratch.template take<T>(slots, x.cols);  // [S, D]
     const auto y_slots = ctx.scratch.template take<T>(slots, y.cols);  // [S, O]
@@ -167,9 +184,18 @@ struct mixture {
         }
       }
       const index slots = kept.sorted.slots.capacity();
+      const auto dgate_of_slot = ctx.scratch.template take<T>(slots);
+      if constexpr (can_index<B>) {
+        if (kept.used == strategy::indexed) {
+          expert.backward_indexed(ctx, p, kept.expert, kept.sorted.slots, kept.sorted.gates,
+                                  dropped, dy, dgate_of_slot, share, share_mode);
+          ops::build_segments_backward(ctx, routing.mask, kept.sorted.slots, dgate_of_slot, dgates,
+                                       grad_mode::overwrite);
+          return;
+        }
+      }
       const auto x_slots = ctx.scratch.template take<T>(slots, x.cols);    // [S, D]
       const auto dy_slots = ctx.scratch.template take<T>(slots, dy.cols);  // [S, O]
-      const auto dgate_of_slot = ctx.scratch.template take<T>(slots);
       ops::gather(ctx, kept.sorted.slots, dropped, x_slots);
       ops::gather(ctx, kept.sorted.slots, dy, dy_slots);
       // dx of the slots takes the place of x, which has served the parameters by then.

@@ -17,11 +17,11 @@ namespace talpa {
 /// Backward: dg_e = <dy, f_e>, dx = dy W + sum_e g_e (df_e/dx)^T dy + router's share; the
 /// parameters of router, experts and base get theirs where they train. The mask is a constant.
 /// Shapes: x [N, D], y [N, O], W [O, D]; saved: logits, gates [N, E], mask, and A x: [N, E R] for
-/// dense_masked, [S, R] for grouped with S set bits of the mask.
+/// dense_masked, [S, R] for grouped and indexed with S set bits of the mask.
 /// Edges: N = 0; experts without tokens get zero gradients; padding gets the base alone; E = 1 with
 /// gate 1 equals `lora_linear` bit for bit under dense_masked. Under grouped it does so on the CPU
-/// with 512 tokens or more, or with at most 256 and widths up to 512; else products are cut into
-/// other tiles and may round otherwise.
+/// with widths below 64 and at most 256 tokens, or 512 or more; else products take other tiles or
+/// kernels and may round otherwise; under indexed it adds in another order.
 /// Cost: 2 N D O for the base, the router's, and what strategy.hpp counts for the experts. From
 /// the second step of the same sizes on the arenas take no new memory. A reserve by `plan` serves
 /// ctx.memory from the first step on; ctx.scratch still settles in it. On the CPU, Eigen takes
@@ -71,14 +71,15 @@ struct mole_linear {
     std::size_t saved_bytes = 0;  ///< of ctx.memory, per forward
   };
 
-  /// Adapter on `base`, which keeps its trainability: freeze it first for adapter tuning. Experts
-  /// that look at the base themselves (dora) take a frozen one only, and look at it where it lies:
-  /// the params may be moved, but another base needs another init.
+  /// Adapter on `base`, which keeps its trainability: freeze it first for adapter tuning, and on
+  /// the CPU pack it afterwards for speed (`params.base.pack(ctx)`). Experts that look at the base
+  /// themselves (dora) take a frozen one only, and look at it where it lies: the params may be
+  /// moved, but another base needs another init.
   /// Parameters are named `prefix`router.*, `prefix`expert.*.
   template <class T, class B>
   params<T, B> init(affine_params<T, B> base, generator& random,
                     const std::string& prefix = "") const {
-    validate();
+    validate<B>();
     const index inputs = base.weight.cols(), outputs = base.weight.rows();
     params<T, B> p;
     p.base = std::move(base);
@@ -95,8 +96,9 @@ struct mole_linear {
     return p;
   }
 
+  template <class B = cpu>
   void validate() const {
-    mixed().validate(name);
+    mixed().template validate<B>(name);
     router.selector.validate(experts);
   }
 
@@ -105,14 +107,17 @@ struct mole_linear {
     return p.base.weight.rows();
   }
 
-  /// The strategy a forward on D -> O takes.
-  strategy choose(index inputs, index outputs) const { return mixed().choose(inputs, outputs); }
+  /// The strategy a forward on D -> O takes on backend B.
+  template <class B = cpu>
+  strategy choose(index inputs, index outputs) const {
+    return mixed().template choose<B>(inputs, outputs);
+  }
 
   /// Strategy and bytes that one forward of N tokens saves in ctx.memory, an upper bound.
   template <class T, class B>
   plan_result plan(const params<T, B>& p, index tokens) const {
     const index inputs = p.base.weight.cols(), outputs = p.base.weight.rows();
-    return {choose(inputs, outputs),
+    return {choose<B>(inputs, outputs),
             router.template saved_bytes<T, B>(tokens, inputs, experts) +
                 mixed().template saved_bytes<T, B>(tokens, inputs, outputs)};
   }
@@ -123,7 +128,7 @@ struct mole_linear {
                       std::type_identity_t<matrix_view<const T, B>> x,
                       std::type_identity_t<matrix_view<T, B>> y, mode m,
                       const std::type_identity_t<batch_info<T, B>>& batch = {}) const {
-    validate();
+    validate<B>();
     check_shape(name, "x", x, x.rows, p.base.weight.cols(), "tokens, input width of the base");
     check_shape(name, "y", y, x.rows, p.base.weight.rows(), "tokens, output width of the base");
 

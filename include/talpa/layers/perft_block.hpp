@@ -63,7 +63,7 @@ struct perft_block {
   template <class T, class B>
   params<T, B> init(typename Base::template params<T, B> base_params, generator& random,
                     const std::string& prefix = "") const {
-    validate();
+    validate<B>();
     const index features = base.output_width(base_params);
     params<T, B> p;
     p.base = std::move(base_params);
@@ -74,11 +74,12 @@ struct perft_block {
     return p;
   }
 
+  template <class B = cpu>
   void validate() const {
     check_at_least(name, "adapters", adapters, 1, "at least one adapter");
     base.validate();
     placement.validate(adapters, base.experts);
-    mixed().validate(name);
+    mixed().template validate<B>(name);
   }
 
   template <class T, class B>
@@ -92,7 +93,7 @@ struct perft_block {
                       std::type_identity_t<matrix_view<const T, B>> x,
                       std::type_identity_t<matrix_view<T, B>> y, mode m,
                       const std::type_identity_t<batch_info<T, B>>& batch = {}) const {
-    validate();
+    validate<B>();
     const index features = output_width(p);
     check_shape(name, "x", x, x.rows, features, "tokens, width of the layer");
     check_shape(name, "y", y, x.rows, features, "tokens, width of the layer");

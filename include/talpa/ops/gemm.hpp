@@ -55,7 +55,8 @@ struct gemm_impl {
 /// Edges: beta == 0 ignores what c held, NaN included; K == 0 leaves beta c; M == 0 or N == 0 does
 /// nothing. c must not overlap a or b.
 /// Cost: 2 M N K flop.
-/// Determinism: the same bits for any number of threads; K is never split between threads.
+/// Determinism: the same bits for any number of threads; K is never split between threads. The
+/// order of a sum depends on the shape, on the CPU and on a device.
 /// Throws: shape_error when the shapes do not fit.
 template <class B, floating T>
 void gemm(context<B>& ctx, T alpha, input<T, B> a, transpose ta, input<T, B> b, transpose tb,

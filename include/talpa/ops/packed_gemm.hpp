@@ -3,6 +3,7 @@
 
 #include <talpa/ops/gemm.hpp>
 
+#include <concepts>
 #include <type_traits>
 
 namespace talpa {
@@ -18,6 +19,10 @@ class packed_matrix {
                 "talpa: packed_matrix has no implementation for this backend here, include "
                 "talpa/cpu/packed_gemm.hpp for cpu (docs/architecture.md)");
 };
+
+/// Backends that have packed_matrix.
+template <class B>
+inline constexpr bool has_packed_matrix = std::same_as<B, cpu>;
 
 }  // namespace talpa
 

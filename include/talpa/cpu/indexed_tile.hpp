@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/index.hpp>
+#include <talpa/cpu/register_tile.hpp>
+
+namespace talpa::detail {
+
+/// Inner loops of products whose rows are given by pointers. Bytes is the width of a vector
+/// register, Registers their number.
+///
+/// How many rows a loop takes at a time changes no bit: every result has one order of its terms.
+template <class T, index Bytes = vector_bytes<T>,
+          index Registers = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS>
+struct indexed_tile {
+  static constexpr index lanes = Bytes / static_cast<index>(sizeof(T));
+  /// Rows of the bank and of x in one block of inner products. Vectors of 16 bytes have no
+  /// multiply-add everywhere, and the product needs a register.
+  static constexpr index ranks = 4;
+  static constexpr index tokens = Registers >= 32 ? 6 : (Bytes > 16 ? 3 : 2);
+  /// Columns of one sum of rows: as many registers as hide the latency of a multiply-add.
+  static constexpr index sum_vectors = 8;
+  static constexpr index sum_cols = sum_vectors * lanes;
+  /// Rows of x that enter a sum of outer products at a time, and columns of a step.
+  static constexpr index outer_tokens = 4;
+  static constexpr index outer_vectors = 2;
+  static constexpr index outer_cols = outer_vectors * lanes;
+
+  // Aligned like its elements: rows may lie anywhere.
+  typedef T vector __attribute__((vector_size(Bytes), aligned(alignof(T)), may_alias));
+  typedef T register_vector __attribute__((vector_size(Bytes)));
+
+  /// out[i][r][l] = the sum over d = l, l + lanes, ... below `size`, a multiple of lanes, in
+  /// ascending order, of x[i][d] bank[r][d].
+  template <index Tokens>
+  [[gnu::noinline]] static void inner(index size, const T* const (&x)[Tokens],
+                                      const T* const (&bank)[ranks],
+                                      T (&out)[Tokens][ranks][lanes]) {
+    register_vector sum[Tokens][ranks];
+    unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
+      unrolled<ranks>([&](auto r)
+                          __attribute__((always_inline)) { sum[i][r] = register_vector{}; });
+    });
+    for (index d = 0; d < size; d += lanes) {
+      register_vector left[Tokens];
+      unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
+        left[i] = *reinterpret_cast<const vector*>(x[i] + d);
+      });
+      unrolled<ranks>([&](auto r) __attribute__((always_inline)) {
+        const register_vector right = *reinterpret_cast<const vector*>(bank[r] + d);
+        unrolled<Tokens>([&](auto i)
+                             __attribute__((always_inline)) { sum[i][r] += left[i] * right; });
+      });
+    }
+    unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
+      unrolled<ranks>([&](auto r) __attribute__((always_inline)) {
+        *reinterpret_cast<vector*>(out[i][r]) = sum[i][r];
+      });
+    });
+  }
+
+  /// The sum of the lanes, by a tree.
+  static T total(T (&lane)[lanes]) {
+    for (index half = lanes / 2; half > 0; half /= 2) {
+      for (index l = 0; l < half; ++l) lane[l] += lane[l + half];
+    }
+    return lane[0];
+  }
+
+  /// y[0..sum_cols) = the sum over i < count, r < rows of z[i][r] times row first[i] + r of the
+  /// panel, in this order, added to what y held if `add`.
+  [[gnu::noinline]] static void sum_rows(index count, index rows, const T* const* z,
+                                         const index* first, const T* panel, index stride, bool add,
+                                         T* y) {
+    register_vector sum[sum_vectors];
+    unrolled<sum_vectors>([&](auto j)
+                              __attribute__((always_inline)) { sum[j] = register_vector{}; });
+    for (index i = 0; i < count; ++i) {
+      const T* const factor = z[i];
+      const T* row = panel + first[i] * stride;
+      for (index r = 0; r < rows; ++r) {
+        const T left = factor[r];
+        unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
+          sum[j] += left * *reinterpret_cast<const vector*>(row + j * lanes);
+        });
+        row += stride;
+      }
+    }
+    if (add) {
+      unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
+        *reinterpret_cast<vector*>(y + j * lanes) += sum[j];
+      });
+    } else {
+      unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
+        *reinterpret_cast<vector*>(y + j * lanes) = sum[j];
+      });
+    }
+  }
+
+  /// sum[d][r][0..outer_cols) += the sum over i of z[i][r] times columns d outer_cols ... of x[i],
+  /// for d < steps and r < rows. `next` are rows that will be read soon.
+  template <index Tokens>
+  [[gnu::noinline]] static void outer(index steps, index rows, const T* const (&z)[Tokens],
+                                      const T* const (&x)[Tokens], const T* const (&next)[Tokens],
+                                      T* sum) {
+    // Pointers of its own: a store to sum could change those of the caller.
+    const T* factor[Tokens];
+    unrolled<Tokens>([&](auto i) __attribute__((always_inline)) { factor[i] = z[i]; });
+    for (index d = 0; d < steps; ++d) {
+      register_vector right[Tokens][outer_vectors];
+      unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
+        unrolled<outer_vectors>([&](auto j) __attribute__((always_inline)) {
+          right[i][j] = *reinterpret_cast<const vector*>(x[i] + d * outer_cols + j * lanes);
+        });
+      });
+      unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
+        __builtin_prefetch(next[i] + d * outer_cols);
+      });
+      for (index r = 0; r < rows; ++r) {
+        register_vector to[outer_vectors];
+        unrolled<outer_vectors>([&](auto j) __attribute__((always_inline)) {
+          to[j] = *reinterpret_cast<const vector*>(sum + j * lanes);
+        });
+        unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
+          const T left = factor[i][r];
+          unrolled<outer_vectors>([&](auto j) __attribute__((always_inline)) {
+            to[j] += left * right[i][j];
+          });
+        });
+        unrolled<outer_vectors>([&](auto j) __attribute__((always_inline)) {
+          *reinterpret_cast<vector*>(sum + j * lanes) = to[j];
+        });
+        sum += outer_cols;
+      }
+    }
+  }
+};
+
+}  // namespace talpa::detail

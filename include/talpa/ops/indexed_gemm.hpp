@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/check.hpp>
+#include <talpa/core/mode.hpp>
+#include <talpa/core/row_run.hpp>
+#include <talpa/core/scalar.hpp>
+#include <talpa/ops/segments.hpp>
+
+#include <concepts>
+#include <span>
+#include <string>
+
+// Products of slots with the block of their expert in a stacked bank, in which rows of tokens are
+// read and written where they lie, by index: no copies of rows, no [N, E P].
+
+namespace talpa {
+
+/// Backends that have the products of this file.
+template <class B>
+inline constexpr bool has_indexed_gemm = std::same_as<B, cpu>;
+
+namespace detail {
+
+/// Shapes of u [S, P] over slots and a bank [E P, Q].
+template <class T, class B>
+void check_indexed(const char* function, const segments<B>& s, const char* name,
+                   const matrix_view<const T, B>& u, const matrix_view<const T, B>& bank) {
+  check_shape(function, name, u, s.capacity(), u.cols, "places for slots, ranks of an expert");
+  if (bank.rows != s.experts() * u.cols) {
+    throw_shape(function, "bank", shape_text(bank.rows, bank.cols),
+                concat("[", std::to_string(s.experts() * u.cols), ", ...]"),
+                "ranks of all experts");
+  }
+}
+
+}  // namespace detail
+
+}  // namespace talpa
+
+namespace talpa::ops {
+
+template <class B>
+struct indexed_gemm_impl {
+  static_assert(detail::always_false<B>,
+                "talpa: ops::indexed_shrink, indexed_expand and indexed_gradient have no "
+                "implementation for this backend here, include talpa/cpu/indexed_gemm.hpp for cpu "
+                "(docs/architecture.md)");
+};
+
+/// From width to ranks: u[s, r] = <x[n], bank[e P + r]> for each slot s of token n and expert e.
+///
+/// Backward: indexed_expand of du with the same bank for x, indexed_gradient of du and x for the
+/// bank.
+/// Shapes: x [N, Q], bank [E P, Q], u [S, P] with S the capacity of `slots`; views may be strided.
+/// Edges: experts without slots; rows of u beyond offsets[E] are left as they were.
+/// Cost: 2 P Q flop a slot.
+/// Determinism: the same bits for any number of threads; a row of u depends on its own row of x
+/// and block of the bank only.
+/// Throws: shape_error.
+/// Source: "shrink" of Punica (arXiv 2310.18547).
+template <class B, floating T>
+void indexed_shrink(context<B>& ctx, const segments<B>& slots, input<T, B> x, input<T, B> bank,
+                    matrix_view<T, B> u) {
+  detail::check_indexed<T, B>("ops::indexed_shrink", slots, "u", u, bank);
+  check_shape("ops::indexed_shrink", "x", x, slots.tokens(), bank.cols, "tokens, columns of bank");
+  indexed_gemm_impl<B>::shrink(ctx, slots, x, bank, u);
+}
+
+/// From ranks to width: y[n] (+)= the sum over the slots s of token n, by ascending expert e, of
+/// sum_r z[s, r] bank[e P + r].
+///
+/// Backward: indexed_shrink of dy with the same bank for z, indexed_gradient of z and dy for the
+/// bank.
+/// Shapes: z [S, P] with S the capacity of `slots`, bank [E P, Q], y [N, Q]; views may be strided.
+/// Edges: a token without slots gets zero or, when y_mode adds, nothing.
+/// Cost: 2 P Q flop a slot, one pass over y; with many slots a copy of the bank in scratch.
+/// Determinism: the same bits for any number of threads; a row of y depends on its own slots only.
+/// Throws: shape_error.
+/// Source: "expand" of Punica (arXiv 2310.18547).
+template <class B, floating T>
+void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, input<T, B> bank,
+                    matrix_view<T, B> y, grad_mode y_mode) {
+  if (y_mode == grad_mode::ignore) return;
+  detail::check_indexed<T, B>("ops::indexed_expand", slots, "z", z, bank);
+  check_shape("ops::indexed_expand", "y", y, slots.tokens(), bank.cols, "tokens, columns of bank");
+  indexed_gemm_impl<B>::expand(ctx, slots, z, bank, y, y_mode);
+}
+
+/// Gradient of a bank: adds to row e P + r the sum over the slots s of expert e, in ascending order
+/// of their tokens n, of z[s, r] x[n], for the rows in `runs` only.
+///
+/// Shapes: z [S, P] with S the capacity of `slots`, x [N, Q], dbank [trained rows, Q]; runs cover
+/// whole blocks of P rows.
+/// Edges: an expert without slots adds nothing.
+/// Cost: 2 P Q flop a slot.
+/// Determinism: the same bits for any number of threads.
+/// Throws: shape_error.
+template <class B, floating T>
+void indexed_gradient(context<B>& ctx, const segments<B>& slots, input<T, B> z, input<T, B> x,
+                      std::span<const row_run> runs, matrix_view<T, B> dbank) {
+  check_shape("ops::indexed_gradient", "z", z, slots.capacity(), z.cols,
+              "places for slots, ranks of an expert");
+  check_shape("ops::indexed_gradient", "x", x, slots.tokens(), dbank.cols,
+              "tokens, columns of dbank");
+  indexed_gemm_impl<B>::gradient(ctx, slots, z, x, runs, dbank);
+}
+
+}  // namespace talpa::ops

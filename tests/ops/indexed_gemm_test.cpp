@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/padded.hpp"
+#include "support/routed.hpp"
+#include "support/tolerance.hpp"
+
+#include <talpa/cpu/indexed_gemm.hpp>
+#include <talpa/cpu/segments.hpp>
+#include <talpa/testing/bounds.hpp>
+#include <talpa/testing/inputs.hpp>
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <limits>
+#include <span>
+#include <vector>
+
+namespace talpa::indexed_gemm_test {
+
+using namespace support;
+
+namespace {
+
+/// The slots of a layer, with places to spare.
+template <class T>
+segments<cpu> segments_of(context<cpu>& ctx, const routed_layer<T>& layer, index extra = 0) {
+  const index count = ops::count_slots(ctx, layer.mask, layer.experts()) + extra;
+  const segments<cpu> s = make_segments(ctx.memory, layer.tokens(), layer.experts(), count);
+  ops::build_segments(ctx, layer.mask, layer.gates, s, ctx.memory.take<T>(count));
+  return s;
+}
+
+/// Tokens with no expert, all experts, or about `mean` of them; expert 0 has none where there are
+/// several.
+template <class T>
+routed_layer<T> random_mask(test_random& random, index tokens, index experts, double mean) {
+  routed_layer<T> layer(tokens, experts);
+  for (index n = 0; n < tokens; ++n) {
+    const index kind = random.below(8);
+    if (kind == 0) continue;
+    for (index e = experts > 2 ? 1 : 0; e < experts; ++e) {
+      const double share = mean / static_cast<double>(experts);
+      if (kind == 1 || random.uniform(0.0, 1.0) < share) layer.turn_on(n, e, 1.0);
+    }
+  }
+  return layer;
+}
+
+template <class T>
+bool selected(const routed_layer<T>& layer, index n) {
+  for (index e = 0; e < layer.experts(); ++e) {
+    if (layer.on(n, e)) return true;
+  }
+  return false;
+}
+
+/// NaN in the rows of tokens without slots: nobody may look at them.
+template <class T>
+void hide_unused(const routed_layer<T>& layer, matrix_view<T, cpu> x) {
+  for (index n = 0; n < x.rows; ++n) {
+    if (!selected(layer, n)) {
+      std::fill_n(x.row(n), x.cols, std::numeric_limits<T>::quiet_NaN());
+    }
+  }
+}
+
+/// Empty, or the first element that is further from its sum of products than the bound of a sum of
+/// `terms` in any order.
+struct expected_sum {
+  double value = 0.0, magnitude = 0.0;
+  index terms = 0;
+
+  void add(double a, double b) {
+    value += a * b;
+    magnitude += std::abs(a * b);
+    ++terms;
+  }
+  template <class T>
+  bool allows(T found) const {
+    return within(static_cast<double>(found), value, sum_bound<T>(terms + 1, magnitude));
+  }
+};
+
+template <class T>
+void compare(index tokens, index experts, index ranks, index cols, double mean, test_random& random,
+             int threads) {
+  CAPTURE(tokens);
+  CAPTURE(experts);
+  CAPTURE(ranks);
+  CAPTURE(cols);
+  const routed_layer<T> layer = random_mask<T>(random, tokens, experts, mean);
+  context<cpu> ctx(threads);
+  const segments<cpu> s = segments_of(ctx, layer, 3);
+  const index slots = s.capacity(), used = s.offsets[experts];
+  padded<T> x(random_matrix<T>(random, tokens, cols));
+  padded<T> bank(random_matrix<T>(random, experts * ranks, cols));
+  hide_unused<T>(layer, x.view());
+  const auto value = [](T v) { return static_cast<double>(v); };
+
+  // From width to ranks.
+  padded<T> u(slots, ranks);
+  ops::indexed_shrink(ctx, s, x.view(), bank.view(), u.view());
+  bool right = true, untouched = true;
+  for (index e = 0; e < experts; ++e) {
+    for (index slot = s.offsets[e]; slot < s.offsets[e + 1]; ++slot) {
+      for (index r = 0; r < ranks; ++r) {
+        expected_sum sum;
+        for (index d = 0; d < cols; ++d) {
+          sum.add(value(x.view()(s.token_of_slot[slot], d)), value(bank.view()(e * ranks + r, d)));
+        }
+        right = right && sum.allows(u.view()(slot, r));
+      }
+    }
+  }
+  for (index slot = used; slot < slots; ++slot) {
+    for (index r = 0; r < ranks; ++r) untouched = untouched && std::isnan(u.view()(slot, r));
+  }
+  CHECK(right);
+  CHECK(untouched);
+  CHECK(u.intact());
+
+  // From ranks to width, where places beyond the slots hold NaN.
+  padded<T> z(slots, ranks);
+  for (index slot = 0; slot < used; ++slot) {
+    for (index r = 0; r < ranks; ++r) z.view()(slot, r) = static_cast<T>(random.uniform(-1.0, 1.0));
+  }
+  const matrix<T, cpu> before = random_matrix<T>(random, tokens, cols);
+  for (const grad_mode mode : {grad_mode::overwrite, grad_mode::accumulate, grad_mode::ignore}) {
+    padded<T> y(before);
+    if (mode == grad_mode::overwrite) testing::poison<T>(y.view());
+    ops::indexed_expand(ctx, s, z.view(), bank.view(), y.view(), mode);
+    right = true;
+    for (index n = 0; n < tokens; ++n) {
+      for (index d = 0; d < cols; ++d) {
+        expected_sum sum;
+        if (mode != grad_mode::overwrite) sum.add(value(before(n, d)), 1.0);
+        for (index i = s.slot_offset_of_token[n]; i < s.slot_offset_of_token[n + 1]; ++i) {
+          const index slot = s.slot_of_token[i];
+          index e = 0;
+          while (slot >= s.offsets[e + 1]) ++e;
+          for (index r = 0; mode != grad_mode::ignore && r < ranks; ++r) {
+            sum.add(value(z.view()(slot, r)), value(bank.view()(e * ranks + r, d)));
+          }
+        }
+        right = right && sum.allows(y.view()(n, d));
+      }
+    }
+    CHECK(right);
+    CHECK(y.intact());
+  }
+
+  // The gradient of every second expert.
+  std::vector<row_run> runs;
+  for (index e = 0; e < experts; e += 2) {
+    runs.push_back({e * ranks, ranks, static_cast<index>(runs.size()) * ranks});
+  }
+  const index trained = static_cast<index>(runs.size()) * ranks;
+  const matrix<T, cpu> start = random_matrix<T>(random, trained, cols);
+  padded<T> dbank(start);
+  ops::indexed_gradient(ctx, s, z.view(), x.view(), std::span<const row_run>(runs), dbank.view());
+  right = true;
+  for (index row = 0; row < trained; ++row) {
+    const index e = row / ranks * 2;
+    for (index d = 0; d < cols; ++d) {
+      expected_sum sum;
+      sum.add(value(start(row, d)), 1.0);
+      for (index slot = s.offsets[e]; slot < s.offsets[e + 1]; ++slot) {
+        sum.add(value(z.view()(slot, row % ranks)), value(x.view()(s.token_of_slot[slot], d)));
+      }
+      right = right && sum.allows(dbank.view()(row, d));
+    }
+  }
+  CHECK(right);
+  CHECK(dbank.intact());
+}
+
+/// All three products of one routing.
+template <class T>
+struct products {
+  matrix<T, cpu> u, y, dbank;
+};
+template <class T>
+products<T> run(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> x,
+                const matrix<T, cpu>& bank) {
+  const index ranks = bank.rows() / s.experts();
+  products<T> p{matrix<T, cpu>(s.capacity(), ranks), matrix<T, cpu>(x.rows, x.cols),
+                matrix<T, cpu>(bank.rows(), bank.cols())};
+  const row_run all{0, bank.rows(), 0};
+  ops::indexed_shrink(ctx, s, x, bank, p.u.view());
+  ops::indexed_expand(ctx, s, p.u, bank, p.y.view(), grad_mode::overwrite);
+  ops::indexed_gradient(ctx, s, p.u, x, std::span<const row_run>(&all, 1), p.dbank.view());
+  return p;
+}
+
+/// Inner products, a sum of rows and a sum of outer products by registers of a given width, the
+/// last two cut to the columns that the narrowest has.
+template <class T, index Bytes, index Registers>
+products<T> tile_of(const matrix<T, cpu>& x, const matrix<T, cpu>& bank) {
+  using tile = detail::indexed_tile<T, Bytes, Registers>;
+  constexpr index cols = 128;
+  products<T> p{matrix<T, cpu>(2, tile::ranks), matrix<T, cpu>(1, tile::sum_cols),
+                matrix<T, cpu>(1, cols)};
+  T out[2][tile::ranks][tile::lanes];
+  tile::template inner<2>(
+      cols, {x.view().row(0), x.view().row(1)},
+      {bank.view().row(0), bank.view().row(1), bank.view().row(2), bank.view().row(3)}, out);
+  for (index i = 0; i < 2; ++i) {
+    for (index r = 0; r < tile::ranks; ++r) p.u(i, r) = tile::total(out[i][r]);
+  }
+  const T* const factors[] = {x.view().row(0), x.view().row(1)};
+  const index first[] = {2, 0};
+  tile::sum_rows(2, 2, factors, first, bank.data(), bank.cols(), false, p.y.data());
+  const T* const rows[] = {bank.view().row(0), bank.view().row(1), bank.view().row(2),
+                           bank.view().row(3)};
+  tile::template outer<4>(cols / tile::outer_cols, 1,
+                          {x.view().row(0), x.view().row(1), x.view().row(2), x.view().row(3)},
+                          rows, rows, p.dbank.data());
+  return p;
+}
+
+}  // namespace
+
+TEST_SUITE("ops/indexed_gemm") {
+  TEST_CASE("two tokens and two experts of rank 1, by hand") {
+    // Token 0 has both experts, token 1 the second. Slots: (0, 0), (0, 1), (1, 1).
+    routed_layer<float> layer(2, 2);
+    layer.turn_on(0, 0, 1.0);
+    layer.turn_on(0, 1, 1.0);
+    layer.turn_on(1, 1, 1.0);
+    context<cpu> ctx(1);
+    const segments<cpu> s = segments_of(ctx, layer);
+    matrix<float, cpu> x(2, 2), bank(2, 2), u(3, 1), y(2, 2), dbank(2, 2);
+    for (index i = 0; i < 4; ++i) {
+      x.data()[i] = static_cast<float>(i + 1);     // (1, 2), (3, 4)
+      bank.data()[i] = static_cast<float>(i + 5);  // (5, 6), (7, 8)
+      dbank.data()[i] = 100.0f;
+    }
+    ops::indexed_shrink(ctx, s, x, bank, u.view());
+    CHECK(difference(u.view(), table(3, 1, {17, 23, 53}), 0.0) == "");
+    std::copy_n(std::vector<float>{1, 2, 3}.data(), 3, u.data());
+    ops::indexed_expand(ctx, s, u, bank, y.view(), grad_mode::overwrite);
+    CHECK(difference(y.view(), table(2, 2, {19, 22, 21, 24}), 0.0) == "");
+    ops::indexed_expand(ctx, s, u, bank, y.view(), grad_mode::accumulate);
+    CHECK(difference(y.view(), table(2, 2, {38, 44, 42, 48}), 0.0) == "");
+    const row_run all{0, 2, 0};
+    ops::indexed_gradient(ctx, s, u, x, std::span<const row_run>(&all, 1), dbank.view());
+    CHECK(difference(dbank.view(), table(2, 2, {101, 102, 111, 116}), 0.0) == "");
+  }
+
+  TEST_CASE_TEMPLATE("indexed products agree with plain loops over random shapes", T, float,
+                     double) {
+    test_random random(41);
+    for (int i = 0; i < 24; ++i) {
+      const index experts = 1 + random.below(9);
+      compare<T>(1 + random.below(40), experts, 1 + random.below(9), 1 + random.below(150), 2.0,
+                 random, 1 + i % 3);
+    }
+  }
+
+  TEST_CASE_TEMPLATE("indexed products agree with plain loops at the edges", T, float, double) {
+    using tile = detail::indexed_tile<T>;
+    test_random random(42);
+    for (const index tokens : {0, 1, 129}) {
+      for (const index experts : {1, 3, 40}) {
+        compare<T>(tokens, experts, 2, 2 * tile::sum_cols, 2.0, random, 2);
+        compare<T>(tokens, experts, 5, tile::sum_cols + 1, 3.0, random, 3);
+      }
+    }
+    for (const index cols : {tile::lanes - 1, tile::lanes, tile::outer_cols, tile::outer_cols + 1,
+                             tile::sum_cols - 1, 5 * tile::sum_cols + tile::outer_cols}) {
+      compare<T>(70, 4, tile::ranks, cols, 2.0, random, 2);
+    }
+    // Several chunks of columns in a gradient.
+    const index ranks = 64;
+    compare<T>(
+        30, 2, ranks,
+        detail::outer_sum_bytes / ranks / static_cast<index>(sizeof(T)) + tile::outer_cols + 1, 1.0,
+        random, 2);
+  }
+
+  TEST_CASE_TEMPLATE("threads and other tokens change no bit", T, float, double) {
+    test_random random(43);
+    const index tokens = 300, experts = 6, ranks = 5, cols = 201;
+    const routed_layer<T> layer = random_mask<T>(random, tokens, experts, 2.0);
+    const matrix<T, cpu> x = random_matrix<T>(random, tokens, cols);
+    const matrix<T, cpu> bank = random_matrix<T>(random, experts * ranks, cols);
+    context<cpu> serial(1);
+    const segments<cpu> s = segments_of(serial, layer);
+    const products<T> one = run<T>(serial, s, x, bank);
+    for (const int threads : {2, 4}) {
+      context<cpu> ctx(threads);
+      const products<T> many = run<T>(ctx, s, x, bank);
+      CHECK(testing::first_difference(many.u, one.u) == "");
+      CHECK(testing::first_difference(many.y, one.y) == "");
+      CHECK(testing::first_difference(many.dbank, one.dbank) == "");
+    }
+    // A few tokens alone, with which the bank is read in place.
+    const index first = 101, few = 7;
+    REQUIRE(few < detail::panel_tokens * experts);
+    routed_layer<T> part(few, experts);
+    for (index n = 0; n < few; ++n) {
+      for (index e = 0; e < experts; ++e) {
+        if (layer.on(first + n, e)) part.turn_on(n, e, 1.0);
+      }
+    }
+    const segments<cpu> t = segments_of(serial, part);
+    REQUIRE(t.capacity() > 0);
+    const products<T> alone = run<T>(serial, t, x.view().row_range(first, few), bank);
+    CHECK(testing::first_difference<T>(alone.y.view(), one.y.view().row_range(first, few)) == "");
+    for (index n = 0; n < few; ++n) {
+      const index here = t.slot_offset_of_token[n], there = s.slot_offset_of_token[first + n];
+      for (index i = 0; i < t.slot_offset_of_token[n + 1] - here; ++i) {
+        CHECK(testing::first_difference<T>(alone.u.view().row_range(t.slot_of_token[here + i], 1),
+                                           one.u.view().row_range(s.slot_of_token[there + i], 1)) ==
+              "");
+      }
+    }
+  }
+
+  TEST_CASE_TEMPLATE("sums of rows have the same bits for registers of every width", T, float,
+                     double) {
+    test_random random(44);
+    const matrix<T, cpu> x = random_matrix<T>(random, 4, 128);
+    const matrix<T, cpu> bank = random_matrix<T>(random, 4, 512);
+    const products<T> narrow = tile_of<T, 16, 16>(x, bank);
+    const auto agrees = [&](const products<T>& wide) {
+      const index cols = narrow.y.cols();
+      CHECK(testing::first_difference<T>(wide.y.view().col_range(0, cols), narrow.y.view()) == "");
+      CHECK(testing::first_difference(wide.dbank, narrow.dbank) == "");
+      for (index i = 0; i < 2; ++i) {
+        for (index r = 0; r < 4; ++r) {
+          expected_sum sum;
+          for (index d = 0; d < 128; ++d) {
+            sum.add(static_cast<double>(x(i, d)), static_cast<double>(bank(r, d)));
+          }
+          CHECK(sum.allows(wide.u(i, r)));
+        }
+      }
+    };
+    agrees(narrow);
+    agrees(tile_of<T, 32, 16>(x, bank));
+    agrees(tile_of<T, 64, 32>(x, bank));
+  }
+
+  TEST_CASE("a second call takes no memory") {
+    test_random random(45);
+    const routed_layer<float> layer = random_mask<float>(random, 150, 5, 2.0);
+    context<cpu> ctx(2);
+    const segments<cpu> s = segments_of(ctx, layer);
+    const matrix<float, cpu> x = random_matrix<float>(random, 150, 70);
+    const matrix<float, cpu> bank = random_matrix<float>(random, 20, 70);
+    run<float>(ctx, s, x, bank);
+    const index allocations = ctx.scratch.allocations();
+    run<float>(ctx, s, x, bank);
+    CHECK(ctx.scratch.allocations() == allocations);
+    CHECK(ctx.scratch.used() == 0);
+  }
+
+  TEST_CASE("shapes that do not fit are refused, and results stay as they were") {
+    routed_layer<float> layer(3, 2);
+    layer.turn_on(0, 1, 1.0);
+    layer.turn_on(2, 0, 1.0);
+    context<cpu> ctx(1);
+    const segments<cpu> s = segments_of(ctx, layer);
+    const matrix<float, cpu> x(3, 5), bank(8, 5), z(2, 4);
+    matrix<float, cpu> u(2, 4), y(3, 5), dbank(8, 5);
+    u(1, 3) = 7.0f;
+    CHECK_THROWS_WITH_AS(
+        ops::indexed_shrink(ctx, s, x, bank, matrix<float, cpu>(3, 4).view()),
+        "talpa::ops::indexed_shrink: 'u' has shape [3, 4], expected [2, 4] = places for slots, "
+        "ranks of an expert",
+        shape_error);
+    CHECK_THROWS_WITH_AS(ops::indexed_shrink(ctx, s, x, matrix<float, cpu>(9, 5), u.view()),
+                         "talpa::ops::indexed_shrink: 'bank' has shape [9, 5], expected [8, ...] = "
+                         "ranks of all experts",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(ops::indexed_shrink(ctx, s, matrix<float, cpu>(3, 4), bank, u.view()),
+                         "talpa::ops::indexed_shrink: 'x' has shape [3, 4], expected [3, 5] = "
+                         "tokens, columns of bank",
+                         shape_error);
+    CHECK(u(1, 3) == 7.0f);
+    const grad_mode add = grad_mode::accumulate;
+    CHECK_THROWS_WITH_AS(
+        ops::indexed_expand(ctx, s, matrix<float, cpu>(1, 4), bank, y.view(), add),
+        "talpa::ops::indexed_expand: 'z' has shape [1, 4], expected [2, 4] = places for slots, "
+        "ranks of an expert",
+        shape_error);
+    CHECK_THROWS_WITH_AS(ops::indexed_expand(ctx, s, z, matrix<float, cpu>(6, 5), y.view(), add),
+                         "talpa::ops::indexed_expand: 'bank' has shape [6, 5], expected [8, ...] = "
+                         "ranks of all experts",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(
+        ops::indexed_expand(ctx, s, z, bank, matrix<float, cpu>(2, 5).view(), add),
+        "talpa::ops::indexed_expand: 'y' has shape [2, 5], expected [3, 5] = tokens, columns of "
+        "bank",
+        shape_error);
+    CHECK_THROWS_WITH_AS(
+        ops::indexed_gradient(ctx, s, matrix<float, cpu>(5, 4), x, {}, dbank.view()),
+        "talpa::ops::indexed_gradient: 'z' has shape [5, 4], expected [2, 4] = places for slots, "
+        "ranks of an expert",
+        shape_error);
+    CHECK_THROWS_WITH_AS(
+        ops::indexed_gradient(ctx, s, z, matrix<float, cpu>(3, 6), {}, dbank.view()),
+        "talpa::ops::indexed_gradient: 'x' has shape [3, 6], expected [3, 5] = tokens, columns of "
+        "dbank",
+        shape_error);
+  }
+}
+
+}  // namespace talpa::indexed_gemm_test
