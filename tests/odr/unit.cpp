@@ -61,6 +61,16 @@ result TALPA_UNIT() {
   result r;
   talpa::infer(ctx, layer, params, x, y);
   r.y = values(y.view());
+  params.base.freeze();
+  params.base.pack(ctx);
+  talpa::matrix<float, cpu> dy(tokens, width), dx(tokens, width);
+  fill(dy.view(), 1);
+  const auto trained = layer.forward(ctx, params, x, y, talpa::mode::training);
+  layer.backward(ctx, params, trained, x, dy, dx, talpa::grad_mode::overwrite);
+  for (const auto m : {dx.view(), params.expert.a.grad(), params.expert.b.grad()}) {
+    const std::vector<float> some = values(m);
+    r.gradients.insert(r.gradients.end(), some.begin(), some.end());
+  }
   layer.router.selector.k = 2;
   const auto kept = layer.forward(ctx, params, x, y, talpa::mode::inference);
   r.gates = values(kept.routed.routing.gates);

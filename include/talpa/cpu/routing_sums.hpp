@@ -63,32 +63,31 @@ template <class T, class Real>
   }
 }
 
-/// sum[c] += rows[i][c] for the rows i that have expert c, ascending; Parts registers of columns,
-/// the first of which is bit `first` of its word. What is left out is added as +0, which changes no
-/// sum that begins at +0.
-template <int Parts, class T>
+/// sum[c] += rows[i][c] for the rows i that have expert c, ascending; Parts registers of `Width`
+/// columns, the first of which is bit `first` of its word. What is left out is added as +0, which
+/// changes no sum that begins at +0.
+template <int Parts, int Width, class T>
 void add_chosen_columns(const std::uint32_t* words, index word_stride, int first, const T* rows,
                         index stride, index count, T* sum) {
-  constexpr int width = packed_tokens<T>;
-  pack<T, width> totals[Parts] = {};
-  pack<std::int32_t, width> bits[Parts] = {};
+  pack<T, Width> totals[Parts] = {};
+  pack<std::int32_t, Width> bits[Parts] = {};
   for (int p = 0; p < Parts; ++p) {
-    totals[p] = load_pack<width>(sum + p * width);
-    for (int i = 0; i < width; ++i) {
-      bits[p].v[i] = static_cast<std::int32_t>(1u << (first + p * width + i));
+    totals[p] = load_pack<Width>(sum + p * Width);
+    for (int i = 0; i < Width; ++i) {
+      bits[p].v[i] = static_cast<std::int32_t>(1u << (first + p * Width + i));
     }
   }
-  const auto zero = splat<T, width>(T{0});
+  const auto zero = splat<T, Width>(T{0});
   for (index n = 0; n < count; ++n) {
     const auto word = static_cast<std::int32_t>(words[n * word_stride]);
 #pragma GCC unroll 8
     for (int p = 0; p < Parts; ++p) {
-      const pack<bool, width> on{(bits[p].v & word) == bits[p].v};
+      const pack<bool, Width> on{(bits[p].v & word) == bits[p].v};
       totals[p] =
-          totals[p] + talpa::select(on, load_pack<width>(rows + n * stride + p * width), zero);
+          totals[p] + talpa::select(on, load_pack<Width>(rows + n * stride + p * Width), zero);
     }
   }
-  for (int p = 0; p < Parts; ++p) store_pack(sum + p * width, totals[p]);
+  for (int p = 0; p < Parts; ++p) store_pack(sum + p * Width, totals[p]);
 }
 /// The same for all columns.
 template <class T>
@@ -98,9 +97,9 @@ void add_chosen(const std::uint32_t* words, index word_stride, const T* rows, in
   index c = 0;
   if constexpr (width > 1) {
     const auto add = [&](auto parts) {
-      add_chosen_columns<parts.value>(words + c / mask_word_bits, word_stride,
-                                      static_cast<int>(c % mask_word_bits), rows + c, stride, count,
-                                      sum + c);
+      add_chosen_columns<parts.value, width>(words + c / mask_word_bits, word_stride,
+                                             static_cast<int>(c % mask_word_bits), rows + c, stride,
+                                             count, sum + c);
       c += parts.value * width;
     };
     // A register of columns waits for each of its sums, four at a time wait together; they lie in

@@ -8,7 +8,8 @@
 #include <algorithm>
 
 // Products with few rows on one side, by the loops of indexed_tile. Rows are what a function of
-// their number returns a pointer to.
+// their number returns a pointer to. What depends on the width of a register has the tile among its
+// template parameters, so that no two widths share a name.
 
 namespace talpa::detail {
 
@@ -16,23 +17,22 @@ namespace talpa::detail {
 inline constexpr index outer_sum_bytes = 16384;
 
 /// inner_products for up to Tokens rows from `first` on.
-template <class T, index Tokens, class Row, class Put>
+template <class Tile, index Tokens, class T, class Row, class Put>
 void inner_block(index first, index count, index cols, const Row& row,
                  matrix_view<const T, cpu> bank, const Put& put) {
-  using tile = indexed_tile<T>;
-  const index whole = cols / tile::lanes * tile::lanes;
+  const index whole = cols / Tile::lanes * Tile::lanes;
   // What is missing is read twice, and the second result dropped.
   const T* rows[Tokens];
   for (index i = 0; i < Tokens; ++i) rows[i] = row(first + std::min(i, count - 1));
-  for (index start = 0; start < bank.rows; start += tile::ranks) {
-    const index ranks = std::min(tile::ranks, bank.rows - start);
-    const T* block[tile::ranks];
-    for (index r = 0; r < tile::ranks; ++r) block[r] = bank.row(start + std::min(r, ranks - 1));
-    alignas(host_alignment) T out[Tokens][tile::ranks][tile::lanes];
-    tile::template inner<Tokens>(whole, rows, block, out);
+  for (index start = 0; start < bank.rows; start += Tile::ranks) {
+    const index ranks = std::min(Tile::ranks, bank.rows - start);
+    const T* block[Tile::ranks];
+    for (index r = 0; r < Tile::ranks; ++r) block[r] = bank.row(start + std::min(r, ranks - 1));
+    alignas(host_alignment) T out[Tokens][Tile::ranks][Tile::lanes];
+    Tile::template inner<Tokens>(whole, rows, block, out);
     for (index i = 0; i < count; ++i) {
       for (index r = 0; r < ranks; ++r) {
-        T sum = tile::total(out[i][r]);
+        T sum = Tile::total(out[i][r]);
         for (index d = whole; d < cols; ++d) sum += rows[i][d] * block[r][d];
         put(first + i, start + r, sum);
       }
@@ -41,35 +41,34 @@ void inner_block(index first, index count, index cols, const Row& row,
 }
 
 /// put(i, r, the inner product of row(i) and row r of the bank) for i < count.
-template <class T, class Row, class Put>
+template <class T, class Tile = indexed_tile<T>, class Row, class Put>
 void inner_products(index count, index cols, const Row& row, matrix_view<const T, cpu> bank,
                     const Put& put) {
-  constexpr index several = indexed_tile<T>::tokens;
+  constexpr index several = Tile::tokens;
   for (index i = 0; i < count; i += several) {
     const index some = std::min(several, count - i);
     if (some == 1) {
-      inner_block<T, 1>(i, some, cols, row, bank, put);
+      inner_block<Tile, 1>(i, some, cols, row, bank, put);
     } else {
-      inner_block<T, several>(i, some, cols, row, bank, put);
+      inner_block<Tile, several>(i, some, cols, row, bank, put);
     }
   }
 }
 
 /// Columns of a sum of outer products in one task, by its shape.
-template <class T>
+template <class T, class Tile = indexed_tile<T>>
 index outer_chunk(index ranks, index cols) {
-  constexpr index width = indexed_tile<T>::outer_cols;
+  constexpr index width = Tile::outer_cols;
   const index fit = outer_sum_bytes / static_cast<index>(sizeof(T)) / ranks / width * width;
   return piece(cols, std::max(fit, width), width);
 }
 
 /// sum = the sum of factors(i)[r] times row(i)[0..cols) over i < count, in ascending order, for
 /// r < ranks, as [ceil(cols / width), ranks, width] with the width of a step.
-template <class T, class Factors, class Row>
+template <class T, class Tile = indexed_tile<T>, class Factors, class Row>
 void outer_products(index count, index ranks, index cols, const Factors& factors, const Row& row,
                     T* sum) {
-  using tile = indexed_tile<T>;
-  constexpr index width = tile::outer_cols, several = tile::outer_tokens;
+  constexpr index width = Tile::outer_cols, several = Tile::outer_tokens;
   const index steps = cols / width;
   std::fill_n(sum, ceil_div(cols, width) * width * ranks, T{0});
   for (index i = 0; i < count;) {
@@ -83,9 +82,9 @@ void outer_products(index count, index ranks, index cols, const Factors& factors
         x[j] = row(i + j);
         next[j] = row(std::min(i + j + several, count - 1));
       }
-      tile::template outer<several>(steps, ranks, z, x, next, sum);
+      Tile::template outer<several>(steps, ranks, z, x, next, sum);
     } else {
-      tile::template outer<1>(steps, ranks, {factors(i)}, {row(i)}, {row(i)}, sum);
+      Tile::template outer<1>(steps, ranks, {factors(i)}, {row(i)}, {row(i)}, sum);
     }
     for (index j = i; steps * width < cols && j < i + some; ++j) {
       const T* const z = factors(j);
@@ -100,9 +99,9 @@ void outer_products(index count, index ranks, index cols, const Factors& factors
 }
 
 /// put(d, element d < cols of row r) of what outer_products made.
-template <class T, class Put>
+template <class T, class Tile = indexed_tile<T>, class Put>
 void for_each_outer(const T* sum, index ranks, index cols, index r, const Put& put) {
-  constexpr index width = indexed_tile<T>::outer_cols;
+  constexpr index width = Tile::outer_cols;
   index d = 0;
   for (const T* from = sum + r * width; d + width <= cols; d += width, from += ranks * width) {
     for (index j = 0; j < width; ++j) put(d + j, from[j]);

@@ -84,17 +84,15 @@ index packed_size(index depth, index cols) {
   return ceil_div(cols, panel_width<T>) * panel_width<T> * depth;
 }
 
-/// How the rows and columns of a product are cut into tasks, by its shape alone.
-template <class T>
+/// How the rows and columns of a product are cut into tasks, by its shape and the tile alone.
+template <class Tile>
 struct tile_tasks_of {
-  using tile = register_tile<T>;
-
   tile_tasks_of(index m, index n, index k)
-      : rows(piece(m, tile_task_rows, tile::rows)),
+      : rows(piece(m, tile_task_rows, Tile::rows)),
         depth(piece(k, tile_depth, 1)),
         row_tasks(ceil_div(m, rows)) {
     const index wide = std::max<index>(1, ceil_div(n, tile_task_cols));
-    cols = piece(n, ceil_div(n, std::min(wide, ceil_div(tile_tasks, row_tasks))), tile::cols);
+    cols = piece(n, ceil_div(n, std::min(wide, ceil_div(tile_tasks, row_tasks))), Tile::cols);
     col_tasks = ceil_div(n, cols);
   }
   /// Elements of the packed block of a that each thread needs.
@@ -114,7 +112,7 @@ void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, tran
                    const T* b, index k, T beta, matrix_view<T, cpu> c) {
   using tile = register_tile<T>;
   constexpr index width = panel_width<T>;
-  const tile_tasks_of<T> cut(c.rows, c.cols, k);
+  const tile_tasks_of<tile> cut(c.rows, c.cols, k);
   const workspace<cpu>::scope scope(ctx.scratch);
   const auto blocks = ctx.scratch.take<T>(ctx.threads, cut.block_size());
 
