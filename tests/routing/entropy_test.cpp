@@ -27,18 +27,18 @@ struct outcome {
 /// Value and slopes of one row on group G.
 template <class G, class T, class Kind>
 outcome<T> on(const Kind& kind, const row& p) {
-  const auto experts = static_cast<index>(p.size());
-  matrix<T, cpu> in(1, experts), slopes(1, experts), value(1, 1);
-  for (index e = 0; e < experts; ++e) in(0, e) = static_cast<T>(p[static_cast<std::size_t>(e)]);
-  testing::for_each_row_on<G>(1, experts, [&](const auto& g, index, int) {
+  std::vector<T> in, slopes(p.size());
+  for (const double x : p) in.push_back(static_cast<T>(x));
+  T value{};
+  testing::for_each_row_on<G>(1, static_cast<index>(p.size()), [&](const auto& g, index, int) {
     auto a = g.template elements<T>();
     auto d = g.template elements<T>();
     g.for_each([&](auto e) { a[e] = g.load(row_pointer<const T>{in.data(), 0}, e, T{0}); });
-    g.store(row_scalar<T>{value.data(), 1}, kind.template value<T>(g, a));
+    g.store(row_scalar<T>{&value, 1}, kind.template value<T>(g, a));
     kind.template slopes<T>(g, a, d);
     g.for_each([&](auto e) { g.store(row_pointer<T>{slopes.data(), 0}, e, d[e]); });
   });
-  return {value(0, 0), std::vector<T>(slopes.data(), slopes.data() + slopes.size())};
+  return {value, slopes};
 }
 template <class Kind>
 double value(const Kind& kind, const row& p) {
