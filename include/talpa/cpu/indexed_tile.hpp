@@ -36,11 +36,7 @@ struct indexed_tile {
   [[gnu::noinline]] static void inner(index size, const T* const (&x)[Tokens],
                                       const T* const (&bank)[ranks],
                                       T (&out)[Tokens][ranks][lanes]) {
-    register_vector sum[Tokens][ranks];
-    unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
-      unrolled<ranks>([&](auto r)
-                          __attribute__((always_inline)) { sum[i][r] = register_vector{}; });
-    });
+    register_vector sum[Tokens][ranks] = {};
     for (index d = 0; d < size; d += lanes) {
       register_vector left[Tokens];
       unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
@@ -72,9 +68,7 @@ struct indexed_tile {
   [[gnu::noinline]] static void sum_rows(index count, index rows, const T* const* z,
                                          const index* first, const T* panel, index stride, bool add,
                                          T* y) {
-    register_vector sum[sum_vectors];
-    unrolled<sum_vectors>([&](auto j)
-                              __attribute__((always_inline)) { sum[j] = register_vector{}; });
+    register_vector sum[sum_vectors] = {};
     for (index i = 0; i < count; ++i) {
       const T* const factor = z[i];
       const T* row = panel + first[i] * stride;
