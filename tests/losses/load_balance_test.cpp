@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/sanitized.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -253,7 +254,8 @@ TEST_SUITE("losses/load_balance") {
       };
       check(float{}, 4, 2);
       check(double{}, 4, 2);
-      check(double{}, 34, 2);
+      // One difference for each logit, of loops over all of them.
+      if (!support::sanitized) check(double{}, 34, 2);
     });
   }
 

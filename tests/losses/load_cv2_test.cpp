@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/sanitized.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -130,7 +131,7 @@ TEST_SUITE("losses/load_cv2") {
     for (const index experts : {2, 5, 34, 70}) {
       for (const index k : {index{1}, index{2}, experts}) {
         if (k > experts) continue;
-        const index tokens = 300;
+        const index tokens = support::many_rows(300);
         std::vector<routed_layer<T>> layers = {random_layer<T>(random, tokens, experts, k, 4),
                                                random_layer<T>(random, tokens, experts, k)};
         for (auto& layer : layers) add_noise(random, layer, 1.0);
