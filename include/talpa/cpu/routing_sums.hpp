@@ -382,7 +382,7 @@ struct routing_sums_impl<cpu> {
   template <class T, class F>
   static void for_each_real_run(const routed_rows<T, cpu>& in, index first, index rows, F f) {
     if (in.padding_mask.empty()) {
-      f(first, rows);
+      if (rows > 0) f(first, rows);
       return;
     }
     const index last = first + rows;
