@@ -12,7 +12,8 @@ a file that includes <vector> and <string>. That file is compiled before and aft
 and a ratio is to the mean of the two, so that a busy machine matters little. Prints a table in
 Markdown, the slowest first.
 
-  --check FILE    compile only what FILE names, a line each: NAME RATIO; fail where a ratio is larger
+  --check FILE    compile only what FILE names, a line each: NAME RATIO, a whole number; fail where a
+                  ratio is larger
   --help          this text
 
 COMPILER FLAG... is g++ -std=c++20 -O2 by default, with the flags that pkg-config has for Eigen.
@@ -70,9 +71,11 @@ if [[ -n $budget ]]; then
   status=0
   while read -r name most; do
     [[ -n $name && $name != \#* ]] || continue
+    [[ $most =~ ^[0-9]+$ ]] ||
+      { echo "bench/compile_time.sh: the budget of $name is '$most', no whole number" >&2; exit 2; }
     found=$(hundredths "$name") || { echo "$name does not compile"; status=1; continue; }
     echo "$name: $(ratio "$found") times <vector> and <string>, budget $most"
-    if ((found > ${most%.*} * 100)); then
+    if ((found > most * 100)); then
       echo "$name is over its budget"
       status=1
     fi

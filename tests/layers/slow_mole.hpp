@@ -2,7 +2,7 @@
 #pragma once
 
 #include "selectors/slow_selection.hpp"
-#include "support/eigen_product.hpp"
+#include "support/cpu_products.hpp"
 #include "support/random.hpp"
 #include "support/tolerance.hpp"
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/segments.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/gather.hpp>
@@ -11,18 +12,6 @@
 namespace talpa::gather_test {
 
 using namespace support;
-
-namespace {
-
-template <class T>
-segments<cpu> segments_of(context<cpu>& ctx, const routed_layer<T>& layer, index extra = 0) {
-  const index count = ops::count_slots(ctx, layer.mask, layer.experts()) + extra;
-  const segments<cpu> s = make_segments(ctx.memory, layer.tokens(), layer.experts(), count);
-  ops::build_segments(ctx, layer.mask, layer.gates, s, ctx.memory.take<T>(count));
-  return s;
-}
-
-}  // namespace
 
 TEST_SUITE("ops/gather") {
   TEST_CASE("gather copies rows into slots and combine adds them up, worked by hand") {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/routed.hpp"
+#include "support/segments.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/indexed_gemm.hpp>
@@ -20,15 +21,6 @@ namespace talpa::indexed_gemm_test {
 using namespace support;
 
 namespace {
-
-/// The slots of a layer, with places to spare.
-template <class T>
-segments<cpu> segments_of(context<cpu>& ctx, const routed_layer<T>& layer, index extra = 0) {
-  const index count = ops::count_slots(ctx, layer.mask, layer.experts()) + extra;
-  const segments<cpu> s = make_segments(ctx.memory, layer.tokens(), layer.experts(), count);
-  ops::build_segments(ctx, layer.mask, layer.gates, s, ctx.memory.take<T>(count));
-  return s;
-}
 
 /// Tokens with no expert, all experts, or about `mean` of them; expert 0 has none where there are
 /// several.

@@ -4,7 +4,7 @@
 // What every test includes and what changes seldom, parsed once. Tests include what they use all
 // the same: this file only saves time.
 
-#include "support/eigen_product.hpp"
+#include "support/cpu_products.hpp"
 
 #include <talpa/talpa.hpp>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "support/eigen_product.hpp"
+#include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 
 #include <talpa/cpu/bias.hpp>

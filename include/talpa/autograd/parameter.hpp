@@ -92,6 +92,7 @@ class parameter {
   }
   /// Releases what pack made.
   void unpack() {
+    // Where nothing is packed nothing is written: several threads may ask for value().
     if (packed_transpose_) packed_transpose_.reset();
     if (packed_) packed_.reset();
   }

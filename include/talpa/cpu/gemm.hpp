@@ -59,8 +59,8 @@ inline bool tiles_pay(index m, index n, index k) {
 namespace talpa::ops {
 
 /// Products by register tiles, those with one short side by products of rows, small ones by Eigen,
-/// over tasks that depend on the shape only; each
-/// element of c is summed over all of K inside one task, so the number of threads changes no bit.
+/// over tasks that depend on the shape only; each element of c is summed over all of K inside one
+/// task, so the number of threads changes no bit.
 template <>
 struct gemm_impl<cpu> {
   template <class T>

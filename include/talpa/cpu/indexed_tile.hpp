@@ -36,6 +36,8 @@ struct indexed_tile {
   [[gnu::noinline]] static void inner(index size, const T* const (&x)[Tokens],
                                       const T* const (&bank)[ranks],
                                       T (&out)[Tokens][ranks][lanes]) {
+    // Not in a lambda, as a register_tile has it: nvcc 13 takes one that does nothing else for code
+    // of the device and fails on the vector constant.
     register_vector sum[Tokens][ranks] = {};
     for (index d = 0; d < size; d += lanes) {
       register_vector left[Tokens];

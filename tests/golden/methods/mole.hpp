@@ -2,7 +2,7 @@
 #pragma once
 
 #include "golden/case.hpp"
-#include "support/eigen_product.hpp"
+#include "support/cpu_products.hpp"
 
 #include <talpa/cpu/add.hpp>
 #include <talpa/cpu/bias.hpp>
