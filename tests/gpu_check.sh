@@ -84,11 +84,9 @@ wait_for_slot
 compile "$objects/support_main.o" nvcc "${nvcc_flags[@]}" -isystem "$deps" -c \
   tests/support/gpu/main.cu &
 pids+=($!)
-for source in reference eigen_product; do
-  compile "$objects/support_$source.o" g++ -std=c++20 -O2 -fopenmp -Iinclude -Itests \
-    -isystem "$deps/eigen3" -isystem "$deps" -c "tests/support/$source.cpp" &
-  pids+=($!)
-done
+compile "$objects/support_reference.o" g++ -std=c++20 -O2 -fopenmp -Iinclude -Itests \
+  -isystem "$deps/eigen3" -isystem "$deps" -c tests/support/reference.cpp &
+pids+=($!)
 for pid in "${pids[@]}"; do
   if wait "$pid"; then ((++built)); else ((++failed)); fi
 done
@@ -116,9 +114,12 @@ fi
 if [ "$sanitizers" = yes ] && command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck initcheck synccheck; do
     say "compute-sanitizer $tool"
-    # Products come from a library whose kernels are not ours to check.
+    # Products come from a library whose kernels are not ours to check; initcheck does not come back
+    # from the launch of a graph.
+    unchecked='*fused*,*mole_linear*'
+    if [ "$tool" = initcheck ]; then unchecked+=',*graph*'; fi
     if TALPA_DEVICE_SIZES=small timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      "$objects/device_tests" -tse='*fused*,*mole_linear*' >"$out/$tool.log" 2>&1; then
+      "$objects/device_tests" -tse="$unchecked" >"$out/$tool.log" 2>&1; then
       tail -n 1 "$out/$tool.log"
     elif grep -q "not supported\|LibraryNotLoaded" "$out/$tool.log"; then
       echo "does not work here"

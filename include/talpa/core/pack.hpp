@@ -18,7 +18,7 @@ namespace detail {
 template <class T, int W>
 inline constexpr bool in_register =
     std::is_arithmetic_v<T>&& W > 1 &&
-    (W & (W - 1)) == 0 && W* static_cast<int>(sizeof(T)) <= register_bytes;
+    (W & (W - 1)) == 0 && W* static_cast<int>(sizeof(T)) <= pack_bytes;
 
 template <class T, int W, bool = in_register<T, W>>
 struct pack_storage {

@@ -6,16 +6,28 @@
 // takes the code of one for that of another.
 namespace talpa::detail {
 
-/// Bytes of the target's vector registers; 0 for nvcc, which refuses vectors in functions for both
-/// sides: the host code of its translation units takes one token at a time.
-#if defined(__CUDACC__)
-inline constexpr int register_bytes = 0;
-#elif defined(__AVX512F__)
+/// Bytes of the target's vector registers, and at least how many of them it has. Eigen's own figures
+/// fall to one element and 8 registers where it does not vectorise, as in all that nvcc compiles.
+#if defined(__AVX512F__)
 inline constexpr int register_bytes = 64;
+inline constexpr int register_count = 32;
 #elif defined(__AVX__)
 inline constexpr int register_bytes = 32;
+inline constexpr int register_count = 16;
+#elif defined(__aarch64__)
+inline constexpr int register_bytes = 16;
+inline constexpr int register_count = 32;
 #else
 inline constexpr int register_bytes = 16;
+inline constexpr int register_count = 16;
+#endif
+
+/// Bytes of the widest vector that functions take; 0 for nvcc, which refuses vectors in functions
+/// for both sides: the host code of its translation units takes one token at a time.
+#if defined(__CUDACC__)
+inline constexpr int pack_bytes = 0;
+#else
+inline constexpr int pack_bytes = register_bytes;
 #endif
 
 }  // namespace talpa::detail

@@ -10,8 +10,7 @@ namespace talpa::detail {
 /// register, Registers their number.
 ///
 /// How many rows a loop takes at a time changes no bit: every result has one order of its terms.
-template <class T, index Bytes = vector_bytes<T>,
-          index Registers = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS>
+template <class T, index Bytes = register_bytes, index Registers = register_count>
 struct indexed_tile {
   static constexpr index lanes = Bytes / static_cast<index>(sizeof(T));
   /// Rows of the bank and of x in one block of inner products. Vectors of 16 bytes have no
@@ -36,8 +35,7 @@ struct indexed_tile {
   [[gnu::noinline]] static void inner(index size, const T* const (&x)[Tokens],
                                       const T* const (&bank)[ranks],
                                       T (&out)[Tokens][ranks][lanes]) {
-    // Not in a lambda, as a register_tile has it: nvcc 13 takes one that does nothing else for code
-    // of the device and fails on the vector constant.
+    // By its declaration: nvcc 13 fails on a vector constant in a lambda.
     register_vector sum[Tokens][ranks] = {};
     for (index d = 0; d < size; d += lanes) {
       register_vector left[Tokens];

@@ -3,10 +3,8 @@
 
 #include <talpa/core/index.hpp>
 #include <talpa/core/matrix.hpp>
+#include <talpa/core/registers.hpp>
 
-#include <Eigen/Core>
-
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 #include <utility>
@@ -20,11 +18,6 @@ inline constexpr index panel_bytes = static_cast<index>(host_alignment);
 /// Columns of a panel.
 template <class T>
 inline constexpr index panel_width = panel_bytes / static_cast<index>(sizeof(T));
-
-/// Bytes of the vector registers of the instruction set that this translation unit is compiled for.
-template <class T>
-inline constexpr index vector_bytes =
-    std::max<index>(16, Eigen::internal::packet_traits<T>::size* static_cast<index>(sizeof(T)));
 
 /// f(0), f(1), ... f(Count - 1), each with its own constant. Indices that are constants keep arrays
 /// in registers.
@@ -41,8 +34,7 @@ template <index Count, class F>
 ///
 /// Each element is the sum over k, in ascending order from +0, of a[k] b[k], by multiply-adds where
 /// the machine has them: the same bits in every position and for every width.
-template <class T, index Bytes = vector_bytes<T>,
-          index Registers = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS>
+template <class T, index Bytes = register_bytes, index Registers = register_count>
 struct register_tile {
   static constexpr index lanes = Bytes / static_cast<index>(sizeof(T));
   /// Panels side by side: two where one panel is one register.
@@ -50,6 +42,7 @@ struct register_tile {
   static constexpr index vectors = panels * panel_bytes / Bytes;
   /// As many rows as leave registers for a row of b, an element of a and a product.
   static constexpr index rows = (Registers - vectors - 2) / vectors;
+  static_assert(rows > 0, "talpa::register_tile: a row of the tile needs more registers");
   static constexpr index cols = panels * panel_width<T>;
 
   // Aligned like its elements: c may lie anywhere.
@@ -60,10 +53,9 @@ struct register_tile {
   /// a [depth][rows]; b[p] [depth][panel_width], aligned to a cache line.
   [[gnu::noinline]] static void run(index depth, const T* a, const T* const (&b)[panels], T alpha,
                                     T beta, T* c, index stride) {
-    register_vector sum[rows][vectors];
+    // By its declaration: nvcc 13 fails on a vector constant in a lambda.
+    register_vector sum[rows][vectors] = {};
     unrolled<rows>([&](auto i) __attribute__((always_inline)) {
-      unrolled<vectors>([&](auto j)
-                            __attribute__((always_inline)) { sum[i][j] = register_vector{}; });
       __builtin_prefetch(c + i * stride, 1);
       __builtin_prefetch(c + i * stride + cols - 1, 1);
     });

@@ -38,7 +38,7 @@ template <class F>
 /// counts[i] = in how many of the words bit i is set, for the lowest B bits.
 template <int B>
 void count_bits(const std::uint32_t* words, index stride, index rows, std::int32_t (&counts)[B]) {
-  constexpr int lanes = register_bytes / static_cast<int>(sizeof(std::int32_t));
+  constexpr int lanes = pack_bytes / static_cast<int>(sizeof(std::int32_t));
   constexpr int width = lanes < B ? lanes : B;
   if constexpr (width > 1) {
     using values = typename pack_storage<std::int32_t, width>::type;

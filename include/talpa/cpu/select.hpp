@@ -12,9 +12,7 @@ namespace talpa::detail {
 
 /// Tokens that run side by side: one vector register of values, 1 where there are none.
 template <class T>
-inline constexpr int packed_tokens = register_bytes == 0
-                                         ? 1
-                                         : register_bytes / static_cast<int>(sizeof(T));
+inline constexpr int packed_tokens = pack_bytes == 0 ? 1 : pack_bytes / static_cast<int>(sizeof(T));
 
 /// Up to this many experts tokens are packed; beyond, the arrays of a pack leave the first cache.
 inline constexpr index packed_experts = 256;
