@@ -6,8 +6,8 @@
 // takes the code of one for that of another.
 namespace talpa::detail {
 
-/// Bytes of the target's vector registers, and at least how many of them it has. Eigen's own figures
-/// fall to one element and 8 registers where it does not vectorise, as in all that nvcc compiles.
+/// Bytes of the vector registers of the target, and at least how many of them it has. Eigen names
+/// one element and 8 registers where it does not vectorise, as in all that nvcc compiles.
 #if defined(__AVX512F__)
 inline constexpr int register_bytes = 64;
 inline constexpr int register_count = 32;
