@@ -8,6 +8,7 @@
 
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <string>
@@ -19,15 +20,18 @@
 // selector; `vs_top_k` and `vs_loop` are medians of its time over the mean of its two neighbours.
 // All in time of the processor, so that other processes disturb little. Lines that begin with
 // `selectors/` end there; lines that begin with `routing/` sort the slots by expert as well.
+// `active` is the mean number of experts a token uses, `entropy` the mean of its softmax in nats,
+// `violation` that of the load. With `skew` the logits of an expert have a mean of their own,
+// normal with that deviation: some experts are wanted by most tokens.
 
 namespace talpa::bench {
 
 /// What is routed, and where it goes; with `sorts` the slots are sorted too.
 struct routing_bench {
-  routing_bench(index tokens, index experts, index k, bool sorts)
+  routing_bench(index tokens, index experts, index k, double skew, bool sorts)
       : ctx(1),
         random(1),
-        logits(normal_matrix(tokens, experts, 1.0, random)),
+        logits(skewed_logits(tokens, experts, skew, random)),
         control(normal_matrix(tokens, 1, 1.0, random)),
         bias(normal_matrix(1, experts, 0.1, random)),
         chosen(tokens, experts),
@@ -36,6 +40,17 @@ struct routing_bench {
     if (!sorts) return;
     slots = make_segments(ctx.memory, tokens, experts, tokens * experts);
     gate_of_slot = ctx.memory.take<float>(tokens * experts);
+  }
+
+  static matrix<float, cpu> skewed_logits(index tokens, index experts, double skew,
+                                          generator& random) {
+    matrix<float, cpu> logits = normal_matrix(tokens, experts, 1.0, random);
+    if (skew == 0.0) return logits;
+    const matrix<float, cpu> mean = normal_matrix(1, experts, skew, random);
+    for (index n = 0; n < tokens; ++n) {
+      for (index e = 0; e < experts; ++e) logits(n, e) += mean(0, e);
+    }
+    return logits;
   }
 
   template <class Selector>
@@ -75,7 +90,7 @@ struct routing_bench {
   plain_batch batch;
 };
 
-inline void compare(benchmark::State& state, index tokens, index experts,
+inline void compare(benchmark::State& state, const routing_bench& bench,
                     const std::function<void()>& selector_pass,
                     const std::function<void()>& top_k_pass,
                     const std::function<void()>& loop_pass) {
@@ -89,7 +104,8 @@ inline void compare(benchmark::State& state, index tokens, index experts,
     to_loop.push_back(2.0 * time / (loop_before + loop_after));
     state.SetIterationTime(time);
   }
-  const double n = static_cast<double>(tokens), e = static_cast<double>(experts);
+  const double n = static_cast<double>(bench.logits.rows());
+  const double e = static_cast<double>(bench.logits.cols());
   state.counters["ns/token"] = 1e9 * median(times) / n;
   state.counters["vs_top_k"] = median(to_top_k);
   state.counters["vs_loop"] = median(to_loop);
@@ -99,13 +115,19 @@ inline void compare(benchmark::State& state, index tokens, index experts,
                                                  benchmark::Counter::kIsIterationInvariantRate);
 }
 
+/// What is routed: sizes, and the deviation of the experts' mean logits.
+struct route_load {
+  index tokens, experts, k;
+  double skew;
+};
+
 template <class Selector, class Plain>
-void run_route(benchmark::State& state, const Selector& selector, index tokens, index experts,
-               index k, bool sorts, Plain plain) {
-  routing_bench bench(tokens, experts, k, sorts);
-  plain_router loop(experts, sorts);
+void run_route(benchmark::State& state, const Selector& selector, const route_load& load,
+               bool sorts, Plain plain) {
+  routing_bench bench(load.tokens, load.experts, load.k, load.skew, sorts);
+  plain_router loop(load.experts, sorts);
   const auto selector_pass = [&] { bench.route(selector); };
-  const auto top_k_pass = [&] { bench.route(top_k<gate::raw>{.k = k}); };
+  const auto top_k_pass = [&] { bench.route(top_k<gate::raw>{.k = load.k}); };
   const auto loop_pass = [&] {
     loop.run(bench.batch, plain);
     benchmark::DoNotOptimize(loop.totals());
@@ -117,7 +139,11 @@ void run_route(benchmark::State& state, const Selector& selector, index tokens, 
     state.SkipWithError("the plain loop routes differently");
     return;
   }
-  compare(state, tokens, experts, selector_pass, top_k_pass, loop_pass);
+  const statistics_report report(bench.statistics);
+  compare(state, bench, selector_pass, top_k_pass, loop_pass);
+  state.counters["active"] = report.active_experts();
+  state.counters["entropy"] = report.mean_entropy();
+  state.counters["violation"] = report.max_violation();
 }
 
 struct route_sizes {
@@ -128,25 +154,40 @@ struct route_sizes {
 const route_sizes all_k{};
 const route_sizes no_k{.ks = {0}};
 
-inline std::string route_name(const std::string& name, index tokens, index experts, index k) {
+/// Deviation of the experts' mean logits in lines with `skew`.
+inline constexpr double skewed = 2.0;
+
+inline std::string route_name(const std::string& name, index tokens, index experts, index k,
+                              double skew) {
   return name + "/N:" + std::to_string(tokens) + "/E:" + std::to_string(experts) +
-         (k > 0 ? "/K:" + std::to_string(k) : std::string()) + "/f32/cpu";
+         (k > 0 ? "/K:" + std::to_string(k) : std::string()) +
+         (skew != 0.0 ? "/skew:" + std::to_string(static_cast<int>(skew)) : std::string()) +
+         "/f32/cpu";
 }
 
-/// Two benchmarks for each E and k, with and without a sort of the slots; `make(experts, k)` gives
-/// the selector.
+/// Two benchmarks for each E and k, with and without a sort of the slots, and for 8 and 64 experts
+/// and k = 2 (or none) one with skewed logits; `make(experts, k)` gives the selector.
 template <class Make, class Plain>
 void add_route(const std::string& name, const route_sizes& sizes, Make make, Plain plain) {
+  const auto add = [&](index experts, index k, double skew, bool sorts) {
+    const std::string full =
+        route_name((sorts ? "routing/" : "selectors/") + name, sizes.tokens, experts, k, skew);
+    const route_load load{sizes.tokens, experts, k > 0 ? k : 2, skew};
+    const auto run = [=](benchmark::State& state) {
+      run_route(state, make(experts, k), load, sorts, plain);
+    };
+    benchmark::RegisterBenchmark(full.c_str(), run)->UseManualTime();
+  };
   for (const bool sorts : {false, true}) {
     for (const index experts : sizes.experts) {
-      for (const index k : sizes.ks) {
-        const std::string full =
-            route_name((sorts ? "routing/" : "selectors/") + name, sizes.tokens, experts, k);
-        const auto run = [=, tokens = sizes.tokens](benchmark::State& state) {
-          run_route(state, make(experts, k), tokens, experts, k > 0 ? k : 2, sorts, plain);
-        };
-        benchmark::RegisterBenchmark(full.c_str(), run)->UseManualTime();
-      }
+      for (const index k : sizes.ks) add(experts, k, 0.0, sorts);
+    }
+  }
+  for (const index experts : sizes.experts) {
+    const bool has_two = std::find_if(sizes.ks.begin(), sizes.ks.end(),
+                                      [](index k) { return k == 0 || k == 2; }) != sizes.ks.end();
+    if (has_two && (experts == 8 || experts == 64)) {
+      add(experts, sizes.ks.front() == 0 ? 0 : 2, skewed, true);
     }
   }
 }

@@ -24,7 +24,7 @@ void sort_plainly(const routing_view<const float, cpu>& routed, bench::plain_seg
 }
 
 void run(benchmark::State& state, index tokens, index experts, index k) {
-  bench::routing_bench bench(tokens, experts, k, true);
+  bench::routing_bench bench(tokens, experts, k, 0.0, true);
   bench.route(top_k<gate::raw>{.k = k});
   const routing_view<const float, cpu> routed(bench.chosen.gates.view(), bench.chosen.mask.view());
   bench::plain_segments plain;
@@ -51,7 +51,7 @@ const int registered = [] {
   const bench::route_sizes& sizes = bench::all_k;
   for (const index experts : sizes.experts) {
     for (const index k : sizes.ks) {
-      const std::string name = bench::route_name("segments/top_k", sizes.tokens, experts, k);
+      const std::string name = bench::route_name("segments/top_k", sizes.tokens, experts, k, 0.0);
       benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
         run(state, sizes.tokens, experts, k);
       })->UseManualTime();

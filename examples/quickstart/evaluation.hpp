@@ -5,6 +5,7 @@
 #include "report_data.hpp"
 #include "tasks.hpp"
 
+#include <talpa/ops/item.hpp>
 #include <talpa/talpa.hpp>
 
 #include <array>
@@ -30,25 +31,23 @@ struct evaluation {
 };
 
 /// Asks every instruction about every row.
-template <class Layer>
-evaluation evaluate_network(context<cpu>& ctx, network<Layer>& net, const digits& data,
+template <class Layer, backend B>
+evaluation evaluate_network(context<B>& ctx, network<Layer, B>& net, const digits& data,
                             const std::vector<index>& rows) {
   evaluation result;
   matrix<float, cpu> logits;                               // [rows, class_count]
   std::array<std::vector<statistics_report>, depth> used;  // by layer and instruction
   result.scores = evaluate(data, rows, [&](const std::vector<example>& asked) {
-    question_batch batch(std::ssize(asked));
-    for (std::size_t i = 0; i < asked.size(); ++i) {
-      batch.set(static_cast<index>(i), data, asked[i]);
-    }
-    tape<float, cpu> t(ctx);
-    const recorded_forward out = forward(t, net, batch.x, mode::inference);
-    const auto loss = t.cross_entropy(out.logits, batch.answers.view());
-    result.loss += static_cast<double>(loss.value()(0, 0)) / static_cast<double>(task_count);
+    const question_batch<B> batch(data, asked);
+    tape<float, B> t(ctx);
+    const recorded_forward<B> out = forward(t, net, batch.x(), mode::inference);
+    const auto loss = t.cross_entropy(out.logits, batch.answers());
+    result.loss +=
+        static_cast<double>(ops::item(ctx, loss.value())) / static_cast<double>(task_count);
     for (std::size_t l = 0; l < out.routed.size(); ++l) {
       used[l].emplace_back(measure(ctx, out.routed[l].view()));
     }
-    logits = matrix<float, cpu>(out.logits.value());
+    logits = to_host(out.logits.value());
     return logits.data();
   });
 

@@ -18,6 +18,9 @@
 
 namespace talpa::examples {
 
+/// Where the networks are.
+enum class device_name { cpu, gpu };
+
 /// What the command line says.
 struct options {
   bool help = false;
@@ -30,6 +33,7 @@ struct options {
   std::string log = "quickstart.jsonl";    // empty: no log
   std::uint64_t seed = 1;
   int seeds = 2;
+  device_name device = device_name::cpu;
   int threads = 1;
   int pretrain_epochs = 12;
   int epochs = 24;
@@ -70,6 +74,7 @@ enum class flag_id {
   methods,
   seed,
   seeds,
+  device,
   threads,
   pretrain_epochs,
   epochs,
@@ -91,7 +96,7 @@ struct flag {
 };
 
 // clang-format off
-inline constexpr std::array<flag, 18> flags{{
+inline constexpr std::array<flag, 19> flags{{
     {flag_id::data, "--data", "FILE", "lines of 64 pixels 0..16 and a digit, 10 of each or more"},
     {flag_id::report, "--report", "FILE", "where the HTML report goes"},
     {flag_id::no_report, "--no-report", nullptr, "write no report"},
@@ -101,6 +106,7 @@ inline constexpr std::array<flag, 18> flags{{
     {flag_id::methods, "--methods", "LIST", "methods to run: keys with commas between"},
     {flag_id::seed, "--seed", "N", "first seed", 0, 4294967295.0},
     {flag_id::seeds, "--seeds", "N", "seeds per method", 1, 16},
+    {flag_id::device, "--device", "NAME", "cpu or gpu = where the networks train"},
     {flag_id::threads, "--threads", "N", "threads; one is best for matrices this small", 1, 256},
     {flag_id::pretrain_epochs, "--pretrain-epochs", "N", "epochs of pretraining", 1, 1000},
     {flag_id::epochs, "--epochs", "N", "epochs of adaptation", 1, 1000},
@@ -122,6 +128,7 @@ inline std::string plain_number(double value) { return format("%.10g", value); }
 inline std::string expectation(const flag& f) {
   const std::string meaning = std::string(" = ") + f.help;
   if (f.high > f.low) return plain_number(f.low) + ".." + plain_number(f.high) + meaning;
+  if (f.id == flag_id::device) return f.help;
   return (f.id == flag_id::methods ? "a list" : "a file name") + meaning;
 }
 
@@ -287,6 +294,12 @@ inline options parse_options(const std::vector<std::string>& arguments, const op
       case flag_id::seeds:
         integer(result.seeds);
         break;
+      case flag_id::device:
+        if (value != "cpu" && value != "gpu") {
+          detail::throw_option(name, "is '" + printable(value, 40) + "', expected " + f.help);
+        }
+        result.device = value == "gpu" ? device_name::gpu : device_name::cpu;
+        break;
       case flag_id::threads:
         integer(result.threads);
         break;
@@ -382,6 +395,9 @@ inline std::string help_text(const options& defaults) {
         break;
       case detail::flag_id::seeds:
         text += format(" [%d]", defaults.seeds);
+        break;
+      case detail::flag_id::device:
+        text += " [cpu]";
         break;
       case detail::flag_id::threads:
         text += format(" [%d]", defaults.threads);

@@ -444,7 +444,7 @@ inline std::string report_html(const report_data& data) {
       detail::fact("compiler", data.info.compiler) +
       detail::fact("build",
                    data.info.build_type + (data.info.flags.empty() ? "" : ": " + data.info.flags)) +
-      detail::fact("instruction set", data.info.isa) +
+      detail::fact("instruction set", data.info.isa) + detail::fact("device", data.info.device) +
       detail::fact("threads", std::to_string(data.info.threads)) +
       detail::fact(data.info.seeds.size() == 1 ? "seed" : "seeds", seeds) +
       detail::fact("arguments", data.info.command) + detail::fact("started", data.info.started) +

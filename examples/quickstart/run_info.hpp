@@ -20,6 +20,7 @@ struct run_info {
   std::string flags;       // as the compiler got them
   std::string isa;         // instruction sets the code was compiled for
   bool optimised = false;
+  std::string device = "cpu";  // or the name of a CUDA device
   int threads = 1;
   std::vector<std::uint64_t> seeds;
   std::string command;  // the arguments, as given

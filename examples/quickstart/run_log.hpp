@@ -30,6 +30,7 @@ class run_log {
            {"flags", info.flags},
            {"isa", info.isa},
            {"optimised", info.optimised},
+           {"device", info.device},
            {"threads", info.threads},
            {"seeds", info.seeds},
            {"arguments", info.command},

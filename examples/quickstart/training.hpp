@@ -5,6 +5,7 @@
 #include "tasks.hpp"
 
 #include <talpa/losses/losses.hpp>
+#include <talpa/ops/item.hpp>
 #include <talpa/talpa.hpp>
 
 #include <algorithm>
@@ -41,8 +42,8 @@ struct epoch_result {
 /// Trains what is trainable in `net` on `questions`, reshuffled for every epoch by streams of
 /// `random`; `on_routers` is a loss on the routers of all layers, which networks without routers
 /// ignore. `after_epoch(epoch, result)` is called after each, from 1.
-template <class Layer, class Loss, class AfterEpoch>
-void train(context<cpu>& ctx, network<Layer>& net, const digits& data,
+template <class Layer, backend B, class Loss, class AfterEpoch>
+void train(context<B>& ctx, network<Layer, B>& net, const digits& data,
            std::vector<example> questions, const recipe& r, generator& random,
            const Loss& on_routers, AfterEpoch&& after_epoch) {
   using clock = std::chrono::steady_clock;
@@ -50,12 +51,12 @@ void train(context<cpu>& ctx, network<Layer>& net, const digits& data,
   const std::size_t steps = (questions.size() + size - 1) / size;
   const index updates = r.epochs * static_cast<index>(steps);
   const warmup_cosine schedule{.warmup_steps = updates / 20, .total_steps = updates};
-  parameter_group<float, cpu> group;
+  parameter_group<float, B> group;
   group.name = "network";
   group.learning_rate = r.learning_rate;
   group.weight_decay = r.weight_decay;
-  adamw<float, cpu> optimiser({group.add(net)});
-  tape<float, cpu> t(ctx);
+  adamw<float, B> optimiser({group.add(net)});
+  tape<float, B> t(ctx);
 
   for (int epoch = 1; epoch <= r.epochs; ++epoch) {
     const clock::time_point start = clock::now();
@@ -64,22 +65,19 @@ void train(context<cpu>& ctx, network<Layer>& net, const digits& data,
     for (std::size_t step = 0; step < steps; ++step) {
       const auto asked =
           std::span(questions).subspan(step * size, std::min(size, questions.size() - step * size));
-      question_batch batch(std::ssize(asked));
-      for (std::size_t i = 0; i < asked.size(); ++i) {
-        batch.set(static_cast<index>(i), data, asked[i]);
-      }
+      const question_batch<B> batch(data, asked);
 
-      const recorded_forward out = forward(t, net, batch.x, mode::training);
-      const auto cross_entropy = t.cross_entropy(out.logits, batch.answers.view());
+      const recorded_forward<B> out = forward(t, net, batch.x(), mode::training);
+      const auto cross_entropy = t.cross_entropy(out.logits, batch.answers());
       auto loss = cross_entropy;
       if constexpr (has_router<Layer> && !std::is_same_v<Loss, no_loss>) {
-        const std::span<const routed_variable<float, cpu>> routers(out.routed);
+        const std::span<const routed_variable<float, B>> routers(out.routed);
         loss = t.weighted_sum({{cross_entropy}, {t.apply_loss(on_routers, routers)}});
       }
       t.backward(loss);
       optimiser.step(ctx, schedule);
       optimiser.zero_grad(ctx);
-      result.loss += static_cast<double>(cross_entropy.value()(0, 0)) *
+      result.loss += static_cast<double>(ops::item(ctx, cross_entropy.value())) *
                      static_cast<double>(asked.size()) / static_cast<double>(questions.size());
       t.reset();
     }

@@ -409,6 +409,8 @@ TEST_SUITE("core/lanes") {
                                index{33}, experts}) {
         if (most > experts) continue;
         CAPTURE(most);
+        matrix<std::uint32_t, cpu> firsts(tokens, mask_words(experts));
+        matrix<std::uint32_t, cpu> early_ones(tokens, mask_words(experts));
         on_every_group([&](auto which, const char* name) {
           CAPTURE(name);
           using G = typename decltype(which)::group;
@@ -418,12 +420,22 @@ TEST_SUITE("core/lanes") {
             const auto ranks = g.template ranks<T>(most, value);
             const auto end = g.template last_equal<T>(g.uniform(static_cast<std::int32_t>(most)),
                                                       ranks(most - 1), value);
+            const auto top = g.template top<T>(most, value);
+            const auto store = [&](matrix<std::uint32_t, cpu>& mask, std::int32_t early) {
+              g.template store_first<T>({mask.view().row(first), mask.view().stride},
+                                        g.uniform(static_cast<std::int32_t>(most)), top.last,
+                                        g.uniform(early), value);
+            };
+            store(firsts, 0);
+            store(early_ones, 1);
             for (int i = 0; i < rows; ++i) {
               std::vector<T> sorted(x.view().row(first + i), x.view().row(first + i) + experts);
               std::stable_sort(sorted.begin(), sorted.end(), [](T a, T b) { return a > b; });
               for (index j = 0; j < most; ++j) {
                 CHECK(row_value<G>(ranks(j), i) == sorted[static_cast<std::size_t>(j)]);
               }
+              CHECK(row_value<G>(top.first, i) == sorted[0]);
+              CHECK(row_value<G>(top.last, i) == sorted[static_cast<std::size_t>(most - 1)]);
               // The experts with the value of the last rank, as many as the ranks before it leave.
               const T last = sorted[static_cast<std::size_t>(most - 1)];
               index left = most, wanted = -1;
@@ -435,6 +447,14 @@ TEST_SUITE("core/lanes") {
               if (left >= 0) wanted = experts - 1;
               if (last == static_cast<T>(-infinity)) wanted = -1;
               CHECK(row_value<G>(end, i) == wanted);
+              const auto bit = [&](const matrix<std::uint32_t, cpu>& mask, index e) {
+                return (mask(first + i, e / 32) >> (e % 32) & 1u) != 0;
+              };
+              for (index e = 0; e < experts; ++e) {
+                CHECK(bit(firsts, e) ==
+                      (x(first + i, e) > last || (x(first + i, e) == last && e <= wanted)));
+                CHECK(bit(early_ones, e) == (e == 0));
+              }
             }
           });
         });

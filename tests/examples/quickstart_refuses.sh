@@ -49,6 +49,7 @@ refuses "'--sed' is unknown" --sed 1
 refuses "'--methods' has 'molla', expected 'mola' = the nearest key" --methods lora,molla
 refuses "'--seeds' has no value" --seeds
 refuses "'--seeds' is '0', expected 1..16" --seeds 0
+refuses "'--device' is 'tpu', expected cpu or gpu = where the networks train" --device tpu
 refuses "'missing.csv' is unreadable" --data missing.csv
 refuses "'folder' is unreadable" --data folder
 refuses "'empty.csv' is empty" --data empty.csv

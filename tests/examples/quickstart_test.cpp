@@ -434,18 +434,20 @@ TEST_SUITE("examples/quickstart/options") {
     CHECK(none.report == "quickstart.html");
     CHECK(none.log == "quickstart.jsonl");
     CHECK(none.seeds == 2);
+    CHECK(none.device == device_name::cpu);
     CHECK_FALSE(none.quiet);
 
     const options some =
         parsed({"--data", "d", "--report=r", "--log", "l", "--seed=0", "--seeds", "16", "--threads",
-                "3", "--pretrain-epochs=4", "--epochs=5", "--batch=64", "--learning-rate=1e-2",
-                "--quiet", "--version", "--help"});
+                "3", "--device", "gpu", "--pretrain-epochs=4", "--epochs=5", "--batch=64",
+                "--learning-rate=1e-2", "--quiet", "--version", "--help"});
     CHECK(some.data == "d");
     CHECK(some.report == "r");
     CHECK(some.log == "l");
     CHECK(some.seed == 0);
     CHECK(some.seeds == 16);
     CHECK(some.threads == 3);
+    CHECK(some.device == device_name::gpu);
     CHECK(some.pretrain_epochs == 4);
     CHECK(some.epochs == 5);
     CHECK(some.batch == 64);
@@ -488,6 +490,9 @@ TEST_SUITE("examples/quickstart/options") {
         {{""}, "'' is unknown, expected a flag = one that --help lists"},
         {{"a\nb"}, "'a\\x0ab' is unknown, expected a flag = one that --help lists"},
         {{"--seeds"}, "'--seeds' has no value, expected 1..16 = seeds per method"},
+        {{"--device", "tpu"},
+         "'--device' is 'tpu', expected cpu or gpu = where the networks train"},
+        {{"--device"}, "'--device' has no value, expected cpu or gpu = where the networks train"},
         {{"--report", "--quiet"},
          "'--report' has no value, expected a file name = where the HTML "
          "report goes"},
@@ -773,6 +778,7 @@ TEST_SUITE("examples/quickstart/files") {
     info.version = version_text();
     info.compiler = "c \"quoted\"";
     info.threads = 2;
+    info.device = "a device";
     info.seeds = {1, 2};
     info.command = "--report caf\xe9";  // Latin-1: not UTF-8
     {
@@ -788,6 +794,7 @@ TEST_SUITE("examples/quickstart/files") {
     CHECK(header["talpa"] == version_text());
     CHECK(header["compiler"] == "c \"quoted\"");
     CHECK(header["threads"] == 2);
+    CHECK(header["device"] == "a device");
     CHECK(header["seeds"] == std::vector<int>{1, 2});
     for (const char* member : {"build_type", "flags", "isa", "optimised", "arguments", "started"}) {
       CHECK(header.contains(member));

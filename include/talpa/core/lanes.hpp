@@ -29,14 +29,20 @@
 //   g.arg_max<T>(f, active)    largest f(e) among active(e), ties to the lower index; -1 if none
 //   g.ranks<T>(most, f)        r(j), j < most <= E: the j-th largest f(e) counted from 0, -inf
 //                              where fewer are above it; unspecified if some are NaN
+//   g.top<T>(k, f)             the first and the k-th of these ranks, k <= E
 //   g.last_equal<T>(n, x, f)   where the first n of a row end in the order (f(e) descending, index
 //                              ascending) if x = f of the last one: the last expert with f(e) = x
 //                              among them, E - 1 where all that have it are; -1 for x = -inf
+//   g.quotients(x, b)          q[e] = x[e] / b for an array of x[e] in 0 .. 2^60, as IEEE division
+//                              rounds them
 //   g.count(f)                 number of elements where f(e) holds
+//   g.some(f)                  whether f(e) holds for an element of the row
 //   g.any(c)                   a plain bool: whether c holds for any of the rows at hand
 //   g.load_mask(mask)          the row of a routing mask, read once; its bits are on(e)
 //   g.load_bit(mask, e)        one bit of it
 //   g.store_mask(mask, f)      writes that row
+//   g.store_first<T>(mask, n, x, early, f)   writes the first n as last_equal has them, x = f of
+//                              the last; where early > 0 experts 0 .. early - 1 in their place
 //
 // A condition is a value<bool>: combine with `&`, `|`, `!` and choose with `select(condition, a,
 // b)` instead of branching, since lanes and packed rows disagree. No collective stands under a
@@ -69,6 +75,13 @@ template <class Value, class Index>
 struct expert_value {
   Value value;
   Index expert;
+};
+
+/// Result of top: the largest value and the k-th largest.
+template <class Value>
+struct top_values {
+  Value first;
+  Value last;
 };
 
 /// Storage for `elements` of the groups that run on the CPU; one per thread, reset at each row.
@@ -251,6 +264,36 @@ struct rank_array {
   [[gnu::always_inline]] TALPA_HD Value operator()(index j) const { return data[j]; }
 };
 
+/// store_first by the place of the last one.
+template <class T, class G, class Count, class Value, class F>
+[[gnu::always_inline]] TALPA_HD inline void store_up_to_last(const G& g,
+                                                             row_pointer<std::uint32_t> mask,
+                                                             const Count& n, const Value& x,
+                                                             const Count& early, F f) {
+  // No value is beyond the one that stands for a row of early experts.
+  const auto other = early > g.uniform(std::int32_t{0});
+  const auto value = talpa::select(other, g.uniform(std::numeric_limits<T>::infinity()), x);
+  const auto last =
+      talpa::select(other, g.uniform(std::int32_t{-1}), g.template last_equal<T>(n, x, f));
+  g.store_mask(mask, [&](auto e) {
+    const auto y = f(e);
+    const auto higher = y > value, equal = y == value;
+    const auto not_later = e.expert() <= last, first = e.expert() < early;
+    return (higher | (equal & not_later)) | first;
+  });
+}
+
+/// What `quotients` gives where division is one instruction.
+template <class Array, class Value>
+struct quotient_array {
+  Array x;
+  Value b;
+  template <class Element>
+  [[gnu::always_inline]] TALPA_HD auto operator[](Element e) const {
+    return x[e] / b;
+  }
+};
+
 /// Arrays over the elements of a row when each lane holds all of them.
 template <class Value>
 struct element_array {
@@ -365,6 +408,11 @@ class serial {
     return {r};
   }
   template <class T, class F>
+  TALPA_HD top_values<T> top(index k, F f) const {
+    const auto r = ranks<T>(k, f);
+    return {r(0), r(k - 1)};
+  }
+  template <class T, class F>
   TALPA_HD std::int32_t last_equal(std::int32_t n, T x, F f) const {
     if (!(x > -std::numeric_limits<T>::infinity())) return -1;
     std::int32_t left = n, equal = 0;
@@ -383,11 +431,21 @@ class serial {
     }
     return last;
   }
+  template <class Array, class Value>
+  TALPA_HD static detail::quotient_array<Array, Value> quotients(const Array& x, const Value& b) {
+    return {x, b};
+  }
   template <class F>
   [[gnu::always_inline]] TALPA_HD std::int32_t count(F f) const {
     std::int32_t n = 0;
     for (index e = 0; e < experts_; ++e) n += f(element{e}) ? 1 : 0;
     return n;
+  }
+  template <class F>
+  [[gnu::always_inline]] TALPA_HD bool some(F f) const {
+    bool found = false;
+    for (index e = 0; e < experts_; ++e) found |= f(element{e});
+    return found;
   }
   struct mask_row {
     const std::uint32_t* words;
@@ -410,6 +468,11 @@ class serial {
       }
       mask.data[w] = word;
     }
+  }
+  template <class T, class F>
+  [[gnu::always_inline]] TALPA_HD void store_first(row_pointer<std::uint32_t> mask, std::int32_t n,
+                                                   T x, std::int32_t early, F f) const {
+    detail::store_up_to_last<T>(*this, mask, n, x, early, f);
   }
 
  private:

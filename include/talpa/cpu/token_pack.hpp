@@ -182,6 +182,11 @@ class token_pack {
     return {r};
   }
   template <class T, class F>
+  [[gnu::always_inline]] top_values<pack<T, W>> top(index k, F f) const {
+    const auto r = ranks<T>(k, f);
+    return {r(0), r(k - 1)};
+  }
+  template <class T, class F>
   [[gnu::always_inline]] pack<std::int32_t, W> last_equal(const pack<std::int32_t, W>& n,
                                                           const pack<T, W>& x, F f) const {
     const auto none = uniform(std::int32_t{-1});
@@ -201,11 +206,22 @@ class token_pack {
     }
     return talpa::select(some, last, none);
   }
+  template <class Array, class Value>
+  [[gnu::always_inline]] static detail::quotient_array<Array, Value> quotients(const Array& x,
+                                                                               const Value& b) {
+    return {x, b};
+  }
   template <class F>
   [[gnu::always_inline]] pack<std::int32_t, W> count(F f) const {
     pack<std::int32_t, W> n = uniform(std::int32_t{0});
     for (index e = 0; e < experts_; ++e) n = minus_one(n, f(element{e}));
     return -n;
+  }
+  template <class F>
+  [[gnu::always_inline]] pack<bool, W> some(F f) const {
+    pack<bool, W> found = uniform(false);
+    for (index e = 0; e < experts_; ++e) found = found | f(element{e});
+    return found;
   }
   struct mask_row {
     const pack<std::int32_t, W>* words;
@@ -254,6 +270,12 @@ class token_pack {
         mask.data[i * mask.stride + w] = static_cast<std::uint32_t>(words.v[i]);
       }
     }
+  }
+  template <class T, class F>
+  [[gnu::always_inline]] void store_first(row_pointer<std::uint32_t> mask,
+                                          const pack<std::int32_t, W>& n, const pack<T, W>& x,
+                                          const pack<std::int32_t, W>& early, F f) const {
+    detail::store_up_to_last<T>(*this, mask, n, x, early, f);
   }
 
  private:

@@ -56,6 +56,10 @@ struct gated_row {
   }
 };
 
+/// Rows that a block routes: no more than 32, whose ranks all of its warps gate.
+template <int W>
+inline constexpr int routed_rows = row_threads / W < 32 ? row_threads / W : 32;
+
 /// Routes the rows of a block with one lane group each, then its warps gate these rows in rank
 /// space, neighbouring lanes on neighbouring columns.
 template <int W, int Slots, class Selector, class S, class B>
@@ -66,7 +70,7 @@ struct mole_route_body {
 
   template <class Block>
   TALPA_HD void operator()(Block& block) const {
-    constexpr int groups = Block::threads() / W, warps = Block::threads() / 32;
+    constexpr int groups = routed_rows<W>, warps = Block::threads() / 32;
     const index rows = in.logits.rows;
     const int width = static_cast<int>(in.z.cols), lane = block.thread() % 32;
     const warp_tile<W, Slots, Block> group(block, in.logits.cols);
@@ -74,7 +78,7 @@ struct mole_route_body {
         selector, in.logits, in.padding_mask, in.gates, in.mask, {}};
     for (index first = block.index() * groups; first < rows; first += block.count() * groups) {
       const index n = first + block.thread() / W;
-      select_row_(group.only(n < rows), n < rows ? n : rows - 1);
+      if (block.thread() < groups * W) select_row_(group.only(n < rows), n < rows ? n : rows - 1);
       block.sync();
       const index last = first + groups < rows ? first + groups : rows;
       for (index row = first + block.thread() / 32; row < last; row += warps) {
@@ -101,7 +105,7 @@ struct mole_route_backward_body {
 
   template <class Block>
   TALPA_HD void operator()(Block& block) const {
-    constexpr int groups = Block::threads() / W, warps = Block::threads() / 32;
+    constexpr int groups = routed_rows<W>, warps = Block::threads() / 32;
     const index rows = in.logits.rows;
     const int rank = static_cast<int>(in.rank), experts = static_cast<int>(in.logits.cols);
     const int used = static_cast<int>(in.u.cols), width = static_cast<int>(out.width);
@@ -131,7 +135,7 @@ struct mole_route_backward_body {
       }
       block.sync();
       const index n = first + block.thread() / W;
-      select_row_(group.only(n < rows), n < rows ? n : rows - 1);
+      if (block.thread() < groups * W) select_row_(group.only(n < rows), n < rows ? n : rows - 1);
       block.sync();
       for (int i = block.thread() / 32; i < here; i += warps) {
         const index row = first + i;
@@ -171,7 +175,7 @@ struct mole_route_impl<B> {
     kernels::with_group(Selector::name, rows.logits.cols, [&](auto width, auto slots) {
       constexpr int w = decltype(width)::value, s = decltype(slots)::value;
       detail::launch<kernels::row_threads>(
-          ctx, kernels::group_blocks<w>(rows.logits.rows), 0,
+          ctx, kernels::row_blocks(rows.logits.rows, kernels::routed_rows<w>), 0,
           kernels::mole_route_body<w, s, Selector, S, B>{selector, rows, quads});
     });
   }
@@ -184,7 +188,7 @@ struct mole_route_impl<B> {
     kernels::with_group(Selector::name, rows.logits.cols, [&](auto width, auto slots) {
       constexpr int w = decltype(width)::value, s = decltype(slots)::value;
       detail::launch<kernels::row_threads>(
-          ctx, kernels::group_blocks<w>(rows.logits.rows), 0,
+          ctx, kernels::row_blocks(rows.logits.rows, kernels::routed_rows<w>), 0,
           kernels::mole_route_backward_body<w, s, Selector, S, B>{selector, rows, gradient, quads});
     });
   }

@@ -44,15 +44,15 @@ void with_group(const char* function, index experts, Run run) {
   const auto with = [&]<int W, int Slots>() {
     run(std::integral_constant<int, W>{}, std::integral_constant<int, Slots>{});
   };
-  // Few lanes with many registers each: reductions over lanes serve 32 / W rows at once.
+  // Few lanes with many registers each: what lanes do together serves 32 / W rows at once.
   if (experts <= 8) {
-    with.template operator()<4, 2>();
+    with.template operator()<2, 4>();
   } else if (experts <= 16) {
-    with.template operator()<4, 4>();
+    with.template operator()<2, 8>();
   } else if (experts <= 32) {
-    with.template operator()<8, 4>();
+    with.template operator()<2, 16>();
   } else if (experts <= 64) {
-    with.template operator()<8, 8>();
+    with.template operator()<4, 16>();
   } else if (experts <= 128) {
     with.template operator()<8, 16>();
   } else if (experts <= 256) {
@@ -62,10 +62,9 @@ void with_group(const char* function, index experts, Run run) {
   }
 }
 
-/// Blocks for a loop over rows by groups of W lanes.
-template <int W>
-constexpr index group_blocks(index rows) {
-  return std::min(ceil_div(rows, row_threads / W), index{1} << 20);
+/// Blocks for a loop over rows, so many of them in a block at a time.
+constexpr index row_blocks(index rows, int rows_a_block) {
+  return std::min(ceil_div(rows, rows_a_block), index{1} << 20);
 }
 
 /// f(group, n) for each row on the lane group that suits E; f is a struct with `template <class G>
@@ -75,7 +74,7 @@ template <class B, class F>
 void for_each_group(context<B>& ctx, const char* function, index rows, index experts, const F& f) {
   with_group(function, experts, [&](auto width, auto slots) {
     constexpr int w = decltype(width)::value, s = decltype(slots)::value;
-    detail::launch<row_threads>(ctx, group_blocks<w>(rows), 0,
+    detail::launch<row_threads>(ctx, row_blocks(rows, row_threads / w), 0,
                                 group_loop<w, s, F>{f, rows, experts});
   });
 }
@@ -86,7 +85,7 @@ void for_each_warp_group(context<B>& ctx, const char* function, index rows, inde
                          const F& f) {
   check_range(function, "experts", experts, 1, most_row_experts, "experts of a row on a device");
   const auto run = [&]<int Slots>() {
-    detail::launch<row_threads>(ctx, group_blocks<32>(rows), 0,
+    detail::launch<row_threads>(ctx, row_blocks(rows, row_threads / 32), 0,
                                 group_loop<32, Slots, F>{f, rows, experts});
   };
   if (experts <= 32) {

@@ -28,15 +28,43 @@ struct slot_array {
   }
 };
 
-/// The larger and the smaller of two numbers, one instruction each on a device.
+/// A number of which the larger and the smaller of two take one instruction each on a device.
 template <class T>
-TALPA_HD inline T larger_number(T a, T b) {
-  return std::fmax(a, b);
+struct ranked_number {
+  T value;
+};
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline ranked_number<T> larger(const ranked_number<T>& a,
+                                                               const ranked_number<T>& b) {
+  return {std::fmax(a.value, b.value)};
 }
 template <class T>
-TALPA_HD inline T smaller_number(T a, T b) {
-  return std::fmin(a, b);
+[[gnu::always_inline]] TALPA_HD inline ranked_number<T> smaller(const ranked_number<T>& a,
+                                                                const ranked_number<T>& b) {
+  return {std::fmin(a.value, b.value)};
 }
+
+/// Several numbers over one b by multiply-adds, with the bits of the division: with y = 1 / b
+/// rounded and q off by less than one unit in its last place, q + (a - q b) y rounds to the number
+/// that a / b rounds to (Markstein 1990). a y, off by less than two such units, is brought there by
+/// a step of the same form.
+template <class T>
+struct exact_quotient {
+  T b, y;
+
+  TALPA_HD explicit exact_quotient(T divisor) : b(divisor), y(T{1} / divisor) {}
+  /// With b in 2^-10 .. 2^10 and a in least .. 2^60, or a = 0, all that the steps compute is 0 or
+  /// normal: the last place of a remainder is 2^-47 (2^-105) times a.
+  static constexpr T least = std::is_same_v<T, float> ? T(0x1p-66) : T(0x1p-906);
+  TALPA_HD bool covers() const { return b >= T(0x1p-10) && b <= T(0x1p10); }
+  TALPA_HD static bool covers(T a) { return (a >= least) | (a == T{0}); }
+
+  TALPA_HD T operator()(T a) const {
+    const T far = a * y;
+    const T near = math::fma(math::fma(-far, b, a), y, far);
+    return math::fma(math::fma(-near, b, a), y, near);
+  }
+};
 
 }  // namespace detail
 
@@ -77,12 +105,14 @@ class warp_tile {
         experts_(static_cast<int>(experts)),
         limit_(static_cast<int>(experts)),
         lane_(block.thread() % W),
-        first_(block.thread() % 32 / W * W) {}
+        first_(block.thread() % 32 / W * W),
+        left_(limit_ - lane_ * chunk) {}
 
   /// This group where the condition holds, else one that reads and writes nothing.
   TALPA_HD warp_tile only(bool condition) const {
     warp_tile group(block_, experts_);
     group.limit_ = condition ? limit_ : 0;
+    group.left_ = group.limit_ - lane_ * chunk;
     return group;
   }
   /// Whether it reads and writes.
@@ -160,22 +190,11 @@ class warp_tile {
     for (int i = 0; i < chunk; ++i) lanes[i] = T{0};
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
-      lanes[s % chunk] = lanes[s % chunk] + (inside(at(s)) ? f(at(s)) : T{0});
+      // Partial sums differ from -0, so that nothing and +0 are the same.
+      const T x = f(at(s));
+      if (inside(at(s))) lanes[s % chunk] = lanes[s % chunk] + x;
     }
-    // The upper half of the virtual lanes onto the lower, first those of other lanes.
-    TALPA_UNROLL
-    for (int distance = W / 2; distance > 0; distance /= 2) {
-      TALPA_UNROLL
-      for (int i = 0; i < chunk; ++i) {
-        lanes[i] = lanes[i] + block_.shuffle_xor(lanes[i], distance, whole_warp);
-      }
-    }
-    TALPA_UNROLL
-    for (int half = chunk / 2; half > 0; half /= 2) {
-      TALPA_UNROLL
-      for (int i = 0; i < half; ++i) lanes[i] = lanes[i] + lanes[i + half];
-    }
-    return lanes[0];
+    return total(lanes);
   }
   template <class T, class F>
   TALPA_HD T max(F f) const {
@@ -209,12 +228,17 @@ class warp_tile {
     }
     return {best, expert};
   }
+  /// What a lane ranks.
+  template <class T>
+  struct numbers {
+    detail::ranked_number<T> values[Slots];
+  };
   /// The ranks of a row, each found when it is first asked for: r(j), r(j + 1), ... cost one
   /// reduction each, going back starts again.
   template <class T>
   class rank_values {
    public:
-    TALPA_HD rank_values(const warp_tile& group, const detail::slot_array<T, Slots>& sorted)
+    TALPA_HD rank_values(const warp_tile& group, const numbers<T>& sorted)
         : group_(group), sorted_(sorted), left_(sorted) {
       advance();
       first_ = current_;
@@ -232,52 +256,51 @@ class warp_tile {
    private:
     /// Takes the largest of what is left: one lane that has it at its head gives it away.
     TALPA_HD void advance() const {
-      current_ =
-          group_.butterfly(left_.values[0], [](T a, T b) { return detail::larger_number(a, b); });
-      const std::uint32_t holders = group_.ballot(left_.values[0] == current_);
+      const T head = left_.values[0].value;
+      current_ = group_.butterfly(head, [](T a, T b) { return std::fmax(a, b); });
+      const std::uint32_t holders = group_.ballot(head == current_);
       const bool gives = (holders & (~holders + 1u)) == 1u << group_.lane_;
       TALPA_UNROLL
       for (int s = 0; s < Slots; ++s) {
-        const T next = s + 1 < Slots ? left_.values[s + 1 < Slots ? s + 1 : s]
+        const T next = s + 1 < Slots ? left_.values[s + 1 < Slots ? s + 1 : s].value
                                      : -std::numeric_limits<T>::infinity();
-        left_.values[s] = gives ? next : left_.values[s];
+        left_.values[s].value = gives ? next : left_.values[s].value;
       }
       ++position_;
     }
 
     const warp_tile& group_;
-    detail::slot_array<T, Slots> sorted_;
-    mutable detail::slot_array<T, Slots> left_;
+    numbers<T> sorted_;
+    mutable numbers<T> left_;
     mutable T current_{};
     T first_{};
     mutable index position_ = -1;
   };
   template <class T, class F>
   TALPA_HD rank_values<T> ranks(index, F f) const {
-    detail::slot_array<T, Slots> x;
-    TALPA_UNROLL
-    for (int s = 0; s < Slots; ++s) {
-      x.values[s] = inside(at(s)) ? f(at(s)) : -std::numeric_limits<T>::infinity();
-    }
-    sort(x);
+    numbers<T> x = numbers_of<T>(f);
+    sort_run<Slots>(x.values);
     return rank_values<T>(*this, x);
+  }
+  template <class T, class F>
+  TALPA_HD top_values<T> top(index k, F f) const {
+    numbers<T> x = numbers_of<T>(f);
+    if (k <= 2) return top_few < 2 < Slots ? 2 : Slots > (static_cast<int>(k), x);
+    if constexpr (Slots >= 4) {
+      constexpr int few = 8 < Slots ? 8 : Slots;
+      if (k <= few) return top_few<few>(static_cast<int>(k), x);
+    }
+    sort_run<Slots>(x.values);
+    const rank_values<T> r(*this, x);
+    return {r(0), r(k - 1)};
   }
   template <class T, class F>
   TALPA_HD std::int32_t last_equal(std::int32_t n, T x, F f) const {
     const bool some = x > -std::numeric_limits<T>::infinity();
-    // Both numbers at once: how many are above x, 65536 times how many equal it.
-    std::int32_t counts = 0;
-    TALPA_UNROLL
-    for (int s = 0; s < Slots; ++s) {
-      const T y = f(at(s));
-      const bool in = inside(at(s));
-      counts += (in && y > x ? 1 : 0) + (in && y == x ? 65536 : 0);
-    }
-    counts = butterfly(counts, [](std::int32_t a, std::int32_t b) { return a + b; });
-    const std::int32_t left = n - counts % 65536;
-    const bool cut = some && counts / 65536 > left;
-    std::int32_t last = some ? static_cast<std::int32_t>(experts_ - 1) : -1;
+    const bool cut = count([&](element e) { return f(e) >= x; }) > n && some;
+    const std::int32_t last = some ? static_cast<std::int32_t>(experts_ - 1) : -1;
     if (!any(cut)) return last;
+    const std::int32_t left = n - count([&](element e) { return f(e) > x; });
     std::int32_t before = 0, taken = -1;
     TALPA_UNROLL
     for (int first = 0; first < Slots; first += chunk) {
@@ -303,12 +326,42 @@ class warp_tile {
     }
     return cut ? taken : last;
   }
+  template <class T>
+  TALPA_HD detail::slot_array<T, Slots> quotients(const detail::slot_array<T, Slots>& x,
+                                                  T b) const {
+    const detail::exact_quotient<T> over(b);
+    bool special = !over.covers();
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) special |= !over.covers(x.values[s]);
+    detail::slot_array<T, Slots> q;
+    if (any(special)) {
+      TALPA_UNROLL
+      for (int s = 0; s < Slots; ++s) q.values[s] = x.values[s] / b;
+    } else {
+      TALPA_UNROLL
+      for (int s = 0; s < Slots; ++s) q.values[s] = over(x.values[s]);
+    }
+    return q;
+  }
   template <class F>
   TALPA_HD std::int32_t count(F f) const {
     std::int32_t n = 0;
     TALPA_UNROLL
-    for (int s = 0; s < Slots; ++s) n += inside(at(s)) && f(at(s)) ? 1 : 0;
+    for (int s = 0; s < Slots; ++s) {
+      const bool holds = f(at(s));
+      n += (inside(at(s)) & holds) ? 1 : 0;
+    }
     return butterfly(n, [](std::int32_t a, std::int32_t b) { return a + b; });
+  }
+  template <class F>
+  TALPA_HD bool some(F f) const {
+    bool found = false;
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      const bool holds = f(at(s));
+      found |= inside(at(s)) & holds;
+    }
+    return ballot(found) != 0;
   }
   struct mask_row {
     std::uint32_t bits;  // bit s: this lane's element s
@@ -335,15 +388,47 @@ class warp_tile {
   }
   template <class F>
   TALPA_HD void store_mask(row_pointer<std::uint32_t> mask, F f) const {
+    store_bits(mask, bits_of(f));
+  }
+  template <class T, class F>
+  TALPA_HD void store_first(row_pointer<std::uint32_t> mask, std::int32_t n, T x,
+                            std::int32_t early, F f) const {
+    // Those that reach x, if these are no more than n; -inf reaches nothing.
+    const T lowest = std::numeric_limits<T>::lowest();
+    const T bar = x > lowest ? x : lowest;
+    std::uint32_t bits = bits_of([&](element e) { return f(e) >= bar; });
+    const std::int32_t reached =
+        butterfly(std::popcount(bits), [](std::int32_t a, std::int32_t b) { return a + b; });
+    if (any((reached > n) | (early > 0))) {
+      const std::int32_t last = last_equal<T>(n, x, f);
+      const bool other = early > 0;
+      bits = bits_of([&](element e) {
+        const T y = f(e);
+        const bool chosen = (y > x) | ((y == x) & (e.expert() <= last));
+        return other ? e.expert() < early : chosen;
+      });
+    }
+    store_bits(mask, bits);
+  }
+
+ private:
+  TALPA_HD element at(int slot) const { return {slot, lane_}; }
+  /// Bit s: whether the condition holds for this lane's element s.
+  template <class F>
+  TALPA_HD std::uint32_t bits_of(F f) const {
+    static_assert(Slots <= 32);
     std::uint32_t bits = 0;
     TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      const bool on = f(at(s));
+      bits |= (inside(at(s)) & on) ? 1u << s : 0u;
+    }
+    return bits;
+  }
+  TALPA_HD void store_bits(row_pointer<std::uint32_t> mask, std::uint32_t bits) const {
+    TALPA_UNROLL
     for (int first = 0; first < Slots; first += chunk) {
-      std::uint32_t own = 0;
-      TALPA_UNROLL
-      for (int i = 0; i < chunk; ++i) {
-        own |= inside(at(first + i)) && f(at(first + i)) ? 1u << i : 0u;
-      }
-      bits |= own << first;
+      const std::uint32_t own = chunk == 32 ? bits : (bits >> first) & ((1u << chunk % 32) - 1u);
       const std::uint32_t word =
           butterfly(own << (lane_ * chunk), [](std::uint32_t a, std::uint32_t b) { return a | b; });
       const int w = first / chunk;
@@ -354,10 +439,27 @@ class warp_tile {
     stored_bits_ = bits;
     block_.sync_lanes(whole_warp);  // what reads single bits again
   }
-
- private:
-  TALPA_HD element at(int slot) const { return {slot, lane_}; }
-  TALPA_HD bool inside(element e) const { return e.expert() < limit_; }
+  /// The end of the canonical reduction: the upper half of the virtual lanes onto the lower, first
+  /// those of other lanes.
+  template <class T>
+  TALPA_HD T total(T (&lanes)[chunk]) const {
+    TALPA_UNROLL
+    for (int distance = W / 2; distance > 0; distance /= 2) {
+      TALPA_UNROLL
+      for (int i = 0; i < chunk; ++i) {
+        lanes[i] = lanes[i] + block_.shuffle_xor(lanes[i], distance, whole_warp);
+      }
+    }
+    TALPA_UNROLL
+    for (int half = chunk / 2; half > 0; half /= 2) {
+      TALPA_UNROLL
+      for (int i = 0; i < half; ++i) lanes[i] = lanes[i] + lanes[i + half];
+    }
+    return lanes[0];
+  }
+  TALPA_HD bool inside(element e) const {
+    return e.slot / chunk * (W * chunk) + e.slot % chunk < left_;
+  }
   /// Bit l: the condition of lane l of this group.
   TALPA_HD std::uint32_t ballot(bool condition) const {
     const std::uint32_t bits = block_.ballot(condition, whole_warp);
@@ -371,26 +473,72 @@ class warp_tile {
     }
     return x;
   }
-  /// Largest first, by Batcher's odd-even merge sort, whose exchanges are known here.
-  template <class T>
-  TALPA_HD static void sort(detail::slot_array<T, Slots>& x) {
+  template <class T, class F>
+  TALPA_HD numbers<T> numbers_of(F f) const {
+    numbers<T> x;
     TALPA_UNROLL
-    for (int p = 1; p < Slots; p *= 2) {
+    for (int s = 0; s < Slots; ++s) {
+      const T y = f(at(s));
+      x.values[s] = {inside(at(s)) ? y : -std::numeric_limits<T>::infinity()};
+    }
+    return x;
+  }
+  /// x[0 .. N), largest first, by Batcher's odd-even merge sort, whose exchanges are known here.
+  template <int N, class T>
+  TALPA_HD static void sort_run(detail::ranked_number<T>* x) {
+    TALPA_UNROLL
+    for (int p = 1; p < N; p *= 2) {
       TALPA_UNROLL
       for (int d = p; d > 0; d /= 2) {
         TALPA_UNROLL
-        for (int i = 0; i < Slots; ++i) {
-          if (i >= d % p && (i - d % p) % (2 * d) < d && i + d < Slots &&
+        for (int i = 0; i < N; ++i) {
+          if (i >= d % p && (i - d % p) % (2 * d) < d && i + d < N &&
               i / (2 * p) == (i + d) / (2 * p)) {
-            T& first = x.values[i];
-            T& second = x.values[i + d < Slots ? i + d : i];
-            const T a = first, b = second;
-            first = detail::larger_number(a, b);
-            second = detail::smaller_number(a, b);
+            detail::exchange(x[i], x[i + d < N ? i + d : i]);
           }
         }
       }
     }
+  }
+  /// The largest K of two runs of K, each largest first: the larger of a[i] and b[K - 1 - i] for
+  /// each i, which is a bitonic run, put in order by a merge. `b` is left as it is.
+  template <int K, class T>
+  TALPA_HD static void merge_run(detail::ranked_number<T>* a, const detail::ranked_number<T>* b) {
+    TALPA_UNROLL
+    for (int i = 0; i < K; ++i) a[i] = larger(a[i], b[K - 1 - i]);
+    TALPA_UNROLL
+    for (int d = K / 2; d > 0; d /= 2) {
+      TALPA_UNROLL
+      for (int i = 0; i < K; ++i) {
+        if ((i & d) == 0) detail::exchange(a[i], a[i + d < K ? i + d : i]);
+      }
+    }
+  }
+  /// The first and the k-th of a row, k <= K, from the largest K of each lane.
+  template <int K, class T>
+  TALPA_HD top_values<T> top_few(int k, numbers<T>& x) const {
+    TALPA_UNROLL
+    for (int first = 0; first < Slots; first += K) sort_run<K>(x.values + first);
+    TALPA_UNROLL
+    for (int half = Slots / 2; half >= K; half /= 2) {
+      TALPA_UNROLL
+      for (int first = 0; first < half; first += K) {
+        merge_run<K>(x.values + first, x.values + half + first);
+      }
+    }
+    TALPA_UNROLL
+    for (int distance = 1; distance < W; distance *= 2) {
+      detail::ranked_number<T> met[K];
+      TALPA_UNROLL
+      for (int i = 0; i < K; ++i) {
+        met[i] = {block_.shuffle_xor(x.values[i].value, distance, whole_warp)};
+      }
+      merge_run<K>(x.values, met);
+    }
+    T last = x.values[K - 1].value;
+    TALPA_UNROLL
+    for (int i = 0; i + 1 < K; ++i) last = k == i + 1 ? x.values[i].value : last;
+    return {x.values[0].value, last};
   }
 
   static constexpr std::uint32_t whole_warp = 0xffffffffu;
@@ -416,6 +564,7 @@ class warp_tile {
   int limit_;  // experts that it reads and writes: all or none
   int lane_;
   int first_;  // lane of the warp that is this group's first
+  int left_;   // experts that it reads and writes from this lane's first on
   // The mask that was stored last, for those who read it at once.
   mutable bool stores_ = false;
   mutable const std::uint32_t* stored_mask_ = nullptr;

@@ -36,8 +36,17 @@ TALPA_HD pick_boundary<T, G> boundary_at(const G& g,
 /// those with a score above -inf, fewer where fewer are. Finite scores and -inf only.
 template <class T, class G, class Score>
 TALPA_HD pick_boundary<T, G> first_k(const G& g, index k, Score score) {
-  const auto ranks = g.template ranks<T>(k, score);
-  return boundary_at<T>(g, g.uniform(static_cast<std::int32_t>(k)), ranks(k - 1), score);
+  return boundary_at<T>(g, g.uniform(static_cast<std::int32_t>(k)),
+                        g.template top<T>(k, score).last, score);
+}
+
+/// Writes the mask of these, `last` being the k-th largest score; of an invalid row experts 0..k-1.
+template <class T, class G, class Score>
+TALPA_HD void store_first_k(const G& g, row_pointer<std::uint32_t> mask, index k,
+                            const typename G::template value<T>& last,
+                            const typename G::template value<bool>& invalid, Score score) {
+  const auto wanted = g.uniform(static_cast<std::int32_t>(k)), none = g.uniform(std::int32_t{0});
+  g.template store_first<T>(mask, wanted, last, talpa::select(invalid, wanted, none), score);
 }
 
 }  // namespace talpa

@@ -17,12 +17,13 @@ struct raw {
   static constexpr bool unit_mass = false;
 };
 /// g_e = p_e / sum_{j in S} p_j (MoLA, MixLoRA, Mixtral). Constant 1 for a single expert: the
-/// router then gets no gradient from the gates.
+/// router then gets no gradient from the gates. The sum over all experts, which p_e and p_j are
+/// both divided by, is left out: one rounding fewer.
 struct renormalised {
   static constexpr bool unit_mass = true;
 };
 /// g_e = exp(u_e) / sum_{j in S} exp(u_j): softmax of the selected logits alone (JetMoE,
-/// LLaMA-MoE). Equal to `renormalised` in exact arithmetic; one rounding fewer.
+/// LLaMA-MoE). The same number as `renormalised`, bit for bit.
 struct softmax_selected {
   static constexpr bool unit_mass = true;
 };
@@ -39,37 +40,66 @@ struct hard {
 
 }  // namespace gate
 
+namespace detail {
+
+/// Whether a gate is the share of exp(u_e - max u) in the sum of those over S.
+template <class Weight>
+inline constexpr bool shares_exponentials =
+    std::same_as<Weight, gate::renormalised> || std::same_as<Weight, gate::softmax_selected>;
+
+/// Writes the gates numerator(e) / sum_{j in S} numerator(j) of a row whose mask is S, 0 elsewhere,
+/// NaN on S for an invalid row.
+template <class G, class T, class Numerator>
+TALPA_HD void weigh_shares(const G& g, const select_row<T>& row,
+                           const typename G::template value<bool>& invalid, Numerator numerator) {
+  const auto zero = g.uniform(T{0});
+  const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
+  const auto on = g.load_mask(row.recorded());
+  auto part = g.template elements<T>();
+  g.for_each([&](auto e) { part[e] = talpa::select(on(e), numerator(e), zero); });
+  const auto mass = g.template sum<T>([&](auto e) { return part[e]; });
+  const auto share = g.quotients(part, mass);
+  const auto wrong = talpa::select(invalid, nan, zero);
+  g.store_row(row.gates, [&](auto e) { return talpa::select(on(e), share[e] + wrong, zero); });
+}
+
+/// Writes the gates that shares_exponentials names from the logits u of a row, whose largest is
+/// `top`: weigh without the sum over all experts, which does not enter them.
+template <class G, class T, class Logits>
+TALPA_HD void weigh_logits(const G& g, const select_row<T>& row, const Logits& u,
+                           const typename G::template value<T>& top,
+                           const typename G::template value<bool>& invalid) {
+  weigh_shares(g, row, invalid, [&](auto e) { return math::exp(u[e] - top); });
+}
+
+}  // namespace detail
+
 /// Writes the gates of a row whose mask is S: as Weight says on S, 0 elsewhere, NaN on S for an
 /// invalid row.
 template <class Weight, class G, class T>
 TALPA_HD void weigh(const G& g, const select_row<T>& row,
                     const row_exponentials<T, G>& exponential) {
-  const auto zero = g.uniform(T{0});
-  const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
-  // Numerators over S: p_e for raw and renormalised, exp(u_e - max u) for softmax_selected,
-  // exp(p_e) for softmax_probability, 1 for hard.
-  const auto numerator = [&](auto e) {
-    if constexpr (std::same_as<Weight, gate::softmax_selected>) {
-      return exponential.weight[e];
-    } else if constexpr (std::same_as<Weight, gate::softmax_probability>) {
-      return math::exp(exponential.weight[e] / exponential.sum);
-    } else if constexpr (std::same_as<Weight, gate::hard>) {
-      return g.uniform(T{1});
+  if constexpr (Weight::unit_mass) {
+    // exp(p_e) for softmax_probability, else exp(u_e - max u).
+    if constexpr (std::same_as<Weight, gate::softmax_probability>) {
+      const auto p = g.quotients(exponential.weight, exponential.sum);
+      detail::weigh_shares(g, row, exponential.invalid, [&](auto e) { return math::exp(p[e]); });
     } else {
-      return exponential.weight[e] / exponential.sum;
+      detail::weigh_shares(g, row, exponential.invalid,
+                           [&](auto e) { return exponential.weight[e]; });
     }
-  };
-  const auto on = g.load_mask(row.recorded());
-  const auto wrong = talpa::select(exponential.invalid, nan, zero);
-  if constexpr (!Weight::unit_mass) {
-    g.store_row(row.gates,
-                [&](auto e) { return talpa::select(on(e), numerator(e) + wrong, zero); });
   } else {
-    auto part = g.template elements<T>();
-    g.for_each([&](auto e) { part[e] = talpa::select(on(e), numerator(e), zero); });
-    const auto mass = g.template sum<T>([&](auto e) { return part[e]; });
-    g.store_row(row.gates,
-                [&](auto e) { return talpa::select(on(e), part[e] / mass + wrong, zero); });
+    const auto zero = g.uniform(T{0});
+    const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
+    const auto on = g.load_mask(row.recorded());
+    const auto wrong = talpa::select(exponential.invalid, nan, zero);
+    if constexpr (std::same_as<Weight, gate::hard>) {
+      const auto one = g.uniform(T{1});
+      g.store_row(row.gates, [&](auto e) { return talpa::select(on(e), one + wrong, zero); });
+    } else {
+      const auto p = g.quotients(exponential.weight, exponential.sum);
+      g.store_row(row.gates, [&](auto e) { return talpa::select(on(e), p[e] + wrong, zero); });
+    }
   }
 }
 
@@ -95,15 +125,16 @@ TALPA_HD void weigh_backward(const G& g, const select_gradient_row<T>& row) {
       const auto mean = g.template sum<T>([&](auto e) { return math::mul(gate_of[e], dgate(e)); });
       auto dp = g.template elements<T>();
       g.for_each([&](auto e) { dp[e] = math::mul(gate_of[e], dgate(e) - mean); });
-      const auto p = [&](auto e) { return exponential.weight[e] / exponential.sum; };
-      const auto fall = g.template sum<T>([&](auto e) { return math::mul(p(e), dp[e]); });
-      g.store_row(row.dlogits, [&](auto e) { return math::mul(p(e), dp[e] - fall); });
+      const auto p = g.quotients(exponential.weight, exponential.sum);
+      const auto fall = g.template sum<T>([&](auto e) { return math::mul(p[e], dp[e]); });
+      g.store_row(row.dlogits, [&](auto e) { return math::mul(p[e], dp[e] - fall); });
     } else if constexpr (Weight::unit_mass) {
       const auto gate_of = g.load_row(row.gates, T{0});
       pull_back([&](auto e) { return gate_of[e]; });
     } else {
       const auto exponential = exponentials<T>(g, row_logits(g, row.logits));
-      pull_back([&](auto e) { return exponential.weight[e] / exponential.sum; });
+      const auto p = g.quotients(exponential.weight, exponential.sum);
+      pull_back([&](auto e) { return p[e]; });
     }
   }
 }

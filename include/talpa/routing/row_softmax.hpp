@@ -27,22 +27,29 @@ struct row_exponentials {
 };
 
 /// Computes exp(u_e - max_j u_j) for each expert of a row and their canonical sum; the softmax is
-/// weight / sum. An expert with logit -inf has weight 0. For an invalid row the sum is NaN.
+/// weight / sum. An expert with logit -inf has weight 0. For an invalid row the sum is NaN. `top`
+/// is max_j u_j, and anything where a logit is NaN.
 template <class T, class G, class Logits>
-TALPA_HD row_exponentials<T, G> exponentials(const G& g, const Logits& logits) {
-  const auto top = g.template max<T>([&](auto e) { return logits[e]; });
+TALPA_HD row_exponentials<T, G> exponentials(const G& g, const Logits& logits,
+                                             const typename G::template value<T>& top) {
   auto weight = g.template elements<T>();
   g.for_each([&](auto e) { weight[e] = math::exp(logits[e] - top); });
   const auto sum = g.template sum<T>([&](auto e) { return weight[e]; });
   const auto valid = sum == sum;
   return {weight, top, sum, valid, !valid};
 }
+template <class T, class G, class Logits>
+TALPA_HD row_exponentials<T, G> exponentials(const G& g, const Logits& logits) {
+  const auto top = g.template max<T>([&](auto e) { return logits[e]; });
+  return exponentials<T>(g, logits, top);
+}
 
 /// The probabilities weight / sum of a row as an array; NaN for an invalid row.
 template <class T, class G>
 TALPA_HD auto probabilities(const G& g, const row_exponentials<T, G>& exponential) {
+  const auto quotient = g.quotients(exponential.weight, exponential.sum);
   auto p = g.template elements<T>();
-  g.for_each([&](auto e) { p[e] = exponential.weight[e] / exponential.sum; });
+  g.for_each([&](auto e) { p[e] = quotient[e]; });
   return p;
 }
 
@@ -70,14 +77,19 @@ TALPA_HD logged_probabilities<T, G, Logits> log_probabilities(
 }
 
 /// Whether a row cannot be routed: NaN or +inf among its logits, or -inf everywhere.
+/// `top` is the largest logit, and anything where one is NaN.
+template <class T, class G, class Logits>
+TALPA_HD typename G::template value<bool> row_invalid(const G& g, const Logits& logits,
+                                                      const typename G::template value<T>& top) {
+  const auto infinity = g.uniform(std::numeric_limits<T>::infinity());
+  const auto unordered = g.some([&](auto e) { return !(logits[e] == logits[e]); });
+  const auto endless = top == infinity, empty = top == -infinity;
+  return unordered | (endless | empty);
+}
 template <class T, class G, class Logits>
 TALPA_HD typename G::template value<bool> row_invalid(const G& g, const Logits& logits) {
-  const auto infinity = g.uniform(std::numeric_limits<T>::infinity());
   const auto top = g.template max<T>([&](auto e) { return logits[e]; });
-  const auto unordered = g.count([&](auto e) { return !(logits[e] == logits[e]); });
-  const auto some = unordered > g.uniform(std::int32_t{0});
-  const auto endless = top == infinity, empty = top == -infinity;
-  return some | (endless | empty);
+  return row_invalid<T>(g, logits, top);
 }
 
 }  // namespace talpa

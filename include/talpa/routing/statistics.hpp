@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/core/transfer.hpp>
 #include <talpa/core/workspace.hpp>
 #include <talpa/ops/routing_sums.hpp>
 #include <talpa/routing/routing.hpp>
@@ -69,16 +70,19 @@ struct statistics_report {
   double entropy = 0.0;             ///< sum, in nats
 
   statistics_report() = default;
-  /// A copy of statistics in host memory; a device backend copies there first.
-  template <class T>
-  explicit statistics_report(const routing_statistics<T, cpu>& s)
-      : tokens(s.totals.tokens[0]),
-        squared_logsumexp(static_cast<double>(s.totals.squared_logsumexp[0])),
-        entropy(static_cast<double>(s.totals.entropy[0])) {
+  /// A copy; from a device once what measured them is done.
+  template <class T, backend B>
+  explicit statistics_report(const routing_statistics<T, B>& s)
+      : tokens(number(s.totals.tokens)),
+        squared_logsumexp(static_cast<double>(number(s.totals.squared_logsumexp))),
+        entropy(static_cast<double>(number(s.totals.entropy))) {
+    const auto used = to_host(s.totals.counts);
+    const auto gates = to_host(s.totals.importance);
+    const auto mass = to_host(s.totals.probability);
     for (index e = 0; e < s.experts(); ++e) {
-      counts.push_back(s.totals.counts(0, e));
-      importance.push_back(static_cast<double>(s.totals.importance(0, e)));
-      probability.push_back(static_cast<double>(s.totals.probability(0, e)));
+      counts.push_back(used(0, e));
+      importance.push_back(static_cast<double>(gates(0, e)));
+      probability.push_back(static_cast<double>(mass(0, e)));
     }
   }
 
@@ -168,6 +172,10 @@ struct statistics_report {
   }
 
  private:
+  template <class T, backend B>
+  static T number(vector_view<T, B> one) {
+    return to_host(as_column(one))(0, 0);
+  }
   double count(index e) const { return static_cast<double>(counts[static_cast<std::size_t>(e)]); }
   static double ratio(double a, double b) { return b > 0.0 ? a / b : 0.0; }
 };

@@ -94,12 +94,8 @@ struct biased_top_k {
       choice[e] = talpa::select(offered & !invalid, s[e] + g.load(row.bias, e, T{0}), masked);
     });
     if (topk_groups < n_groups) keep_groups<T>(g, choice);
-    const auto end = first_k<T>(g, k, [&](auto e) { return choice[e]; });
-    const auto fallback = g.uniform(static_cast<std::int32_t>(k));
-    g.store_mask(row.mask, [&](auto e) {
-      const auto chosen = end.holds(choice[e], e), first = e.expert() < fallback;
-      return talpa::select(invalid, first, chosen);
-    });
+    const auto of = [&](auto e) { return choice[e]; };
+    store_first_k<T>(g, row.mask, k, g.template top<T>(k, of).last, invalid, of);
     weigh_scores(g, row, s, invalid);
   }
 

@@ -87,20 +87,17 @@ struct unlimited_top_k {
   template <class G, class T>
   TALPA_HD void select(const G& g, const select_row<T>& row) const {
     const auto u = row_logits(g, row.logits);
-    const auto wanted = g.uniform(static_cast<std::int32_t>(k));
-    const auto end = first_k<T>(g, k, [&](auto e) { return u[e]; });
-    const auto exponential = exponentials<T>(g, u);
-    g.store_mask(row.mask, [&](auto e) {
-      const auto chosen = end.holds(u[e], e), early = e.expert() < wanted;
-      return talpa::select(exponential.valid, chosen, early);
-    });
+    const auto logit = [&](auto e) { return u[e]; };
+    const auto top = g.template top<T>(k, logit);
+    const auto exponential = exponentials<T>(g, u, top.first);
+    store_first_k<T>(g, row.mask, k, top.last, exponential.invalid, logit);
     weigh<Weight>(g, row, exponential);
   }
 };
 
 /// The weights of the mask M of a row with the experts that were dropped: M and, where it has fewer
 /// than k experts, the largest of the other logits; zero outside. NaN for an invalid row.
-template <class Weight, class G, class T>
+template <class G, class T>
 TALPA_HD auto weights_before_drop(const G& g, index k, row_pointer<const T> logits,
                                   row_pointer<const std::uint32_t> mask,
                                   const row_exponentials<T, G>& exponential) {
@@ -122,11 +119,7 @@ TALPA_HD auto weights_before_drop(const G& g, index k, row_pointer<const T> logi
     const auto on = g.load_bit(mask, e);
     const auto dropped = end.holds(other(e), e);
     const auto inside = on | dropped;
-    if constexpr (std::same_as<Weight, gate::softmax_selected>) {
-      q[e] = talpa::select(inside, exponential.weight[e], zero);
-    } else {
-      q[e] = talpa::select(inside, exponential.weight[e] / exponential.sum, zero);
-    }
+    q[e] = talpa::select(inside, exponential.weight[e], zero);
   });
   const auto mass = g.template sum<T>([&](auto e) { return q[e]; });
   g.for_each([&](auto e) { q[e] = q[e] / mass; });
@@ -159,6 +152,9 @@ TALPA_HD auto weights_before_drop(const G& g, index k, row_pointer<const T> logi
 template <class Weight, class Overflow = overflow::by_position, class Capacity = capacity::share,
           class Group = capacity::per_batch>
 struct capacity_top_k {
+  static_assert(!std::same_as<Weight, gate::softmax_probability>,
+                "talpa::capacity_top_k: gate::softmax_probability does not weigh what is dropped; "
+                "use raw, renormalised, softmax_selected or hard");
   static constexpr const char* name = "capacity_top_k";
   static constexpr bool unit_mass = false;
   static constexpr bool couples_rows = true;
@@ -192,8 +188,7 @@ struct capacity_top_k {
     if constexpr (Weight::unit_mass) {
       const auto zero = g.uniform(T{0});
       const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
-      const auto q =
-          detail::weights_before_drop<Weight>(g, k, row.logits, row.recorded(), exponential);
+      const auto q = detail::weights_before_drop(g, k, row.logits, row.recorded(), exponential);
       g.for_each([&](auto e) {
         const auto value = talpa::select(exponential.invalid, nan, q[e]);
         g.store(row.gates, e, talpa::select(g.load_bit(row.recorded(), e), value, zero));
@@ -208,7 +203,7 @@ struct capacity_top_k {
     if constexpr (Weight::unit_mass) {
       const auto zero = g.uniform(T{0});
       const auto exponential = exponentials<T>(g, row_logits(g, row.logits));
-      const auto q = detail::weights_before_drop<Weight>(g, k, row.logits, row.mask, exponential);
+      const auto q = detail::weights_before_drop(g, k, row.logits, row.mask, exponential);
       const auto dgate = [&](auto e) {
         return talpa::select(g.load_bit(row.mask, e), g.load(row.dgates, e, T{0}), zero);
       };

@@ -28,7 +28,6 @@ struct scaled_top_k {
   template <class G, class T>
   TALPA_HD void select(const G& g, const select_row<T>& row) const {
     const auto masked = g.uniform(-std::numeric_limits<T>::infinity());
-    const auto wanted = g.uniform(static_cast<std::int32_t>(k));
     const auto u = row_logits(g, row.logits);
     const auto invalid = row_invalid<T>(g, u);
     const auto lowest = g.uniform(std::numeric_limits<T>::lowest());
@@ -39,11 +38,8 @@ struct scaled_top_k {
       const auto finite = talpa::select(own > lowest, own, lowest);
       score[e] = talpa::select(u[e] > masked, finite, masked);
     });
-    const auto end = first_k<T>(g, k, [&](auto e) { return score[e]; });
-    g.store_mask(row.mask, [&](auto e) {
-      const auto chosen = end.holds(score[e], e), early = e.expert() < wanted;
-      return talpa::select(invalid, early, chosen);
-    });
+    const auto of = [&](auto e) { return score[e]; };
+    store_first_k<T>(g, row.mask, k, g.template top<T>(k, of).last, invalid, of);
   }
 };
 

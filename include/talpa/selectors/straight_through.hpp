@@ -45,19 +45,14 @@ struct straight_through {
     const auto masked = g.uniform(-std::numeric_limits<T>::infinity());
     const auto u = row_logits(g, row.logits);
     const auto invalid = row_invalid<T>(g, u);
-    const auto first = g.uniform(static_cast<std::int32_t>(max_selected(g.experts())));
     if (training) {
       g.store_mask(row.mask, [&](auto e) {
         const auto offered = u[e] > masked;
         return offered | invalid;
       });
     } else {
-      const auto end = best<T>(g, u, [&](auto e) { return u[e] > masked; });
-      g.store_mask(row.mask, [&](auto e) {
-        const auto offered = u[e] > masked, chosen = end.holds(u[e], e);
-        const auto early = e.expert() < first;
-        return (offered & chosen & !invalid) | (invalid & early);
-      });
+      const auto logit = [&](auto e) { return u[e]; };
+      store_first_k<T>(g, row.mask, k, g.template top<T>(k, logit).last, invalid, logit);
     }
     weigh_hard(g, row, u, invalid);
   }
@@ -74,14 +69,6 @@ struct straight_through {
   }
 
  private:
-  template <class T, class G, class Logits, class Offered>
-  TALPA_HD auto best(const G& g, const Logits& u, Offered offered) const {
-    const auto never = g.uniform(-std::numeric_limits<T>::infinity());
-    return first_k<T>(g, k, [&](auto e) {
-      const auto open = offered(e);
-      return talpa::select(open, u[e], never);
-    });
-  }
   /// 1 for the best k experts of the mask in training, for all of it at inference.
   template <class G, class T, class Logits, class Invalid>
   TALPA_HD void weigh_hard(const G& g, const select_row<T>& row, const Logits& u,
@@ -97,7 +84,11 @@ struct straight_through {
       });
     };
     if (training) {
-      const auto end = best<T>(g, u, on);
+      const auto never = g.uniform(-std::numeric_limits<T>::infinity());
+      const auto end = first_k<T>(g, k, [&](auto e) {
+        const auto open = on(e);
+        return talpa::select(open, u[e], never);
+      });
       write([&](auto e) { return end.holds(u[e], e); });
     } else {
       write([&](auto) { return !invalid; });

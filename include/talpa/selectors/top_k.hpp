@@ -39,19 +39,28 @@ struct top_k {
   template <class G, class T>
   TALPA_HD void select(const G& g, const select_row<T>& row) const {
     const auto u = row_logits(g, row.logits);
-    const auto end = first_k<T>(g, k, [&](auto e) { return u[e]; });
-    const auto exponential = exponentials<T>(g, u);
-    const auto fallback = g.uniform(static_cast<std::int32_t>(k));
-    g.store_mask(row.mask, [&](auto e) {
-      const auto chosen = end.holds(u[e], e), early = e.expert() < fallback;
-      return talpa::select(exponential.valid, chosen, early);
-    });
-    weigh<Weight>(g, row, exponential);
+    const auto logit = [&](auto e) { return u[e]; };
+    const auto top = g.template top<T>(k, logit);
+    if constexpr (detail::shares_exponentials<Weight>) {
+      const auto invalid = row_invalid<T>(g, u, top.first);
+      store_first_k<T>(g, row.mask, k, top.last, invalid, logit);
+      detail::weigh_logits(g, row, u, top.first, invalid);
+    } else {
+      const auto exponential = exponentials<T>(g, u, top.first);
+      store_first_k<T>(g, row.mask, k, top.last, exponential.invalid, logit);
+      weigh<Weight>(g, row, exponential);
+    }
   }
 
   template <class G, class T>
   TALPA_HD void replay(const G& g, const select_row<T>& row) const {
-    weigh<Weight>(g, row, exponentials<T>(g, row_logits(g, row.logits)));
+    const auto u = row_logits(g, row.logits);
+    if constexpr (detail::shares_exponentials<Weight>) {
+      const auto top = g.template max<T>([&](auto e) { return u[e]; });
+      detail::weigh_logits(g, row, u, top, row_invalid<T>(g, u, top));
+    } else {
+      weigh<Weight>(g, row, exponentials<T>(g, u));
+    }
   }
 
   template <class G, class T>

@@ -141,11 +141,20 @@ class sim {
     return {r};
   }
   template <class T, class F>
+  top_values<pack<T, W>> top(index k, F f) const {
+    const auto r = ranks<T>(k, f);
+    return {r(0), r(k - 1)};
+  }
+  template <class T, class F>
   pack<std::int32_t, W> last_equal(const pack<std::int32_t, W>& n, const pack<T, W>& x, F f) const {
     return uniform(serial(experts_, scratch_)
                        .last_equal(n.v[0], T{x.v[0]}, [y = values_of_row<T>(f)](serial::element e) {
                          return y[e.slot];
                        }));
+  }
+  template <class Array, class Value>
+  static detail::quotient_array<Array, Value> quotients(const Array& x, const Value& b) {
+    return {x, b};
   }
   template <class F>
   pack<std::int32_t, W> count(F f) const {
@@ -155,6 +164,10 @@ class sim {
                             uniform(std::int32_t{0}));
     }
     return butterfly(n, [](std::int32_t a, std::int32_t b) { return a + b; });
+  }
+  template <class F>
+  pack<bool, W> some(F f) const {
+    return count(f) > uniform(std::int32_t{0});
   }
   struct mask_row {
     const sim* group;
@@ -179,6 +192,11 @@ class sim {
         if (on.v[l]) mask.data[expert / mask_word_bits] |= 1u << (expert % mask_word_bits);
       }
     }
+  }
+  template <class T, class F>
+  void store_first(row_pointer<std::uint32_t> mask, const pack<std::int32_t, W>& n,
+                   const pack<T, W>& x, const pack<std::int32_t, W>& early, F f) const {
+    detail::store_up_to_last<T>(*this, mask, n, x, early, f);
   }
 
  private:
