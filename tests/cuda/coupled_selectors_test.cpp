@@ -52,15 +52,15 @@ TEST_SUITE("cuda/coupled_selectors") {
                                                40) == "");
   }
 
-  // Up to 256 tokens the plan has the bits of the host, too.
-  TEST_CASE("sinkhorn has the bits of the host") {
-    const index tokens = support::device_size(30, 250);
+  TEST_CASE("sinkhorn has the bits of the host, in one block of tokens and in several") {
+    const index tokens = support::device_size(30, 3000);
     CHECK(support::selection_difference<float>(sinkhorn{1, 1e-2, 2}, 0, 5) == "");
     CHECK(support::selection_difference<float>(sinkhorn{1, 1e-2, 2}, 1, 5) == "");
     CHECK(support::selection_difference<float>(sinkhorn{1, 1e-2, 3}, tokens, 5) == "");
     CHECK(support::selection_difference<float>(sinkhorn{2, 1e-4, 2}, tokens, 5) == "");
     CHECK(support::selection_difference<float>(sinkhorn{2}.at(mode::inference), tokens, 5) == "");
     CHECK(support::selection_difference<float>(sinkhorn{3, 1e-2, 2}, 10, 40) == "");
+    CHECK(support::selection_difference<float>(sinkhorn{1, 1e-2, 2}, 300, 4) == "");
   }
 
   TEST_CASE("base_assignment has the bits of the host") {

@@ -2,39 +2,47 @@
 #include "products.hpp"
 #include "support/parity.hpp"
 
+#include <talpa/autograd/tape.hpp>
 #include <talpa/cpu/adamw.hpp>
 #include <talpa/cpu/add.hpp>
 #include <talpa/cpu/bias.hpp>
 #include <talpa/cpu/copy.hpp>
+#include <talpa/cpu/cross_entropy.hpp>
 #include <talpa/cpu/dropout.hpp>
 #include <talpa/cpu/fill.hpp>
 #include <talpa/cpu/gather.hpp>
 #include <talpa/cpu/gemm.hpp>
 #include <talpa/cpu/group_loss.hpp>
 #include <talpa/cpu/grouped_gemm.hpp>
+#include <talpa/cpu/item.hpp>
 #include <talpa/cpu/rank_gate.hpp>
 #include <talpa/cpu/reduce.hpp>
 #include <talpa/cpu/routing_sums.hpp>
+#include <talpa/cpu/scale.hpp>
 #include <talpa/cpu/segments.hpp>
 #include <talpa/cpu/select.hpp>
 #include <talpa/cuda/adamw.hpp>
 #include <talpa/cuda/add.hpp>
 #include <talpa/cuda/bias.hpp>
 #include <talpa/cuda/copy.hpp>
+#include <talpa/cuda/cross_entropy.hpp>
 #include <talpa/cuda/dropout.hpp>
 #include <talpa/cuda/fill.hpp>
 #include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/group_loss.hpp>
 #include <talpa/cuda/grouped_gemm.hpp>
+#include <talpa/cuda/item.hpp>
 #include <talpa/cuda/rank_gate.hpp>
 #include <talpa/cuda/reduce.hpp>
 #include <talpa/cuda/routing_sums.hpp>
+#include <talpa/cuda/scale.hpp>
 #include <talpa/cuda/segments.hpp>
 #include <talpa/cuda/select.hpp>
 #include <talpa/experts/lora.hpp>
 #include <talpa/layers/mole_linear.hpp>
 #include <talpa/losses/load_balance.hpp>
 #include <talpa/optim/adamw.hpp>
+#include <talpa/routing/statistics.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
 #include <talpa/selectors/top_k.hpp>
 
@@ -114,6 +122,42 @@ trained<T> train(context<B>& ctx, const layer_type& layer, index tokens, int ste
   return result;
 }
 
+/// What a step on a tape leaves behind: the loss, and what its routing adds up to.
+template <class T>
+struct taped {
+  T loss;
+  matrix<T, cpu> a, b, router;
+  statistics_report used;
+};
+template <class T, class B>
+taped<T> train_on_tape(context<B>& ctx, const layer_type& layer, index tokens) {
+  constexpr index inputs = 12, classes = 10;
+  support::test_random numbers(6);
+  const auto x = to_device<B>(support::random_matrix<T>(numbers, tokens, inputs).view());
+  vector<std::int32_t, cpu> answers(tokens);
+  for (index n = 0; n < tokens; ++n) answers[n] = static_cast<std::int32_t>(n % classes);
+  const auto labels = to_device<B>(as_column(answers.view()));
+  auto p = make<T, B>(layer, inputs, classes);
+  parameter_group<T, B> group{.learning_rate = 0.01};
+  group.add(p.router).add(p.expert);
+  adamw<T, B> optimiser({group}, {.epsilon = 1e-2});
+  tape<T, B> t(ctx);
+  const auto applied = t.apply(layer, p, t.constant(x), mode::training);
+  const auto cross_entropy = t.cross_entropy(applied.y, {labels.data(), tokens});
+  const auto balance =
+      t.apply_loss(load_balance<balance::per_selection, balance::per_layer>{}, {applied.routed});
+  const auto loss = t.weighted_sum({{cross_entropy}, {balance, 0.5}});
+  t.backward(loss);
+  optimiser.step(ctx);
+  taped<T> result;
+  result.loss = ops::item(ctx, loss.value());
+  result.used = statistics_report(measure(ctx, applied.routed.view()));
+  result.a = to_host(p.expert.a.value());
+  result.b = to_host(p.expert.b.value());
+  result.router = to_host(p.router.scorer.weight.value());
+  return result;
+}
+
 /// ||a - b|| / ||b||.
 template <class T>
 double distance(const matrix<T, cpu>& a, const matrix<T, cpu>& b) {
@@ -149,6 +193,24 @@ TEST_SUITE("cuda/mole_linear") {
       CHECK(distance(found.router, expected.router) <= limit);
       CHECK(std::abs(found.balance - expected.balance) <= limit * expected.balance);
     }
+  }
+
+  TEST_CASE("a step on a tape of a device ends where that of the host ends") {
+    using T = double;
+    constexpr double limit = 1e5 * std::numeric_limits<T>::epsilon();
+    const layer_type layer{{{}, {2}}, lora{.rank = 3, .alpha = 6.0}, 5, strategy::grouped};
+    context<cpu> host(1);
+    context<device> ctx;
+    const index tokens = support::device_size(21, 1501);
+    const auto expected = train_on_tape<T>(host, layer, tokens);
+    const auto found = train_on_tape<T>(ctx, layer, tokens);
+    CHECK(distance(found.a, expected.a) <= limit);
+    CHECK(distance(found.b, expected.b) <= limit);
+    CHECK(distance(found.router, expected.router) <= limit);
+    CHECK(std::abs(found.loss - expected.loss) <= limit * expected.loss);
+    CHECK(found.used.tokens == tokens);
+    CHECK(found.used.counts == expected.used.counts);
+    CHECK(std::abs(found.used.entropy - expected.used.entropy) <= limit * expected.used.entropy);
   }
 
   TEST_CASE("the same step twice has the same bits") {

@@ -68,10 +68,12 @@ struct sinkhorn_impl<cpu> {
         T most = -std::numeric_limits<T>::infinity(), total = 0;
         for (index b = 0; b < blocks; ++b) most = std::max(most, peak(b, e));
         if (std::isinf(most)) continue;  // nobody can be sent to this expert
-        for (index b = 0; b < blocks; ++b) total += sum(b, e) * math::exp(peak(b, e) - most);
+        for (index b = 0; b < blocks; ++b) {
+          total = math::fma(sum(b, e), math::exp(peak(b, e) - most), total);
+        }
         const T next = column_share - (most + math::log(total));
-        change += std::abs(std::exp(static_cast<double>(next)) -
-                           std::exp(static_cast<double>(column(0, e))));
+        change += std::abs(math::exp(static_cast<double>(next)) -
+                           math::exp(static_cast<double>(column(0, e))));
         column(0, e) = next;
       }
       if (change <= tolerance * static_cast<double>(experts)) break;

@@ -29,7 +29,7 @@ struct sinkhorn_impl {
 /// that logits of any finite size work. A change that is not a number counts as too large, so the
 /// loop ends with `iterations` at the latest.
 /// Cost: 2 N E exponentials an iteration.
-/// Determinism: same bits for any number of threads.
+/// Determinism: same bits on every backend and for any number of threads.
 /// Throws: shape_error; value_error for a tolerance below 0 or a negative number of iterations.
 template <class B, floating T>
 void sinkhorn(context<B>& ctx, matrix_view<const T, B> logits,
