@@ -59,6 +59,17 @@ struct reads_counts {
   }
 };
 
+struct reads_numbers {
+  static constexpr used_totals uses{.squared_logsumexp = true, .row_term = true};
+
+  template <class G, class T>
+  TALPA_HD group_value<typename G::template value<T>> operator()(
+      const G& g, const totals_row<T>& in, const totals_derivative_row<T>&) const {
+    const auto t = g.uniform(in.row_term);
+    return {math::fma(t, t, g.uniform(in.squared_logsumexp)), g.uniform(T{1}), t + t};
+  }
+};
+
 template <class T>
 matrix<T, cpu> filled(index rows, index cols, int value) {
   matrix<T, cpu> m(rows, cols);
@@ -151,6 +162,11 @@ TEST_SUITE("cuda/group_loss") {
 
   TEST_CASE("group_loss of counts alone") {
     CHECK(difference<float>(reads_counts{}, 5, 9, group_reduction::mean, grad_mode::overwrite) ==
+          "");
+  }
+
+  TEST_CASE("group_loss of numbers alone, beside which no array is there") {
+    CHECK(difference<float>(reads_numbers{}, 5, 0, group_reduction::mean, grad_mode::overwrite) ==
           "");
   }
 

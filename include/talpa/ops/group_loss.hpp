@@ -80,7 +80,8 @@ void group_loss(context<B>& ctx, const Loss& loss, group_reduction reduction,
   const index experts = Loss::uses.counts        ? totals.counts.cols
                         : Loss::uses.probability ? totals.probability.cols
                         : Loss::uses.affinity    ? totals.affinity.cols
-                                                 : totals.importance.cols;
+                        : Loss::uses.importance  ? totals.importance.cols
+                                                 : 1;  // numbers alone: a row of any length
   const auto check_rows = [&](bool used, const char* argument, const auto& view) {
     if (used) check_shape(function, argument, view, groups, experts, "groups, experts");
   };
