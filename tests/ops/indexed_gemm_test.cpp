@@ -193,9 +193,12 @@ products<T> tile_of(const matrix<T, cpu>& x, const matrix<T, cpu>& bank) {
   products<T> p{matrix<T, cpu>(2, tile::ranks), matrix<T, cpu>(1, tile::sum_cols),
                 matrix<T, cpu>(1, cols)};
   T out[2][tile::ranks][tile::lanes];
-  tile::template inner<2>(
-      cols, {x.view().row(0), x.view().row(1)},
-      {bank.view().row(0), bank.view().row(1), bank.view().row(2), bank.view().row(3)}, out);
+  for (const index begin : {index{0}, cols / 2}) {
+    tile::template inner<2>(
+        begin, begin + cols / 2, {x.view().row(0), x.view().row(1)},
+        {bank.view().row(0), bank.view().row(1), bank.view().row(2), bank.view().row(3)}, begin > 0,
+        out);
+  }
   for (index i = 0; i < 2; ++i) {
     for (index r = 0; r < tile::ranks; ++r) p.u(i, r) = tile::total(out[i][r]);
   }
@@ -262,6 +265,10 @@ TEST_SUITE("ops/indexed_gemm") {
                              tile::sum_cols - 1, 5 * tile::sum_cols + tile::outer_cols}) {
       compare<T>(70, 4, tile::ranks, cols, 2.0, random, 2);
     }
+    // Several pieces of rows and blocks of ranks in an inner product, and blocks of tokens.
+    const index piece = detail::inner_piece_bytes / static_cast<index>(sizeof(T));
+    compare<T>(90, 2, detail::inner_bank_blocks * tile::ranks + 1, 2 * piece + tile::lanes + 1, 2.0,
+               random, 2);
     // Several chunks of columns in a gradient.
     const index ranks = 64;
     compare<T>(

@@ -29,21 +29,30 @@ struct indexed_tile {
   typedef T vector __attribute__((vector_size(Bytes), aligned(alignof(T)), may_alias));
   typedef T register_vector __attribute__((vector_size(Bytes)));
 
-  /// out[i][r][l] = the sum over d = l, l + lanes, ... below `size`, a multiple of lanes, in
-  /// ascending order, of x[i][d] bank[r][d].
+  /// out[i][r][l] = the sum over d = l, l + lanes, ... in [begin, end), multiples of lanes, in
+  /// ascending order, of x[i][d] bank[r][d], begun with what out held if `add`.
   template <index Tokens>
-  [[gnu::noinline]] static void inner(index size, const T* const (&x)[Tokens],
-                                      const T* const (&bank)[ranks],
+  [[gnu::noinline]] static void inner(index begin, index end, const T* const (&x)[Tokens],
+                                      const T* const (&bank)[ranks], bool add,
                                       T (&out)[Tokens][ranks][lanes]) {
     // By its declaration: nvcc 13 fails on a vector constant in a lambda.
     register_vector sum[Tokens][ranks] = {};
-    for (index d = 0; d < size; d += lanes) {
+    if (add) {
+      unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
+        unrolled<ranks>([&](auto r) __attribute__((always_inline)) {
+          sum[i][r] = *reinterpret_cast<const vector*>(out[i][r]);
+        });
+      });
+    }
+    // Volatile: g++ 12 would read a vector once for each multiply-add that it enters, which takes
+    // longer than the multiply-adds.
+    for (index d = begin; d < end; d += lanes) {
       register_vector left[Tokens];
       unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
-        left[i] = *reinterpret_cast<const vector*>(x[i] + d);
+        left[i] = *reinterpret_cast<const volatile vector*>(x[i] + d);
       });
       unrolled<ranks>([&](auto r) __attribute__((always_inline)) {
-        const register_vector right = *reinterpret_cast<const vector*>(bank[r] + d);
+        const register_vector right = *reinterpret_cast<const volatile vector*>(bank[r] + d);
         unrolled<Tokens>([&](auto i)
                              __attribute__((always_inline)) { sum[i][r] += left[i] * right; });
       });

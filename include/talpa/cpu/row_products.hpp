@@ -6,6 +6,7 @@
 #include <talpa/cpu/tiled_product.hpp>
 
 #include <algorithm>
+#include <cstdint>
 
 // Products with few rows on one side, by the loops of indexed_tile. Rows are what a function of
 // their number returns a pointer to. What depends on the width of a register has the tile among its
@@ -16,41 +17,74 @@ namespace talpa::detail {
 /// Bytes of a sum of outer products: it stays in L1.
 inline constexpr index outer_sum_bytes = 16384;
 
-/// inner_products for up to Tokens rows from `first` on.
-template <class Tile, index Tokens, class T, class Row, class Put>
-void inner_block(index first, index count, index cols, const Row& row,
-                 matrix_view<const T, cpu> bank, const Put& put) {
-  const index whole = cols / Tile::lanes * Tile::lanes;
-  // What is missing is read twice, and the second result dropped.
-  const T* rows[Tokens];
-  for (index i = 0; i < Tokens; ++i) rows[i] = row(first + std::min(i, count - 1));
-  for (index start = 0; start < bank.rows; start += Tile::ranks) {
-    const index ranks = std::min(Tile::ranks, bank.rows - start);
-    const T* block[Tile::ranks];
-    for (index r = 0; r < Tile::ranks; ++r) block[r] = bank.row(start + std::min(r, ranks - 1));
-    alignas(host_alignment) T out[Tokens][Tile::ranks][Tile::lanes];
-    Tile::template inner<Tokens>(whole, rows, block, out);
-    for (index i = 0; i < count; ++i) {
-      for (index r = 0; r < ranks; ++r) {
-        T sum = Tile::total(out[i][r]);
-        for (index d = whole; d < cols; ++d) sum += rows[i][d] * block[r][d];
-        put(first + i, start + r, sum);
-      }
-    }
+/// Fetches what will be read soon.
+template <class T>
+void prefetch(const T* from, index count) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(from);
+  for (index line = 0; line < ceil_div(count, panel_width<T>); ++line) {
+    __builtin_prefetch(
+        reinterpret_cast<const void*>(begin + static_cast<std::uintptr_t>(line * panel_bytes)));
   }
 }
+
+/// Bytes of a row that inner products read at a time, so that pieces of the rows of the bank stay in
+/// L1; rows of the bank, in blocks of a tile, and blocks of rows that they are read for.
+inline constexpr index inner_piece_bytes = 1024;
+inline constexpr index inner_bank_blocks = 2, inner_row_blocks = 6;
 
 /// put(i, r, the inner product of row(i) and row r of the bank) for i < count.
 template <class T, class Tile = indexed_tile<T>, class Row, class Put>
 void inner_products(index count, index cols, const Row& row, matrix_view<const T, cpu> bank,
                     const Put& put) {
-  constexpr index several = Tile::tokens;
-  for (index i = 0; i < count; i += several) {
-    const index some = std::min(several, count - i);
-    if (some == 1) {
-      inner_block<Tile, 1>(i, some, cols, row, bank, put);
-    } else {
-      inner_block<Tile, several>(i, some, cols, row, bank, put);
+  constexpr index several = Tile::tokens, ranks = Tile::ranks;
+  constexpr index length = inner_piece_bytes / static_cast<index>(sizeof(T));
+  const index whole = cols / Tile::lanes * Tile::lanes;
+  alignas(host_alignment) T out[inner_row_blocks][inner_bank_blocks][several][ranks][Tile::lanes];
+  const T* rows[inner_row_blocks][several];
+  const T* block[inner_bank_blocks][ranks];
+  for (index first = 0; first < count; first += inner_row_blocks * several) {
+    const index some = std::min(inner_row_blocks * several, count - first);
+    const index row_blocks = ceil_div(some, several);
+    // What is missing is read twice, and the second result dropped.
+    for (index i = 0; i < row_blocks * several; ++i) {
+      rows[i / several][i % several] = row(first + std::min(i, some - 1));
+    }
+    for (index start = 0; start < bank.rows; start += inner_bank_blocks * ranks) {
+      const index some_ranks = std::min(inner_bank_blocks * ranks, bank.rows - start);
+      const index bank_blocks = ceil_div(some_ranks, ranks);
+      for (index r = 0; r < bank_blocks * ranks; ++r) {
+        block[r / ranks][r % ranks] = bank.row(start + std::min(r, some_ranks - 1));
+      }
+      for (index d = 0; d == 0 || d < whole; d += length) {
+        const index end = std::min(d + length, whole);
+        const index share = (end - d) / bank_blocks;
+        for (index i = 0; i < row_blocks; ++i) {
+          // The same piece of the next rows, the next piece of the first ones, other rows.
+          const T* next[several];
+          for (index j = 0; j < several; ++j) {
+            next[j] = i + 1 < row_blocks ? rows[i + 1][j] + d
+                      : end < whole      ? rows[0][j] + end
+                                         : row(std::min(first + some + j, count - 1));
+          }
+          for (index r = 0; r < bank_blocks; ++r) {
+            for (index j = 0; j < several; ++j) prefetch(next[j] + r * share, share);
+            if (some - i * several == 1) {
+              Tile::template inner<1>(d, end, {rows[i][0]}, block[r], d > 0,
+                                      reinterpret_cast<T(&)[1][ranks][Tile::lanes]>(out[i][r]));
+            } else {
+              Tile::template inner<several>(d, end, rows[i], block[r], d > 0, out[i][r]);
+            }
+          }
+        }
+      }
+      for (index i = 0; i < some; ++i) {
+        const T* const left = rows[i / several][i % several];
+        for (index r = 0; r < some_ranks; ++r) {
+          T sum = Tile::total(out[i / several][r / ranks][i % several][r % ranks]);
+          for (index d = whole; d < cols; ++d) sum += left[d] * block[r / ranks][r % ranks][d];
+          put(first + i, start + r, sum);
+        }
+      }
     }
   }
 }
