@@ -202,9 +202,8 @@ products<T> tile_of(const matrix<T, cpu>& x, const matrix<T, cpu>& bank) {
   for (index i = 0; i < 2; ++i) {
     for (index r = 0; r < tile::ranks; ++r) p.u(i, r) = tile::total(out[i][r]);
   }
-  const T* const factors[] = {x.view().row(0), x.view().row(1)};
-  const index first[] = {2, 0};
-  tile::sum_rows(2, 2, factors, first, bank.data(), bank.cols(), false, p.y.data());
+  const typename tile::row_factors terms[] = {{x.view().row(0), 2, 2}, {x.view().row(1), 0, 3}};
+  tile::sum_rows(2, terms, bank.data(), bank.cols(), false, p.y.data());
   const T* const rows[] = {bank.view().row(0), bank.view().row(1), bank.view().row(2),
                            bank.view().row(3)};
   tile::template outer<4>(cols / tile::outer_cols, 1,
@@ -341,6 +340,56 @@ TEST_SUITE("ops/indexed_gemm") {
     agrees(tile_of<T, 64, 32>(x, bank));
   }
 
+  TEST_CASE_TEMPLATE("a sum on top of a product has the bits of one after the other", T, float,
+                     double) {
+    test_random random(46);
+    struct shape {
+      index tokens, experts, ranks, inner, cols;
+    };
+    const index width = detail::indexed_tile<T>::sum_cols;
+    const index deep = detail::tile_depth + 5, wide = detail::tile_task_cols + 3;
+    for (const shape& s :
+         {shape{0, 3, 2, 4, 5}, shape{1, 1, 1, 1, 1}, shape{129, 4, 3, 20, 2 * width + 1},
+          shape{300, 5, 2, deep, wide}, shape{40, 40, 3, 7, width},
+          shape{150, 2, 8, 2 * deep, wide}, shape{70, 3, 2, 0, width + 2}}) {
+      CAPTURE(s.tokens);
+      CAPTURE(s.inner);
+      const routed_layer<T> layer = random_mask<T>(random, s.tokens, s.experts, 2.0);
+      context<cpu> ctx(1);
+      const segments<cpu> slots = segments_of(ctx, layer, 2);
+      const index used = slots.offsets[s.experts];
+      padded<T> a(random_matrix<T>(random, s.tokens, s.inner));
+      padded<T> bank(random_matrix<T>(random, s.experts * s.ranks, s.cols));
+      padded<T> z(slots.capacity(), s.ranks);
+      for (index slot = 0; slot < used; ++slot) {
+        for (index r = 0; r < s.ranks; ++r) {
+          z.view()(slot, r) = static_cast<T>(random.uniform(-1.0, 1.0));
+        }
+      }
+      const packed_matrix<T, cpu> b(ctx, random_matrix<T>(random, s.inner, s.cols), transpose::no);
+      const matrix<T, cpu> before = random_matrix<T>(random, s.tokens, s.cols);
+      for (const grad_mode mode :
+           {grad_mode::overwrite, grad_mode::accumulate, grad_mode::ignore}) {
+        padded<T> expected(before);
+        if (mode != grad_mode::ignore) {
+          ops::gemm(ctx, a.view(), transpose::no, b, mode == grad_mode::overwrite ? T{0} : T{1},
+                    expected.view());
+          ops::indexed_expand(ctx, slots, z.view(), bank.view(), expected.view(),
+                              grad_mode::accumulate);
+        }
+        for (const int threads : {1, 3}) {
+          context<cpu> other(threads);
+          padded<T> y(before);
+          if (mode == grad_mode::overwrite) testing::poison<T>(y.view());
+          ops::indexed_expand(other, slots, z.view(), bank.view(), {a.view(), &b}, y.view(), mode);
+          CHECK(testing::first_difference<T>(y.view(), expected.view()) == "");
+          CHECK(y.intact());
+          CHECK(other.scratch.used() == 0);
+        }
+      }
+    }
+  }
+
   TEST_CASE("a second call takes no memory") {
     test_random random(45);
     const routed_layer<float> layer = random_mask<float>(random, 150, 5, 2.0);
@@ -348,9 +397,16 @@ TEST_SUITE("ops/indexed_gemm") {
     const segments<cpu> s = segments_of(ctx, layer);
     const matrix<float, cpu> x = random_matrix<float>(random, 150, 70);
     const matrix<float, cpu> bank = random_matrix<float>(random, 20, 70);
-    run<float>(ctx, s, x, bank);
+    const packed_matrix<float, cpu> b(ctx, bank, transpose::no);
+    const matrix<float, cpu> a(150, 20), z(s.capacity(), 4);
+    matrix<float, cpu> y(150, 70);
+    const auto all = [&] {
+      run<float>(ctx, s, x, bank);
+      ops::indexed_expand(ctx, s, z, bank, {a.view(), &b}, y.view(), grad_mode::overwrite);
+    };
+    all();
     const index allocations = ctx.scratch.allocations();
-    run<float>(ctx, s, x, bank);
+    all();
     CHECK(ctx.scratch.allocations() == allocations);
     CHECK(ctx.scratch.used() == 0);
   }
@@ -393,6 +449,27 @@ TEST_SUITE("ops/indexed_gemm") {
         "talpa::ops::indexed_expand: 'y' has shape [2, 5], expected [3, 5] = tokens, columns of "
         "bank",
         shape_error);
+    const packed_matrix<float, cpu> b(ctx, matrix<float, cpu>(6, 5), transpose::no);
+    y(2, 4) = 7.0f;
+    const auto on_top_of = [&](index rows, index cols) {
+      const matrix<float, cpu> a(rows, cols);
+      ops::indexed_expand(ctx, s, z, bank, {a.view(), &b}, y.view(), add);
+    };
+    CHECK_THROWS_WITH_AS(on_top_of(2, 6),
+                         "talpa::ops::indexed_expand: 'a' has shape [2, 6], expected [3, 6] = "
+                         "tokens, rows of b",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(on_top_of(3, 7),
+                         "talpa::ops::indexed_expand: 'a' has shape [3, 7], expected [3, 6] = "
+                         "tokens, rows of b",
+                         shape_error);
+    const packed_matrix<float, cpu> narrow(ctx, matrix<float, cpu>(6, 4), transpose::no);
+    CHECK_THROWS_WITH_AS(
+        ops::indexed_expand(ctx, s, z, bank, {matrix<float, cpu>(3, 6).view(), &narrow}, y.view(),
+                            add),
+        "talpa::ops::indexed_expand: 'b' has shape [6, 4], expected [..., 5] = columns of bank",
+        shape_error);
+    CHECK(y(2, 4) == 7.0f);
     CHECK_THROWS_WITH_AS(
         ops::indexed_gradient(ctx, s, matrix<float, cpu>(5, 4), x, {}, dbank.view()),
         "talpa::ops::indexed_gradient: 'z' has shape [5, 4], expected [2, 4] = places for slots, "

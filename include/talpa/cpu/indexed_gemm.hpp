@@ -4,8 +4,10 @@
 #include <talpa/core/view.hpp>
 #include <talpa/core/workspace.hpp>
 #include <talpa/cpu/context.hpp>
+#include <talpa/cpu/packed_gemm.hpp>
 #include <talpa/cpu/parallel.hpp>
 #include <talpa/cpu/row_products.hpp>
+#include <talpa/cpu/tiled_product.hpp>
 #include <talpa/ops/indexed_gemm.hpp>
 
 #include <algorithm>
@@ -35,6 +37,12 @@ void indexed_inner(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const 
 template <class T>
 void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
                  matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, bool add);
+/// y = a b, added to y if `add`, plus the sum of z[s] block_e over the slots of each token, which
+/// each block of y takes while it is in the near caches. The bits of the one after the other.
+template <class T>
+void product_and_sum(context<cpu>& ctx, matrix_view<const T, cpu> a, const packed_matrix<T, cpu>& b,
+                     const segments<cpu>& s, matrix_view<const T, cpu> z,
+                     matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, bool add);
 /// dbank += the sum of z[s]^T x[token of s] over the slots of each expert in `run`.
 template <class T>
 void indexed_outer(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
@@ -77,72 +85,102 @@ void copy_panel(matrix_view<const T, cpu> bank, index first, index count, T* out
   }
 }
 
+/// What the tokens add up: one term a slot, in the order of slot_of_token, with the first row of
+/// its expert in the bank. In scratch.
+template <class T, class Tile = indexed_tile<T>>
+const typename Tile::row_factors* slot_terms(context<cpu>& ctx, const segments<cpu>& s,
+                                             matrix_view<const T, cpu> z) {
+  const index experts = s.experts(), slots = s.offsets[experts];
+  const auto terms = ctx.scratch.take<typename Tile::row_factors>(slots);
+  parallel_for_blocks(ctx.threads, slots, 512, [&](index first, index count, int) {
+    for (index i = first; i < first + count; ++i) {
+      const index slot = s.slot_of_token[i];
+      const index* const after = std::upper_bound(s.offsets.data, s.offsets.data + experts, slot);
+      terms[i] = {z.row(slot), (after - s.offsets.data - 1) * z.cols, z.cols};
+    }
+  });
+  return terms.data;
+}
+
+/// Sums of rows of a panel for a block of y, tokens [first, first + y.rows), at most a panel wide.
+/// While the last rows are computed the first ones `ahead` columns further are fetched.
+template <class T, class Tile = indexed_tile<T>>
+void sum_block(const segments<cpu>& s, const typename Tile::row_factors* terms, index first,
+               const T* panel, index stride, index ahead, bool add, matrix_view<T, cpu> y) {
+  const index* const places = s.slot_offset_of_token.data + first;
+  for (index n = 0; n < y.rows; ++n) {
+    // Rows are too far apart for the machine to foresee the next one.
+    const index row = (n + sum_prefetch_tokens) % y.rows;
+    const index column = n + sum_prefetch_tokens < y.rows ? 0 : ahead;
+    const auto next = reinterpret_cast<std::uintptr_t>(y.row(row)) +
+                      static_cast<std::uintptr_t>(column) * sizeof(T);
+    for (index line = 0; line < Tile::sum_cols / panel_width<T>; ++line) {
+      __builtin_prefetch(
+          reinterpret_cast<const void*>(next + static_cast<std::uintptr_t>(line * panel_bytes)), 1);
+    }
+    const index count = places[n + 1] - places[n];
+    T* const to = y.row(n);
+    if (y.cols == Tile::sum_cols) {
+      Tile::sum_rows(count, terms + places[n], panel, stride, add, to);
+    } else {
+      T edge[Tile::sum_cols];
+      Tile::sum_rows(count, terms + places[n], panel, stride, false, edge);
+      for (index d = 0; d < y.cols; ++d) to[d] = add ? to[d] + edge[d] : edge[d];
+    }
+  }
+}
+
 template <class T>
 void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
                  matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, bool add) {
-  using tile = indexed_tile<T>;
-  constexpr index width = tile::sum_cols;
+  constexpr index width = indexed_tile<T>::sum_cols;
   if (y.empty()) return;
-  const index experts = s.experts(), ranks = z.cols;
   const index panels = ceil_div(y.cols, width);
   // Few tokens read the bank where it lies, but for columns that are no whole panel.
-  const index borrowed = y.rows < panel_tokens * experts ? y.cols / width : 0;
+  const index borrowed = y.rows < panel_tokens * s.experts() ? y.cols / width : 0;
   const workspace<cpu>::scope scope(ctx.scratch);
   const auto copies = ctx.scratch.take<T>(panels - borrowed, bank.rows * width);
   parallel_for(ctx.threads, panels - borrowed, [&](index panel, int) {
     const index first = (borrowed + panel) * width;
     copy_panel<width, T>(bank, first, std::min(width, y.cols - first), copies.row(panel));
   });
+  const auto* const terms = slot_terms<T>(ctx, s, z);
+  parallel_for_blocks(ctx.threads, y.rows, indexed_task_tokens, [&](index first, index rows, int) {
+    for (index panel = 0; panel < panels; ++panel) {
+      const index col = panel * width;
+      const bool in_place = panel < borrowed;
+      sum_block<T>(s, terms, first, in_place ? bank.data + col : copies.row(panel - borrowed),
+                   in_place ? bank.stride : width, width, add,
+                   y.row_range(first, rows).col_range(col, std::min(width, y.cols - col)));
+    }
+  });
+}
 
-  // What the tokens of a task add up: the factors of each slot and the first row of its expert.
-  const index most = indexed_task_tokens * experts;
-  const auto factors = ctx.scratch.take<const T*>(ctx.threads, most);
-  const auto first_rows = ctx.scratch.take<index>(ctx.threads, most);
-  parallel_for_blocks(
-      ctx.threads, y.rows, indexed_task_tokens, [&](index first, index rows, int thread) {
-        const index* const places = s.slot_offset_of_token.data + first;
-        const T** const factor = factors.row(thread);
-        index* const first_row = first_rows.row(thread);
-        for (index i = 0; i < places[rows] - places[0]; ++i) {
-          const index slot = s.slot_of_token[places[0] + i];
-          const index* const after =
-              std::upper_bound(s.offsets.data, s.offsets.data + experts, slot);
-          factor[i] = z.row(slot);
-          first_row[i] = (after - s.offsets.data - 1) * ranks;
-        }
-        for (index panel = 0; panel < panels; ++panel) {
-          const bool in_place = panel < borrowed;
-          const T* const from = in_place ? bank.data + panel * width : copies.row(panel - borrowed);
-          const index stride = in_place ? bank.stride : width;
-          const index cols = std::min(width, y.cols - panel * width);
-          for (index n = 0; n < rows; ++n) {
-            T* const to = y.row(first + n) + panel * width;
-            const index place = places[n] - places[0], count = places[n + 1] - places[n];
-            // Rows are too far apart for the machine to foresee the next one.
-            index row = n + sum_prefetch_tokens, column = panel * width;
-            if (row >= rows) {
-              row %= rows;
-              column += width;
-            }
-            const auto next = reinterpret_cast<std::uintptr_t>(y.row(first + row)) +
-                              static_cast<std::uintptr_t>(column) * sizeof(T);
-            for (index line = 0; line < tile::sum_cols / panel_width<T>; ++line) {
-              __builtin_prefetch(reinterpret_cast<const void*>(
-                                     next + static_cast<std::uintptr_t>(line * panel_bytes)),
-                                 1);
-            }
-            if (cols == width) {
-              tile::sum_rows(count, ranks, factor + place, first_row + place, from, stride, add,
-                             to);
-            } else {
-              T edge[width];
-              tile::sum_rows(count, ranks, factor + place, first_row + place, from, stride, false,
-                             edge);
-              for (index d = 0; d < cols; ++d) to[d] = add ? to[d] + edge[d] : edge[d];
-            }
-          }
-        }
-      });
+template <class T>
+void product_and_sum(context<cpu>& ctx, matrix_view<const T, cpu> a, const packed_matrix<T, cpu>& b,
+                     const segments<cpu>& s, matrix_view<const T, cpu> z,
+                     matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, bool add) {
+  constexpr index width = indexed_tile<T>::sum_cols;
+  static_assert(width % register_tile<T>::cols == 0);
+  if (y.empty()) return;
+  const workspace<cpu>::scope scope(ctx.scratch);
+  // Panels of the bank begin where the pieces of the product's columns do.
+  const tile_tasks_of<register_tile<T>> cut(y.rows, y.cols, b.rows());
+  const index panels = ceil_div(cut.cols, width);
+  const auto copies = ctx.scratch.take<T>(cut.col_tasks * panels, bank.rows * width);
+  parallel_for(ctx.threads, cut.col_tasks * panels, [&](index panel, int) {
+    const index at = panel % panels * width, first = panel / panels * cut.cols + at;
+    const index some = std::min({width, cut.cols - at, y.cols - first});
+    if (some > 0) copy_panel<width, T>(bank, first, some, copies.row(panel));
+  });
+  const auto* const terms = slot_terms<T>(ctx, s, z);
+  panel_product<T>(ctx, T{1}, a, transpose::no, b.panels(), b.rows(), add ? T{1} : T{0}, y, width,
+                   [&](const finished_block& block) {
+                     const index panel = block.col_task * panels + block.at / width;
+                     sum_block<T>(
+                         s, terms, block.row, copies.row(panel), width, 0, true,
+                         y.row_range(block.row, block.rows).col_range(block.col, block.cols));
+                   });
 }
 
 template <class T>
@@ -182,6 +220,14 @@ struct indexed_gemm_impl<cpu> {
   static void expand(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
                      matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, grad_mode y_mode) {
     detail::indexed_sum<T>(ctx, s, z, bank, y, y_mode == grad_mode::accumulate);
+  }
+  template <class T>
+  static void expand(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
+                     matrix_view<const T, cpu> bank, matrix_view<const T, cpu> a,
+                     const packed_matrix<T, cpu>& b, matrix_view<T, cpu> y, grad_mode y_mode) {
+    if (b.rows() == 0)
+      return detail::indexed_sum<T>(ctx, s, z, bank, y, y_mode == grad_mode::accumulate);
+    detail::product_and_sum<T>(ctx, a, b, s, z, bank, y, y_mode == grad_mode::accumulate);
   }
   template <class T>
   static void gradient(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,

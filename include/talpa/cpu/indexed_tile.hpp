@@ -10,6 +10,8 @@ namespace talpa::detail {
 /// register, Registers their number.
 ///
 /// How many rows a loop takes at a time changes no bit: every result has one order of its terms.
+/// What enters several multiply-adds is read as volatile: g++ 12 would read it once for each of
+/// them, which takes longer than the multiply-adds.
 template <class T, index Bytes = register_bytes, index Registers = register_count>
 struct indexed_tile {
   static constexpr index lanes = Bytes / static_cast<index>(sizeof(T));
@@ -44,8 +46,6 @@ struct indexed_tile {
         });
       });
     }
-    // Volatile: g++ 12 would read a vector once for each multiply-add that it enters, which takes
-    // longer than the multiply-adds.
     for (index d = begin; d < end; d += lanes) {
       register_vector left[Tokens];
       unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
@@ -65,23 +65,34 @@ struct indexed_tile {
   }
 
   /// The sum of the lanes, by a tree.
-  static T total(T (&lane)[lanes]) {
-    for (index half = lanes / 2; half > 0; half /= 2) {
-      for (index l = 0; l < half; ++l) lane[l] += lane[l + half];
-    }
-    return lane[0];
+  static T total(const T (&lane)[lanes]) {
+    T sum[lanes];
+    unrolled<lanes>([&](auto l) __attribute__((always_inline)) { sum[l] = lane[l]; });
+    add_halves<lanes / 2>(sum);
+    return sum[0];
   }
 
-  /// y[0..sum_cols) = the sum over i < count, r < rows of z[i][r] times row first[i] + r of the
-  /// panel, in this order, added to what y held if `add`.
-  [[gnu::noinline]] static void sum_rows(index count, index rows, const T* const* z,
-                                         const index* first, const T* panel, index stride, bool add,
-                                         T* y) {
+  template <index Half>
+  [[gnu::always_inline]] static void add_halves(T (&sum)[lanes]) {
+    unrolled<Half>([&](auto l) __attribute__((always_inline)) { sum[l] += sum[l + Half]; });
+    if constexpr (Half > 1) add_halves<Half / 2>(sum);
+  }
+
+  /// Factors of some rows of a panel, one after the other from `first` on.
+  struct row_factors {
+    const T* factors;
+    index first, count;
+  };
+
+  /// y[0..sum_cols) = the sum over the terms t < count and r < t.count of t.factors[r] times row
+  /// t.first + r of the panel, in this order, added to what y held if `add`.
+  [[gnu::noinline]] static void sum_rows(index count, const row_factors* terms, const T* panel,
+                                         index stride, bool add, T* y) {
     register_vector sum[sum_vectors] = {};
     for (index i = 0; i < count; ++i) {
-      const T* const factor = z[i];
-      const T* row = panel + first[i] * stride;
-      for (index r = 0; r < rows; ++r) {
+      const T* const factor = terms[i].factors;
+      const T* row = panel + terms[i].first * stride;
+      for (index r = 0; r < terms[i].count; ++r) {
         const T left = factor[r];
         unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
           sum[j] += left * *reinterpret_cast<const vector*>(row + j * lanes);

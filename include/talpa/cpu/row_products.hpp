@@ -17,19 +17,20 @@ namespace talpa::detail {
 /// Bytes of a sum of outer products: it stays in L1.
 inline constexpr index outer_sum_bytes = 16384;
 
-/// Fetches what will be read soon.
-template <class T>
-void prefetch(const T* from, index count) {
-  const auto begin = reinterpret_cast<std::uintptr_t>(from);
-  for (index line = 0; line < ceil_div(count, panel_width<T>); ++line) {
-    __builtin_prefetch(
-        reinterpret_cast<const void*>(begin + static_cast<std::uintptr_t>(line * panel_bytes)));
-  }
+/// Fetches lines that will be read soon, `offset` elements behind `from`, be they there or not.
+template <index Lines, class T>
+void prefetch(const T* from, index offset) {
+  const auto begin =
+      reinterpret_cast<std::uintptr_t>(from) + static_cast<std::uintptr_t>(offset) * sizeof(T);
+  unrolled<Lines>([&](auto line) __attribute__((always_inline)) {
+    constexpr auto bytes = static_cast<std::uintptr_t>(line * panel_bytes);
+    __builtin_prefetch(reinterpret_cast<const void*>(begin + bytes));
+  });
 }
 
-/// Bytes of a row that inner products read at a time, so that pieces of the rows of the bank stay in
-/// L1; rows of the bank, in blocks of a tile, and blocks of rows that they are read for.
-inline constexpr index inner_piece_bytes = 1024;
+/// Bytes of a row that inner products read at a time, so that pieces of rows of the bank stay in
+/// L1; how many rows of the bank, in blocks of a tile, and for how many blocks of rows.
+inline constexpr index inner_piece_bytes = 1536;
 inline constexpr index inner_bank_blocks = 2, inner_row_blocks = 6;
 
 /// put(i, r, the inner product of row(i) and row r of the bank) for i < count.
@@ -38,6 +39,9 @@ void inner_products(index count, index cols, const Row& row, matrix_view<const T
                     const Put& put) {
   constexpr index several = Tile::tokens, ranks = Tile::ranks;
   constexpr index length = inner_piece_bytes / static_cast<index>(sizeof(T));
+  // What is fetched in each of the passes over the bank.
+  constexpr index share = length / inner_bank_blocks;
+  constexpr index lines = ceil_div(share, panel_width<T>);
   const index whole = cols / Tile::lanes * Tile::lanes;
   alignas(host_alignment) T out[inner_row_blocks][inner_bank_blocks][several][ranks][Tile::lanes];
   const T* rows[inner_row_blocks][several];
@@ -57,7 +61,6 @@ void inner_products(index count, index cols, const Row& row, matrix_view<const T
       }
       for (index d = 0; d == 0 || d < whole; d += length) {
         const index end = std::min(d + length, whole);
-        const index share = (end - d) / bank_blocks;
         for (index i = 0; i < row_blocks; ++i) {
           // The same piece of the next rows, the next piece of the first ones, other rows.
           const T* next[several];
@@ -67,7 +70,7 @@ void inner_products(index count, index cols, const Row& row, matrix_view<const T
                                          : row(std::min(first + some + j, count - 1));
           }
           for (index r = 0; r < bank_blocks; ++r) {
-            for (index j = 0; j < several; ++j) prefetch(next[j] + r * share, share);
+            for (index j = 0; j < several; ++j) prefetch<lines>(next[j], r * share);
             if (some - i * several == 1) {
               Tile::template inner<1>(d, end, {rows[i][0]}, block[r], d > 0,
                                       reinterpret_cast<T(&)[1][ranks][Tile::lanes]>(out[i][r]));

@@ -101,18 +101,21 @@ struct tile_tasks_of {
   index rows, depth, row_tasks, cols = 0, col_tasks = 0;
 };
 
-/// c = alpha op(a) b + beta c with b packed by pack_panels, k > 0. Not inlined, so that a program
-/// may instantiate it in one place.
-template <class T>
-void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
-                   const T* b, index k, T beta, matrix_view<T, cpu> c);
+/// All rows of a task and some of its columns, whose product is complete and lies in L2.
+struct finished_block {
+  index row, rows, col, cols;
+  index col_task;  ///< the piece of the columns of c that it belongs to
+  index at;        ///< its first column in this piece, a multiple of the width asked for
+};
 
-template <class T>
+/// c = alpha op(a) b + beta c with b packed by pack_panels, k > 0; then done(block) for blocks that
+/// make up c, each `width` columns wide, a multiple of a tile's, but for the last of a piece.
+template <class T, class Tile = register_tile<T>, class Done>
 void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
-                   const T* b, index k, T beta, matrix_view<T, cpu> c) {
-  using tile = register_tile<T>;
-  constexpr index width = panel_width<T>;
-  const tile_tasks_of<tile> cut(c.rows, c.cols, k);
+                   const T* b, index k, T beta, matrix_view<T, cpu> c, index width,
+                   const Done& done) {
+  constexpr index panel_cols = panel_width<T>;
+  const tile_tasks_of<Tile> cut(c.rows, c.cols, k);
   const workspace<cpu>::scope scope(ctx.scratch);
   const auto blocks = ctx.scratch.take<T>(ctx.threads, cut.block_size());
 
@@ -123,31 +126,47 @@ void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, tran
     for (index k0 = 0; k0 < k; k0 += cut.depth) {
       const index depth = std::min(cut.depth, k - k0);
       const T kept = k0 == 0 ? beta : T{1};
-      for (index i = 0; i < rows; i += tile::rows) {
-        pack_panel<tile::rows, T>(a, ta == transpose::no, row + i, std::min(tile::rows, rows - i),
+      for (index i = 0; i < rows; i += Tile::rows) {
+        pack_panel<Tile::rows, T>(a, ta == transpose::no, row + i, std::min(Tile::rows, rows - i),
                                   k0, depth, block + i * depth);
       }
-      for (index j = 0; j < cols; j += tile::cols) {
-        const index tile_cols = std::min(tile::cols, cols - j);
-        const T* panel[tile::panels];
-        for (index p = 0; p < tile::panels; ++p) {
+      for (index j = 0; j < cols; j += Tile::cols) {
+        const index tile_cols = std::min(Tile::cols, cols - j);
+        const T* panel[Tile::panels];
+        for (index p = 0; p < Tile::panels; ++p) {
           // A tile that ends within its first panel reads that one twice and drops the second sums.
-          const index at = col + j + (p * width < tile_cols ? p * width : 0);
-          panel[p] = b + at * k + k0 * width;
+          const index at = col + j + (p * panel_cols < tile_cols ? p * panel_cols : 0);
+          panel[p] = b + at * k + k0 * panel_cols;
         }
-        for (index i = 0; i < rows; i += tile::rows) {
-          const index tile_rows = std::min(tile::rows, rows - i);
+        for (index i = 0; i < rows; i += Tile::rows) {
+          const index tile_rows = std::min(Tile::rows, rows - i);
           T* const out = c.row(row + i) + col + j;
-          if (tile_rows == tile::rows && tile_cols == tile::cols) {
-            tile::run(depth, block + i * depth, panel, alpha, kept, out, c.stride);
+          if (tile_rows == Tile::rows && tile_cols == Tile::cols) {
+            Tile::run(depth, block + i * depth, panel, alpha, kept, out, c.stride);
           } else {
-            tile::run_edge(depth, block + i * depth, panel, alpha, kept, out, c.stride, tile_rows,
+            Tile::run_edge(depth, block + i * depth, panel, alpha, kept, out, c.stride, tile_rows,
                            tile_cols);
           }
+        }
+        const index end = j + tile_cols;
+        if (k0 + depth == k && (end % width == 0 || end == cols)) {
+          const index at = (end - 1) / width * width;
+          done(finished_block{row, rows, col + at, end - at, task % cut.col_tasks, at});
         }
       }
     }
   });
+}
+
+/// The product alone. Not inlined, so that a program may instantiate it in one place.
+template <class T>
+void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
+                   const T* b, index k, T beta, matrix_view<T, cpu> c);
+
+template <class T>
+void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
+                   const T* b, index k, T beta, matrix_view<T, cpu> c) {
+  panel_product<T>(ctx, alpha, a, ta, b, k, beta, c, c.cols, [](const finished_block&) {});
 }
 
 /// c = alpha op(a) op(b) + beta c, k > 0, b packed piece by piece into scratch.

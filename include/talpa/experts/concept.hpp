@@ -5,6 +5,7 @@
 #include <talpa/core/random.hpp>
 #include <talpa/core/view.hpp>
 #include <talpa/ops/dropout.hpp>
+#include <talpa/ops/indexed_gemm.hpp>
 #include <talpa/ops/segments.hpp>
 
 #include <concepts>
@@ -82,17 +83,19 @@ concept rank_space_expert = expert_policy<X> &&
 };
 
 /// An expert that can read and write rows of tokens by index, without copies of them:
-/// `forward_indexed` writes or adds to y, `backward_indexed` is its gradient. On the CPU.
+/// `forward_indexed` writes or adds to y, `backward_indexed` is its gradient. Either takes a
+/// product that it forms on the way, so that y is written once. On the CPU.
 template <class X>
 concept indexed_expert = rank_space_expert<X> &&
     requires(const X x, context<cpu>& ctx, typename X::template params<float, cpu>& params,
              const typename X::template saved<float, cpu>& saved, const segments<cpu>& slots,
-             vector_view<float, cpu> gates, matrix_view<float, cpu> m) {
+             vector_view<float, cpu> gates, matrix_view<float, cpu> m,
+             const packed_product<float, cpu>& base) {
   {
-    x.forward_indexed(ctx, params, slots, gates, m, m, grad_mode::overwrite)
+    x.forward_indexed(ctx, params, slots, gates, m, m, grad_mode::overwrite, base)
     } -> std::same_as<typename X::template saved<float, cpu>>;
   {
-    x.backward_indexed(ctx, params, saved, slots, gates, m, m, gates, m, grad_mode::overwrite)
+    x.backward_indexed(ctx, params, saved, slots, gates, m, m, gates, m, grad_mode::overwrite, base)
     } -> std::same_as<void>;
 };
 

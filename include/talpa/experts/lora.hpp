@@ -153,27 +153,27 @@ struct lora {
     }
   }
 
-  /// y (+)= sum_e g_e f_e(x) over the slots of each token, rows of x and y read and written where
-  /// they lie. x [N, D] after dropout, y [N, O], gates [S].
+  /// y (+)= `base` + sum_e g_e f_e(x) over the slots of each token, rows of x and y read and
+  /// written where they lie. x [N, D] after dropout, y [N, O], gates [S]; the base may be none.
   template <class T, class B>
   saved<T, B> forward_indexed(context<B>& ctx, const params<T, B>& p, const segments<B>& slots,
                               vector_input<T, B> gates, input<T, B> x, output<T, B> y,
-                              grad_mode y_mode) const {
+                              grad_mode y_mode, const packed_product<T, B>& base = {}) const {
     const saved<T, B> kept{ctx.memory.template take<T>(gates.size, rank)};  // [S, R]
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto z = ctx.scratch.template take<T>(gates.size, rank);  // [S, R]
     ops::indexed_shrink(ctx, slots, x, p.a.value(), kept.u);
     ops::rank_gate(ctx, static_cast<T>(scale()), as_column(gates), kept.u, z);
-    ops::indexed_expand(ctx, slots, z, p.b.value(), y, y_mode);
+    expand(ctx, slots, z, p.b, base, y, y_mode);
     return kept;
   }
 
-  /// Overwrites dgates [S]; writes or adds to dx [N, D] as dx_mode says.
+  /// Overwrites dgates [S]; writes or adds to dx [N, D] as dx_mode says, `base` included.
   template <class T, class B>
   void backward_indexed(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
                         const segments<B>& slots, vector_input<T, B> gates, input<T, B> x,
                         input<T, B> dy, vector_output<T, B> dgates, output<T, B> dx,
-                        grad_mode dx_mode) const {
+                        grad_mode dx_mode, const packed_product<T, B>& base = {}) const {
     const typename workspace<B>::scope scope(ctx.scratch);
     const T s = static_cast<T>(scale());
     const auto z = ctx.scratch.template take<T>(gates.size, rank);   // [S, R]
@@ -186,7 +186,19 @@ struct lora {
     ops::indexed_shrink(ctx, slots, dy, p.b.value(), du);
     ops::rank_gate_backward(ctx, s, gate_column, kept.u, du, du, as_column(dgates));
     if (p.a.trainable()) ops::indexed_gradient(ctx, slots, du, x, p.a.trained(), p.a.grad());
-    ops::indexed_expand(ctx, slots, du, p.a.value(), dx, dx_mode);
+    expand(ctx, slots, du, p.a, base, dx, dx_mode);
+  }
+
+ private:
+  template <class T, class B>
+  static void expand(context<B>& ctx, const segments<B>& slots, input<T, B> z,
+                     const parameter<T, B>& bank, const packed_product<T, B>& base, output<T, B> y,
+                     grad_mode y_mode) {
+    if (base.b != nullptr) {
+      ops::indexed_expand(ctx, slots, z, bank.value(), base, y, y_mode);
+    } else {
+      ops::indexed_expand(ctx, slots, z, bank.value(), y, y_mode);
+    }
   }
 };
 

@@ -8,6 +8,7 @@
 #include <talpa/ops/fill.hpp>
 #include <talpa/ops/gather.hpp>
 #include <talpa/ops/indexed_gemm.hpp>
+#include <talpa/ops/packed_gemm.hpp>
 #include <talpa/ops/segments.hpp>
 #include <talpa/routing/routing.hpp>
 
@@ -15,7 +16,8 @@
 
 namespace talpa {
 
-/// Experts behind given gates: y (+)= sum_e g_e f_e(dropout(x)). The part that routed layers share;
+/// Experts behind given gates: y (+)= `base` + sum_e g_e f_e(dropout(x)), where base is a product
+/// with a packed matrix, if there is one. The part that routed layers share;
 /// who makes the gates is their business.
 ///
 /// Backward: dg_e = <dy, f_e>, dx (+)= sum_e g_e (df_e/dx)^T dy, and the parameters of the experts
@@ -118,15 +120,20 @@ struct mixture {
            bytes(capacity * expert.width(), sizeof(T)) + more(capacity);
   }
 
-  /// Writes or adds to y as y_mode says; keeps what backward reads in ctx.memory.
+  /// Writes or adds to y as y_mode says; keeps what backward reads in ctx.memory. Under indexed the
+  /// experts' share joins the base block by block, to the same bits as after it.
   template <floating T, backend B>
   saved<T, B> forward(context<B>& ctx, const params<T, B>& p,
                       const std::type_identity_t<routing_view<const T, B>>& routing,
                       std::type_identity_t<matrix_view<const T, B>> x,
                       std::type_identity_t<matrix_view<T, B>> y, grad_mode y_mode,
-                      const drawn_dropout& dropout = {}) const {
+                      const drawn_dropout& dropout = {},
+                      const packed_product<T, B>& base = {}) const {
     saved<T, B> kept;
     kept.used = choose<B>(x.cols, y.cols);
+    if (base.b != nullptr && kept.used != strategy::indexed) {
+      y_mode = form(ctx, base, y, y_mode);
+    }
     kept.dropout = dropout.input;
     const typename workspace<B>::scope scope(ctx.scratch);
     const matrix_view<const T, B> dropped = dropout.input.apply(ctx, x);  // [N, D]
@@ -145,7 +152,7 @@ struct mixture {
     if constexpr (can_index<B>) {
       if (kept.used == strategy::indexed) {
         kept.expert = expert.forward_indexed(ctx, p, kept.sorted.slots, kept.sorted.gates, dropped,
-                                             y, y_mode);
+                                             y, y_mode, base);
         return kept;
       }
     }
@@ -165,14 +172,24 @@ struct mixture {
   }
 
   /// Overwrites dgates [N, E]; adds to the gradients of what trains; writes or adds to dx as
-  /// dx_mode says.
+  /// dx_mode says, `base` included.
   template <floating T, backend B>
   void backward(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
                 const std::type_identity_t<routing_view<const T, B>>& routing,
                 std::type_identity_t<matrix_view<const T, B>> x,
                 std::type_identity_t<matrix_view<const T, B>> dy,
                 std::type_identity_t<matrix_view<T, B>> dgates,
-                std::type_identity_t<matrix_view<T, B>> dx, grad_mode dx_mode) const {
+                std::type_identity_t<matrix_view<T, B>> dx, grad_mode dx_mode,
+                const packed_product<T, B>& base = {}) const {
+    packed_product<T, B> joined;
+    if (base.b != nullptr && dx_mode != grad_mode::ignore) {
+      // What the dropout takes from the experts' share it must not take from the base.
+      if (kept.used == strategy::indexed && !kept.dropout.active) {
+        joined = base;
+      } else {
+        dx_mode = form(ctx, base, dx, dx_mode);
+      }
+    }
     const typename workspace<B>::scope scope(ctx.scratch);
     const matrix_view<const T, B> dropped = kept.dropout.apply(ctx, x);  // [N, D]
     kept.dropout.through(ctx, dx, dx_mode, [&](matrix_view<T, B> share, grad_mode share_mode) {
@@ -188,7 +205,7 @@ struct mixture {
       if constexpr (can_index<B>) {
         if (kept.used == strategy::indexed) {
           expert.backward_indexed(ctx, p, kept.expert, kept.sorted.slots, kept.sorted.gates,
-                                  dropped, dy, dgate_of_slot, share, share_mode);
+                                  dropped, dy, dgate_of_slot, share, share_mode, joined);
           ops::build_segments_backward(ctx, routing.mask, kept.sorted.slots, dgate_of_slot, dgates,
                                        grad_mode::overwrite);
           return;
@@ -206,6 +223,18 @@ struct mixture {
       if (share_mode == grad_mode::ignore) return;
       ops::combine(ctx, kept.sorted.slots, x_slots, share, share_mode);
     });
+  }
+
+ private:
+  /// Forms the base alone; the experts' share is then to be added.
+  template <class T, class B>
+  static grad_mode form(context<B>& ctx, const packed_product<T, B>& base, matrix_view<T, B> y,
+                        grad_mode y_mode) {
+    if constexpr (has_packed_matrix<B>) {
+      const T kept = y_mode == grad_mode::accumulate ? T{1} : T{0};
+      ops::gemm(ctx, base.a, transpose::no, *base.b, kept, y);
+    }
+    return grad_mode::accumulate;
   }
 };
 

@@ -136,9 +136,15 @@ struct mole_linear {
     saved<T, B> kept;
     kept.router = router.forward(ctx, p.router, experts, x, m, batch);
     kept.routed = kept.router.routed;
-    affine_forward(ctx, p.base, x, y);
-    kept.mixed =
-        mixed().forward(ctx, p.expert, kept.routed.routing, x, y, grad_mode::accumulate, dropout);
+    packed_product<T, B> base;
+    if (p.base.weight.packed_transpose() != nullptr && !p.base.bias.exists()) {
+      base = {x, p.base.weight.packed_transpose()};
+    } else {
+      affine_forward(ctx, p.base, x, y);
+    }
+    kept.mixed = mixed().forward(ctx, p.expert, kept.routed.routing, x, y,
+                                 base.b != nullptr ? grad_mode::overwrite : grad_mode::accumulate,
+                                 dropout, base);
     return kept;
   }
 
@@ -155,12 +161,14 @@ struct mole_linear {
     check_shape(name, "dy", dy, x.rows, p.base.weight.rows(), "tokens, output width of the base");
     if (dx_mode != grad_mode::ignore) check_shape(name, "dx", dx, x.rows, x.cols, "shape of x");
     if constexpr (base_adapting_expert<Expert>) check_frozen(p);
-    affine_backward(ctx, p.base, x, dy, dx, dx_mode);
+    const packed_product<T, B> base{dy, p.base.weight.packed()};
+    affine_backward(ctx, p.base, x, dy, dx, base.b != nullptr ? grad_mode::ignore : dx_mode);
     const grad_mode add = dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate;
 
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto dgates = ctx.scratch.template take<T>(x.rows, experts);  // [N, E]
-    mixed().backward(ctx, p.expert, kept.mixed, kept.routed.routing, x, dy, dgates, dx, add);
+    mixed().backward(ctx, p.expert, kept.mixed, kept.routed.routing, x, dy, dgates, dx,
+                     base.b != nullptr ? dx_mode : add, base);
     router.backward(ctx, p.router, kept.router, x, dgates, dx, add, from_losses);
   }
 

@@ -5,11 +5,13 @@
 #include <talpa/core/mode.hpp>
 #include <talpa/core/row_run.hpp>
 #include <talpa/core/scalar.hpp>
+#include <talpa/ops/packed_gemm.hpp>
 #include <talpa/ops/segments.hpp>
 
 #include <concepts>
 #include <span>
 #include <string>
+#include <type_traits>
 
 // Products of slots with the block of their expert in a stacked bank, in which rows of tokens are
 // read and written where they lie, by index: no copies of rows, no [N, E P].
@@ -85,6 +87,36 @@ void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, in
   detail::check_indexed<T, B>("ops::indexed_expand", slots, "z", z, bank);
   check_shape("ops::indexed_expand", "y", y, slots.tokens(), bank.cols, "tokens, columns of bank");
   indexed_gemm_impl<B>::expand(ctx, slots, z, bank, y, y_mode);
+}
+
+/// From ranks to width on top of a product: y[n] (+)= a[n] b + the sum over the slots s of token n,
+/// by ascending expert e, of sum_r z[s, r] bank[e P + r].
+///
+/// The same bits as gemm of a and b into y and then indexed_expand with grad_mode::accumulate, but
+/// rows of y are not written to memory in between.
+/// Shapes: a [N, K], b [K, Q], z [S, P] with S the capacity of `slots`, bank [E P, Q], y [N, Q];
+/// views may be strided. y overlaps neither a nor z.
+/// Edges: a token without slots gets its row of a b.
+/// Cost: 2 N K Q flop and 2 P Q a slot; a copy of the bank in scratch.
+/// Determinism: the same bits for any number of threads; a row of y depends on its own row of a
+/// and slots only.
+/// Throws: shape_error.
+template <class B, floating T>
+void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, input<T, B> bank,
+                    const std::type_identity_t<packed_product<T, B>>& product, matrix_view<T, B> y,
+                    grad_mode y_mode) {
+  if (y_mode == grad_mode::ignore) return;
+  const char* const name = "ops::indexed_expand";
+  detail::check_indexed<T, B>(name, slots, "z", z, bank);
+  check_shape(name, "y", y, slots.tokens(), bank.cols, "tokens, columns of bank");
+  const packed_matrix<T, B>& b = *product.b;
+  check_shape(name, "a", product.a, slots.tokens(), b.rows(), "tokens, rows of b");
+  if (b.cols() != bank.cols) {
+    detail::throw_shape(name, "b", detail::shape_text(b.rows(), b.cols()),
+                        detail::concat("[..., ", std::to_string(bank.cols), "]"),
+                        "columns of bank");
+  }
+  indexed_gemm_impl<B>::expand(ctx, slots, z, bank, product.a, b, y, y_mode);
 }
 
 /// Gradient of a bank: adds to row e P + r the sum over the slots s of expert e, in ascending order

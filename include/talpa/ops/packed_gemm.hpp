@@ -20,6 +20,14 @@ class packed_matrix {
                 "talpa/cpu/packed_gemm.hpp for cpu (docs/architecture.md)");
 };
 
+/// The product a b of rows [N, K] and a packed matrix [K, Q] that somebody will form; none without
+/// a b.
+template <class T, class B>
+struct packed_product {
+  matrix_view<const T, B> a;
+  const packed_matrix<T, B>* b = nullptr;
+};
+
 /// Backends that have packed_matrix.
 template <class B>
 inline constexpr bool has_packed_matrix = std::same_as<B, cpu>;
