@@ -87,8 +87,13 @@ TEST_SUITE("layers/mixture") {
             const auto kept = mixed.template forward<T, cpu>(ctx, p, routing, x, r.y.view(), y_then,
                                                              dropout, base);
             CHECK(kept.used == execution);
+            index calls = 0;
             mixed.template backward<T, cpu>(ctx, p, kept, routing, x, dy, r.dgates.view(),
-                                            r.dx.view(), dx_then, dbase);
+                                            r.dx.view(), dx_then, dbase, [&] {
+                                              ++calls;
+                                              return low_rank_product<T, cpu>{};
+                                            });
+            CHECK(calls == 1);
             CHECK(ctx.scratch.used() == 0);
             r.da = matrix<T, cpu>(p.a.grad());
             r.db = matrix<T, cpu>(p.b.grad());
@@ -105,6 +110,58 @@ TEST_SUITE("layers/mixture") {
           CHECK((testing::first_difference(found.dx, before_dx) == "") ==
                 (mode == grad_mode::ignore));
         }
+      }
+    }
+  }
+
+  TEST_CASE_TEMPLATE("what the caller has for dx is asked for once, with dgates at hand", T, float,
+                     double) {
+    // Integers: sums in any order are the same.
+    const index tokens = 130, inputs = 70, experts = 3, rank = 2;
+    test_random random(72);
+    const auto integers = [&](index rows, index cols) {
+      matrix<T, cpu> m(rows, cols);
+      for (index i = 0; i < m.size(); ++i) m.data()[i] = static_cast<T>(random.below(7)) - T{3};
+      return m;
+    };
+    routed_layer<T> routed(tokens, experts);
+    for (index n = 0; n < tokens; ++n) {
+      for (index e = n % 2; e < experts; ++e) routed.turn_on(n, e, 2.0);
+    }
+    const auto routing = routing_view<const T, cpu>(routed.view().routing);
+    const matrix<T, cpu> x = integers(tokens, inputs), dy = integers(tokens, inputs);
+    const matrix<T, cpu> w = integers(inputs, inputs), more_w = integers(experts, inputs);
+    const matrix<T, cpu> a = integers(experts * rank, inputs), b = integers(experts * rank, inputs);
+    for (const strategy execution :
+         {strategy::dense_masked, strategy::grouped, strategy::indexed}) {
+      for (const bool packed : {false, true}) {
+        CAPTURE(strategy_name(execution));
+        CAPTURE(packed);
+        const mixture<lora> mixed{{.rank = rank, .alpha = 2.0}, experts, experts, execution};
+        context<cpu> ctx(2);
+        generator numbers(5);
+        auto p = mixed.expert.template init<T, cpu>(inputs, inputs, experts, numbers, "");
+        ops::copy(ctx, a.view(), p.a.value());
+        ops::copy(ctx, b.view(), p.b.value());
+        const packed_matrix<T, cpu> plain(ctx, w, transpose::no);
+        const packed_product<T, cpu> base{dy.view(), packed ? &plain : nullptr};
+        const workspace<cpu>::scope scope(ctx.memory);
+        matrix<T, cpu> y(tokens, inputs), dx(tokens, inputs), expected(tokens, inputs);
+        matrix<T, cpu> dgates(tokens, experts), seen(tokens, experts),
+            d = integers(tokens, experts);
+        const auto kept =
+            mixed.template forward<T, cpu>(ctx, p, routing, x, y.view(), grad_mode::overwrite);
+        mixed.template backward<T, cpu>(ctx, p, kept, routing, x, dy, dgates.view(),
+                                        expected.view(), grad_mode::overwrite, base);
+        ops::gemm(ctx, d, transpose::no, more_w, transpose::no, T{1}, expected.view());
+        testing::poison<T>(dgates.view());
+        mixed.template backward<T, cpu>(ctx, p, kept, routing, x, dy, dgates.view(), dx.view(),
+                                        grad_mode::overwrite, base, [&] {
+                                          ops::copy(ctx, dgates.view(), seen.view());
+                                          return low_rank_product<T, cpu>{d.view(), more_w.view()};
+                                        });
+        CHECK(testing::first_difference(dx, expected) == "");
+        CHECK(testing::first_difference(seen, dgates) == "");
       }
     }
   }

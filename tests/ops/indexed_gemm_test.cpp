@@ -390,6 +390,61 @@ TEST_SUITE("ops/indexed_gemm") {
     }
   }
 
+  TEST_CASE_TEMPLATE("a low-rank product joins the sum", T, float, double) {
+    test_random random(47);
+    const index width = detail::indexed_tile<T>::sum_cols;
+    struct shape {
+      index tokens, experts, ranks, inner, cols, more;
+    };
+    for (const shape& s : {shape{1, 1, 1, 1, 1, 1}, shape{129, 4, 3, 20, width + 1, 4},
+                           shape{300, 2, 2, 30, detail::tile_task_cols + 3, 9},
+                           shape{40, 3, 2, 0, width + 2, 2}, shape{0, 2, 2, 3, 4, 2}}) {
+      CAPTURE(s.tokens);
+      const routed_layer<T> layer = random_mask<T>(random, s.tokens, s.experts, 2.0);
+      context<cpu> ctx(1);
+      const segments<cpu> slots = segments_of(ctx, layer, 2);
+      const matrix<T, cpu> a = random_matrix<T>(random, s.tokens, s.inner);
+      const matrix<T, cpu> b = random_matrix<T>(random, s.inner, s.cols);
+      const matrix<T, cpu> bank = random_matrix<T>(random, s.experts * s.ranks, s.cols);
+      const matrix<T, cpu> z = random_matrix<T>(random, slots.capacity(), s.ranks);
+      padded<T> d(random_matrix<T>(random, s.tokens, s.more));
+      padded<T> w(random_matrix<T>(random, s.more, s.cols));
+      const packed_matrix<T, cpu> packed(ctx, b, transpose::no);
+      const matrix<T, cpu> before = random_matrix<T>(random, s.tokens, s.cols);
+      for (const grad_mode mode : {grad_mode::overwrite, grad_mode::accumulate}) {
+        padded<T> y(before), again(before);
+        ops::indexed_expand(ctx, slots, z, bank, {a.view(), &packed}, y.view(), mode,
+                            {d.view(), w.view()});
+        context<cpu> other(3);
+        ops::indexed_expand(other, slots, z, bank, {a.view(), &packed}, again.view(), mode,
+                            {d.view(), w.view()});
+        CHECK(testing::first_difference<T>(y.view(), again.view()) == "");
+        CHECK(y.intact());
+        bool right = true;
+        for (index n = 0; n < s.tokens; ++n) {
+          for (index q = 0; q < s.cols; ++q) {
+            expected_sum sum;
+            const auto add = [&](T left, T factor) {
+              sum.add(static_cast<double>(left), static_cast<double>(factor));
+            };
+            if (mode == grad_mode::accumulate) add(before(n, q), T{1});
+            for (index i = 0; i < s.inner; ++i) add(a(n, i), b(i, q));
+            for (index i = 0; i < s.more; ++i) add(d.view()(n, i), w.view()(i, q));
+            for (index e = 0; e < s.experts; ++e) {
+              for (index slot = slots.offsets[e]; slot < slots.offsets[e + 1]; ++slot) {
+                for (index r = 0; r < s.ranks && slots.token_of_slot[slot] == n; ++r) {
+                  add(z(slot, r), bank(e * s.ranks + r, q));
+                }
+              }
+            }
+            right = right && sum.allows(y.view()(n, q));
+          }
+        }
+        CHECK(right);
+      }
+    }
+  }
+
   TEST_CASE("a second call takes no memory") {
     test_random random(45);
     const routed_layer<float> layer = random_mask<float>(random, 150, 5, 2.0);
@@ -402,7 +457,8 @@ TEST_SUITE("ops/indexed_gemm") {
     matrix<float, cpu> y(150, 70);
     const auto all = [&] {
       run<float>(ctx, s, x, bank);
-      ops::indexed_expand(ctx, s, z, bank, {a.view(), &b}, y.view(), grad_mode::overwrite);
+      ops::indexed_expand(ctx, s, z, bank, {a.view(), &b}, y.view(), grad_mode::overwrite,
+                          {a.view(), bank.view()});
     };
     all();
     const index allocations = ctx.scratch.allocations();
@@ -469,6 +525,22 @@ TEST_SUITE("ops/indexed_gemm") {
                             add),
         "talpa::ops::indexed_expand: 'b' has shape [6, 4], expected [..., 5] = columns of bank",
         shape_error);
+    const auto beside = [&](index rows, index inner, index cols) {
+      const matrix<float, cpu> a(3, 6), d(rows, inner), w(2, cols);
+      ops::indexed_expand(ctx, s, z, bank, {a.view(), &b}, y.view(), add, {d.view(), w.view()});
+    };
+    CHECK_THROWS_WITH_AS(beside(2, 2, 5),
+                         "talpa::ops::indexed_expand: 'd' has shape [2, 2], expected [3, 2] = "
+                         "tokens, rows of w",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(beside(3, 3, 5),
+                         "talpa::ops::indexed_expand: 'd' has shape [3, 3], expected [3, 2] = "
+                         "tokens, rows of w",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(beside(3, 2, 4),
+                         "talpa::ops::indexed_expand: 'w' has shape [2, 4], expected [2, 5] = "
+                         "columns of d, columns of bank",
+                         shape_error);
     CHECK(y(2, 4) == 7.0f);
     CHECK_THROWS_WITH_AS(
         ops::indexed_gradient(ctx, s, matrix<float, cpu>(5, 4), x, {}, dbank.view()),

@@ -37,12 +37,13 @@ void indexed_inner(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const 
 template <class T>
 void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
                  matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, bool add);
-/// y = a b, added to y if `add`, plus the sum of z[s] block_e over the slots of each token, which
-/// each block of y takes while it is in the near caches. The bits of the one after the other.
+/// y = `product`, added to y if `add`, plus the sum of z[s] block_e over the slots of each token
+/// and `more`, which each block of y takes while it is in the near caches.
 template <class T>
-void product_and_sum(context<cpu>& ctx, matrix_view<const T, cpu> a, const packed_matrix<T, cpu>& b,
+void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product,
                      const segments<cpu>& s, matrix_view<const T, cpu> z,
-                     matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, bool add);
+                     matrix_view<const T, cpu> bank, const low_rank_product<T, cpu>& more,
+                     matrix_view<T, cpu> y, bool add);
 /// dbank += the sum of z[s]^T x[token of s] over the slots of each expert in `run`.
 template <class T>
 void indexed_outer(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
@@ -85,29 +86,44 @@ void copy_panel(matrix_view<const T, cpu> bank, index first, index count, T* out
   }
 }
 
-/// What the tokens add up: one term a slot, in the order of slot_of_token, with the first row of
-/// its expert in the bank. In scratch.
+/// What the tokens add up, token after token: a term for each slot, with the first row of its
+/// expert in the bank, and one for its row of d, if that has rows, with the rows behind the bank.
 template <class T, class Tile = indexed_tile<T>>
-const typename Tile::row_factors* slot_terms(context<cpu>& ctx, const segments<cpu>& s,
-                                             matrix_view<const T, cpu> z) {
-  const index experts = s.experts(), slots = s.offsets[experts];
-  const auto terms = ctx.scratch.take<typename Tile::row_factors>(slots);
-  parallel_for_blocks(ctx.threads, slots, 512, [&](index first, index count, int) {
-    for (index i = first; i < first + count; ++i) {
-      const index slot = s.slot_of_token[i];
-      const index* const after = std::upper_bound(s.offsets.data, s.offsets.data + experts, slot);
-      terms[i] = {z.row(slot), (after - s.offsets.data - 1) * z.cols, z.cols};
-    }
-  });
-  return terms.data;
-}
+struct token_terms {
+  using term = typename Tile::row_factors;
+
+  /// In scratch.
+  token_terms(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
+              matrix_view<const T, cpu> d)
+      : first_slot(s.slot_offset_of_token.data), more(d.rows != 0 ? 1 : 0) {
+    const index experts = s.experts();
+    terms = ctx.scratch.take<term>(s.offsets[experts] + more * s.tokens()).data;
+    parallel_for_blocks(ctx.threads, s.tokens(), 256, [&](index begin, index count, int) {
+      for (index n = begin; n < begin + count; ++n) {
+        term* to = terms + first(n);
+        for (index i = first_slot[n]; i < first_slot[n + 1]; ++i) {
+          const index slot = s.slot_of_token[i];
+          const index* const after =
+              std::upper_bound(s.offsets.data, s.offsets.data + experts, slot);
+          *to++ = {z.row(slot), (after - s.offsets.data - 1) * z.cols, z.cols};
+        }
+        if (more != 0) *to = {d.row(n), experts * z.cols, d.cols};
+      }
+    });
+  }
+  /// The terms of token n are [first(n), first(n + 1)).
+  index first(index n) const { return first_slot[n] + more * n; }
+
+  const index* first_slot;
+  index more;
+  term* terms = nullptr;
+};
 
 /// Sums of rows of a panel for a block of y, tokens [first, first + y.rows), at most a panel wide.
 /// While the last rows are computed the first ones `ahead` columns further are fetched.
 template <class T, class Tile = indexed_tile<T>>
-void sum_block(const segments<cpu>& s, const typename Tile::row_factors* terms, index first,
-               const T* panel, index stride, index ahead, bool add, matrix_view<T, cpu> y) {
-  const index* const places = s.slot_offset_of_token.data + first;
+void sum_block(const token_terms<T, Tile>& of, index first, const T* panel, index stride,
+               index ahead, bool add, matrix_view<T, cpu> y) {
   for (index n = 0; n < y.rows; ++n) {
     // Rows are too far apart for the machine to foresee the next one.
     const index row = (n + sum_prefetch_tokens) % y.rows;
@@ -118,13 +134,14 @@ void sum_block(const segments<cpu>& s, const typename Tile::row_factors* terms, 
       __builtin_prefetch(
           reinterpret_cast<const void*>(next + static_cast<std::uintptr_t>(line * panel_bytes)), 1);
     }
-    const index count = places[n + 1] - places[n];
+    const auto* const terms = of.terms + of.first(first + n);
+    const index count = of.first(first + n + 1) - of.first(first + n);
     T* const to = y.row(n);
     if (y.cols == Tile::sum_cols) {
-      Tile::sum_rows(count, terms + places[n], panel, stride, add, to);
+      Tile::sum_rows(count, terms, panel, stride, add, to);
     } else {
       T edge[Tile::sum_cols];
-      Tile::sum_rows(count, terms + places[n], panel, stride, false, edge);
+      Tile::sum_rows(count, terms, panel, stride, false, edge);
       for (index d = 0; d < y.cols; ++d) to[d] = add ? to[d] + edge[d] : edge[d];
     }
   }
@@ -144,12 +161,12 @@ void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T,
     const index first = (borrowed + panel) * width;
     copy_panel<width, T>(bank, first, std::min(width, y.cols - first), copies.row(panel));
   });
-  const auto* const terms = slot_terms<T>(ctx, s, z);
+  const token_terms<T> terms(ctx, s, z, {});
   parallel_for_blocks(ctx.threads, y.rows, indexed_task_tokens, [&](index first, index rows, int) {
     for (index panel = 0; panel < panels; ++panel) {
       const index col = panel * width;
       const bool in_place = panel < borrowed;
-      sum_block<T>(s, terms, first, in_place ? bank.data + col : copies.row(panel - borrowed),
+      sum_block<T>(terms, first, in_place ? bank.data + col : copies.row(panel - borrowed),
                    in_place ? bank.stride : width, width, add,
                    y.row_range(first, rows).col_range(col, std::min(width, y.cols - col)));
     }
@@ -157,30 +174,47 @@ void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T,
 }
 
 template <class T>
-void product_and_sum(context<cpu>& ctx, matrix_view<const T, cpu> a, const packed_matrix<T, cpu>& b,
+void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product,
                      const segments<cpu>& s, matrix_view<const T, cpu> z,
-                     matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, bool add) {
+                     matrix_view<const T, cpu> bank, const low_rank_product<T, cpu>& more,
+                     matrix_view<T, cpu> y, bool add) {
   constexpr index width = indexed_tile<T>::sum_cols;
   static_assert(width % register_tile<T>::cols == 0);
+  const packed_matrix<T, cpu>& b = *product.b;
   if (y.empty()) return;
   const workspace<cpu>::scope scope(ctx.scratch);
   // Panels of the bank begin where the pieces of the product's columns do.
   const tile_tasks_of<register_tile<T>> cut(y.rows, y.cols, b.rows());
   const index panels = ceil_div(cut.cols, width);
-  const auto copies = ctx.scratch.take<T>(cut.col_tasks * panels, bank.rows * width);
+  const auto copies =
+      ctx.scratch.take<T>(cut.col_tasks * panels, (bank.rows + more.w.rows) * width);
   parallel_for(ctx.threads, cut.col_tasks * panels, [&](index panel, int) {
     const index at = panel % panels * width, first = panel / panels * cut.cols + at;
     const index some = std::min({width, cut.cols - at, y.cols - first});
-    if (some > 0) copy_panel<width, T>(bank, first, some, copies.row(panel));
+    if (some <= 0) return;
+    copy_panel<width, T>(bank, first, some, copies.row(panel));
+    copy_panel<width, T>(more.w, first, some, copies.row(panel) + bank.rows * width);
   });
-  const auto* const terms = slot_terms<T>(ctx, s, z);
-  panel_product<T>(ctx, T{1}, a, transpose::no, b.panels(), b.rows(), add ? T{1} : T{0}, y, width,
-                   [&](const finished_block& block) {
-                     const index panel = block.col_task * panels + block.at / width;
-                     sum_block<T>(
-                         s, terms, block.row, copies.row(panel), width, 0, true,
-                         y.row_range(block.row, block.rows).col_range(block.col, block.cols));
-                   });
+  const token_terms<T> terms(ctx, s, z, more.d);
+  const auto add_sums = [&](const finished_block& block) {
+    const index panel = block.col_task * panels + block.at / width;
+    sum_block<T>(terms, block.row, copies.row(panel), width, 0, true,
+                 y.row_range(block.row, block.rows).col_range(block.col, block.cols));
+  };
+  const T kept = add ? T{1} : T{0};
+  if (b.rows() == 0) {
+    // No product: nothing is complete block by block.
+    for (index i = 0; i < y.rows && !add; ++i) std::fill_n(y.row(i), y.cols, T{0});
+    for (index col = 0; col < y.cols; col += cut.cols) {
+      const index cols = std::min(cut.cols, y.cols - col);
+      for (index at = 0; at < cols; at += width) {
+        add_sums({0, y.rows, col + at, std::min(width, cols - at), col / cut.cols, at});
+      }
+    }
+    return;
+  }
+  panel_product<T>(ctx, T{1}, product.a, transpose::no, b.panels(), b.rows(), kept, y, width,
+                   add_sums);
 }
 
 template <class T>
@@ -223,11 +257,10 @@ struct indexed_gemm_impl<cpu> {
   }
   template <class T>
   static void expand(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
-                     matrix_view<const T, cpu> bank, matrix_view<const T, cpu> a,
-                     const packed_matrix<T, cpu>& b, matrix_view<T, cpu> y, grad_mode y_mode) {
-    if (b.rows() == 0)
-      return detail::indexed_sum<T>(ctx, s, z, bank, y, y_mode == grad_mode::accumulate);
-    detail::product_and_sum<T>(ctx, a, b, s, z, bank, y, y_mode == grad_mode::accumulate);
+                     matrix_view<const T, cpu> bank, const packed_product<T, cpu>& product,
+                     const low_rank_product<T, cpu>& more, matrix_view<T, cpu> y,
+                     grad_mode y_mode) {
+    detail::product_and_sum<T>(ctx, product, s, z, bank, more, y, y_mode == grad_mode::accumulate);
   }
   template <class T>
   static void gradient(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,

@@ -168,12 +168,14 @@ struct lora {
     return kept;
   }
 
-  /// Overwrites dgates [S]; writes or adds to dx [N, D] as dx_mode says, `base` included.
-  template <class T, class B>
+  /// Overwrites dgates [S]; writes or adds to dx [N, D] as dx_mode says, `base` included, and what
+  /// more() returns, which is called when dgates is there.
+  template <class T, class B, class More = no_more<T, B>>
   void backward_indexed(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
                         const segments<B>& slots, vector_input<T, B> gates, input<T, B> x,
                         input<T, B> dy, vector_output<T, B> dgates, output<T, B> dx,
-                        grad_mode dx_mode, const packed_product<T, B>& base = {}) const {
+                        grad_mode dx_mode, const packed_product<T, B>& base = {},
+                        const More& more = {}) const {
     const typename workspace<B>::scope scope(ctx.scratch);
     const T s = static_cast<T>(scale());
     const auto z = ctx.scratch.template take<T>(gates.size, rank);   // [S, R]
@@ -185,19 +187,23 @@ struct lora {
     }
     ops::indexed_shrink(ctx, slots, dy, p.b.value(), du);
     ops::rank_gate_backward(ctx, s, gate_column, kept.u, du, du, as_column(dgates));
+    const low_rank_product<T, B> rest = more();
     if (p.a.trainable()) ops::indexed_gradient(ctx, slots, du, x, p.a.trained(), p.a.grad());
-    expand(ctx, slots, du, p.a, base, dx, dx_mode);
+    expand(ctx, slots, du, p.a, base, dx, dx_mode, rest);
   }
 
  private:
   template <class T, class B>
   static void expand(context<B>& ctx, const segments<B>& slots, input<T, B> z,
                      const parameter<T, B>& bank, const packed_product<T, B>& base, output<T, B> y,
-                     grad_mode y_mode) {
+                     grad_mode y_mode, const low_rank_product<T, B>& rest = {}) {
     if (base.b != nullptr) {
-      ops::indexed_expand(ctx, slots, z, bank.value(), base, y, y_mode);
+      ops::indexed_expand(ctx, slots, z, bank.value(), base, y, y_mode, rest);
     } else {
       ops::indexed_expand(ctx, slots, z, bank.value(), y, y_mode);
+      if (rest.w.rows != 0 && y_mode != grad_mode::ignore) {
+        ops::gemm(ctx, rest.d, transpose::no, rest.w, transpose::no, T{1}, y);
+      }
     }
   }
 };

@@ -172,24 +172,45 @@ struct mixture {
   }
 
   /// Overwrites dgates [N, E]; adds to the gradients of what trains; writes or adds to dx as
-  /// dx_mode says, `base` included.
-  template <floating T, backend B>
+  /// dx_mode says, `base` included. more() is called once, when dgates is complete, and what it
+  /// returns is added to dx as well.
+  template <floating T, backend B, class More = no_more<T, B>>
   void backward(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
                 const std::type_identity_t<routing_view<const T, B>>& routing,
                 std::type_identity_t<matrix_view<const T, B>> x,
                 std::type_identity_t<matrix_view<const T, B>> dy,
                 std::type_identity_t<matrix_view<T, B>> dgates,
                 std::type_identity_t<matrix_view<T, B>> dx, grad_mode dx_mode,
-                const packed_product<T, B>& base = {}) const {
-    packed_product<T, B> joined;
-    if (base.b != nullptr && dx_mode != grad_mode::ignore) {
-      // What the dropout takes from the experts' share it must not take from the base.
+                const packed_product<T, B>& base = {}, const More& more = {}) const {
+    const typename workspace<B>::scope scope(ctx.scratch);
+    // What the dropout takes from the experts' share it must not take from the rest.
+    if constexpr (can_index<B>) {
       if (kept.used == strategy::indexed && !kept.dropout.active) {
-        joined = base;
-      } else {
-        dx_mode = form(ctx, base, dx, dx_mode);
+        const auto dgate_of_slot = ctx.scratch.template take<T>(kept.sorted.slots.capacity());
+        const auto complete = [&] {
+          ops::build_segments_backward(ctx, routing.mask, kept.sorted.slots, dgate_of_slot, dgates,
+                                       grad_mode::overwrite);
+          return low_rank_product<T, B>(more());
+        };
+        expert.backward_indexed(ctx, p, kept.expert, kept.sorted.slots, kept.sorted.gates, x, dy,
+                                dgate_of_slot, dx, dx_mode, base, complete);
+        return;
       }
     }
+    if (base.b != nullptr && dx_mode != grad_mode::ignore) dx_mode = form(ctx, base, dx, dx_mode);
+    backward_alone(ctx, p, kept, routing, x, dy, dgates, dx, dx_mode);
+    const low_rank_product<T, B> rest = more();
+    if (rest.w.rows != 0 && dx_mode != grad_mode::ignore) {
+      ops::gemm(ctx, rest.d, transpose::no, rest.w, transpose::no, T{1}, dx);
+    }
+  }
+
+ private:
+  template <class T, class B>
+  void backward_alone(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
+                      const routing_view<const T, B>& routing, matrix_view<const T, B> x,
+                      matrix_view<const T, B> dy, matrix_view<T, B> dgates, matrix_view<T, B> dx,
+                      grad_mode dx_mode) const {
     const typename workspace<B>::scope scope(ctx.scratch);
     const matrix_view<const T, B> dropped = kept.dropout.apply(ctx, x);  // [N, D]
     kept.dropout.through(ctx, dx, dx_mode, [&](matrix_view<T, B> share, grad_mode share_mode) {
@@ -205,7 +226,7 @@ struct mixture {
       if constexpr (can_index<B>) {
         if (kept.used == strategy::indexed) {
           expert.backward_indexed(ctx, p, kept.expert, kept.sorted.slots, kept.sorted.gates,
-                                  dropped, dy, dgate_of_slot, share, share_mode, joined);
+                                  dropped, dy, dgate_of_slot, share, share_mode);
           ops::build_segments_backward(ctx, routing.mask, kept.sorted.slots, dgate_of_slot, dgates,
                                        grad_mode::overwrite);
           return;
@@ -225,7 +246,6 @@ struct mixture {
     });
   }
 
- private:
   /// Forms the base alone; the experts' share is then to be added.
   template <class T, class B>
   static grad_mode form(context<B>& ctx, const packed_product<T, B>& base, matrix_view<T, B> y,

@@ -167,9 +167,19 @@ struct mole_linear {
 
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto dgates = ctx.scratch.template take<T>(x.rows, experts);  // [N, E]
-    mixed().backward(ctx, p.expert, kept.mixed, kept.routed.routing, x, dy, dgates, dx,
-                     base.b != nullptr ? dx_mode : add, base);
-    router.backward(ctx, p.router, kept.router, x, dgates, dx, add, from_losses);
+    const grad_mode mixed_mode = base.b != nullptr ? dx_mode : add;
+    if constexpr (Router::low_rank_dx) {
+      const auto dlogits = ctx.scratch.template take<T>(x.rows, experts);  // [N, E]
+      mixed().backward(ctx, p.expert, kept.mixed, kept.routed.routing, x, dy, dgates, dx,
+                       mixed_mode, base, [&] {
+                         return router.backward_low_rank(ctx, p.router, kept.router, x, dgates,
+                                                         dlogits, from_losses);
+                       });
+    } else {
+      mixed().backward(ctx, p.expert, kept.mixed, kept.routed.routing, x, dy, dgates, dx,
+                       mixed_mode, base);
+      router.backward(ctx, p.router, kept.router, x, dgates, dx, add, from_losses);
+    }
   }
 
  private:

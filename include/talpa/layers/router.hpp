@@ -5,10 +5,13 @@
 #include <talpa/core/workspace.hpp>
 #include <talpa/ops/add.hpp>
 #include <talpa/ops/copy.hpp>
+#include <talpa/ops/indexed_gemm.hpp>
 #include <talpa/ops/select.hpp>
 #include <talpa/scorers/explain.hpp>
+#include <talpa/scorers/linear_scorer.hpp>
 #include <talpa/selectors/explain.hpp>
 
+#include <concepts>
 #include <string>
 #include <utility>
 
@@ -171,6 +174,24 @@ struct router {
     return kept;
   }
 
+  /// Whether all of dx is dlogits W with the weight of the scorer.
+  static constexpr bool low_rank_dx =
+      std::same_as<Scorer, linear_scorer> && !controlled_selector<Selector>;
+
+  /// backward without dx, which is the returned product if `low_rank_dx`. dlogits [N, E] is
+  /// overwritten and must live until the product is formed.
+  template <floating T, backend B>
+  low_rank_product<T, B> backward_low_rank(
+      context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
+      std::type_identity_t<matrix_view<const T, B>> x,
+      std::type_identity_t<matrix_view<T, B>> dgates,
+      std::type_identity_t<matrix_view<T, B>> dlogits,
+      const std::type_identity_t<routed_gradient<T, B>>* from_losses) const requires(low_rank_dx) {
+    logits_gradient<T, B>(ctx, kept, dgates, dlogits, {}, from_losses);
+    scorer.backward(ctx, p.scorer, kept.scorer, x, dlogits, {}, grad_mode::ignore);
+    return {dlogits, std::as_const(p.scorer.weight).value()};
+  }
+
   /// dgates [N, E] is consumed: gradients of losses are added to it. dx as dx_mode says.
   template <floating T, backend B>
   void backward(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
@@ -184,11 +205,7 @@ struct router {
     if constexpr (controlled_selector<Selector>) {
       dcontrol = ctx.scratch.template take<T>(dgates.rows, 1);  // [N, 1]
     }
-    if (from_losses != nullptr) ops::axpy(ctx, T{1}, from_losses->dgates, dgates);
-    ops::select_backward(ctx, selector_at(selector, kept.in), kept.routed.logits,
-                         kept.routed.routing.gates, kept.routed.routing.mask, dgates, dlogits,
-                         kept.more, dcontrol);
-    if (from_losses != nullptr) ops::axpy(ctx, T{1}, from_losses->dlogits, dlogits);
+    logits_gradient<T, B>(ctx, kept, dgates, dlogits, dcontrol, from_losses);
     if constexpr (noisy_scorer<Scorer>) {
       const routed_noise_gradient<T, B> none;
       scorer.backward(ctx, p.scorer, kept.scorer, x, dlogits, dx, dx_mode,
@@ -204,6 +221,18 @@ struct router {
           ctx, p.control, kept.control, x, dcontrol, dx,
           dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate);
     }
+  }
+
+ private:
+  template <class T, class B>
+  void logits_gradient(context<B>& ctx, const saved<T, B>& kept, matrix_view<T, B> dgates,
+                       matrix_view<T, B> dlogits, matrix_view<T, B> dcontrol,
+                       const routed_gradient<T, B>* from_losses) const {
+    if (from_losses != nullptr) ops::axpy(ctx, T{1}, from_losses->dgates, dgates);
+    ops::select_backward(ctx, selector_at(selector, kept.in), kept.routed.logits,
+                         kept.routed.routing.gates, kept.routed.routing.mask, dgates, dlogits,
+                         kept.more, dcontrol);
+    if (from_losses != nullptr) ops::axpy(ctx, T{1}, from_losses->dlogits, dlogits);
   }
 };
 

@@ -22,6 +22,21 @@ namespace talpa {
 template <class B>
 inline constexpr bool has_indexed_gemm = std::same_as<B, cpu>;
 
+namespace detail {}  // namespace detail
+
+/// The product d w of rows [N, P] and few rows [P, Q] that somebody will form; none without rows.
+template <class T, class B>
+struct low_rank_product {
+  matrix_view<const T, B> d;
+  matrix_view<const T, B> w;
+};
+
+/// A function that returns none.
+template <class T, class B>
+struct no_more {
+  low_rank_product<T, B> operator()() const { return {}; }
+};
+
 namespace detail {
 
 /// Shapes of u [S, P] over slots and a bank [E P, Q].
@@ -90,21 +105,22 @@ void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, in
 }
 
 /// From ranks to width on top of a product: y[n] (+)= a[n] b + the sum over the slots s of token n,
-/// by ascending expert e, of sum_r z[s, r] bank[e P + r].
+/// by ascending expert e, of sum_r z[s, r] bank[e P + r], + d[n] w of `more`.
 ///
-/// The same bits as gemm of a and b into y and then indexed_expand with grad_mode::accumulate, but
-/// rows of y are not written to memory in between.
-/// Shapes: a [N, K], b [K, Q], z [S, P] with S the capacity of `slots`, bank [E P, Q], y [N, Q];
-/// views may be strided. y overlaps neither a nor z.
-/// Edges: a token without slots gets its row of a b.
-/// Cost: 2 N K Q flop and 2 P Q a slot; a copy of the bank in scratch.
-/// Determinism: the same bits for any number of threads; a row of y depends on its own row of a
-/// and slots only.
+/// Without more the same bits as gemm of a and b into y and then indexed_expand with
+/// grad_mode::accumulate, but rows of y are not written to memory in between.
+/// Shapes: a [N, K], b [K, Q], z [S, P] with S the capacity of `slots`, bank [E P, Q], d [N, L],
+/// w [L, Q] with a small L, y [N, Q]; views may be strided. y overlaps none of them.
+/// Edges: a token without slots gets its row of a b + d w.
+/// Cost: 2 N (K + L) Q flop and 2 P Q a slot; a copy of bank and w in scratch.
+/// Determinism: the same bits for any number of threads; a row of y depends on its own rows of a
+/// and d and its slots only.
 /// Throws: shape_error.
 template <class B, floating T>
 void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, input<T, B> bank,
                     const std::type_identity_t<packed_product<T, B>>& product, matrix_view<T, B> y,
-                    grad_mode y_mode) {
+                    grad_mode y_mode,
+                    const std::type_identity_t<low_rank_product<T, B>>& more = {}) {
   if (y_mode == grad_mode::ignore) return;
   const char* const name = "ops::indexed_expand";
   detail::check_indexed<T, B>(name, slots, "z", z, bank);
@@ -116,7 +132,11 @@ void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, in
                         detail::concat("[..., ", std::to_string(bank.cols), "]"),
                         "columns of bank");
   }
-  indexed_gemm_impl<B>::expand(ctx, slots, z, bank, product.a, b, y, y_mode);
+  if (more.w.rows != 0) {
+    check_shape(name, "d", more.d, slots.tokens(), more.w.rows, "tokens, rows of w");
+    check_shape(name, "w", more.w, more.w.rows, bank.cols, "columns of d, columns of bank");
+  }
+  indexed_gemm_impl<B>::expand(ctx, slots, z, bank, product, more, y, y_mode);
 }
 
 /// Gradient of a bank: adds to row e P + r the sum over the slots s of expert e, in ascending order
