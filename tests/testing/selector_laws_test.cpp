@@ -99,7 +99,7 @@ struct faulty {
       case fault::depends_on_lane_width:
         // The last bit of a sum that is formed in the order of this group's own lanes.
         change([&](auto, auto v) {
-          return math::mul(v, g.uniform(sizeof(typename G::template value<T>) == 8 * sizeof(T)
+          return math::mul(v, g.uniform(sizeof(typename G::template value<T>) == 4 * sizeof(T)
                                             ? T{1} + std::numeric_limits<T>::epsilon()
                                             : T{1}));
         });

@@ -364,7 +364,7 @@ class selector_trial {
       if (n % 9 == 5) hard(n, n % experts_) = std::numeric_limits<T>::quiet_NaN();
     }
     for (const logit_matrix* logits : {&logits_, &hard}) {
-      for (const lane_group g : lane_groups) group(l, g, *logits);
+      for (const lane_group g : lane_groups<T>) group(l, g, *logits);
     }
   }
 
@@ -773,7 +773,8 @@ class selector_trial {
 /// invalid rows are treated as ops::select documents; gradients equal central differences in
 /// double. A selector with a control or a bias gets some of the range that `claims` names. Where
 /// rows are coupled, the choice is not expected to be a row's own, padding is compared with leaving
-/// the tokens out, and lane groups and differences are about the gates of given masks.
+/// the tokens out, and lane groups and differences are about the gates of given masks. Call it for
+/// float and double: float sees sim<4> and sim<32>, double sim<8>.
 template <floating T, class Selector>
 report selector_laws(const Selector& selector, index experts, const selector_claims& claims = {},
                      index tokens = 37, std::uint64_t seed = 1) {

@@ -9,7 +9,9 @@
 #include <talpa/testing/lanes.hpp>
 #include <talpa/testing/sim.hpp>
 
+#include <array>
 #include <cstdint>
+#include <type_traits>
 
 // A selector behind virtual functions: what the laws do to it is compiled once, not for each.
 
@@ -18,9 +20,14 @@ namespace talpa::testing::detail {
 /// Lane groups that must give the bits of the CPU's loop over rows.
 enum class lane_group { serial, token_pack, sim_4, sim_8, sim_32 };
 
-inline constexpr lane_group lane_groups[] = {lane_group::serial, lane_group::token_pack,
-                                             lane_group::sim_4, lane_group::sim_8,
-                                             lane_group::sim_32};
+/// Those that the laws for T run. A selector is one template of scalar and group, so the simulated
+/// widths are shared out: laws for float and for double have seen all.
+template <floating T>
+inline constexpr std::array lane_groups{lane_group::serial, lane_group::token_pack,
+                                        lane_group::sim_8};
+template <>
+inline constexpr std::array lane_groups<float>{lane_group::serial, lane_group::token_pack,
+                                               lane_group::sim_4, lane_group::sim_32};
 
 inline const char* name_of(lane_group g) {
   constexpr const char* names[] = {"serial", "token_pack", "sim<4>", "sim<8>", "sim<32>"};
@@ -137,19 +144,17 @@ class selector_lanes_model final : public selector_lanes<T> {
   struct lane_type {};
   template <class F>
   static auto on(lane_group g, F f) {
-    switch (g) {
-      case lane_group::token_pack:
-        // The width that the CPU's loop over rows takes; a width of one register is as good as any.
-        return f(lane_type<token_pack<talpa::detail::packed_tokens<T>>>{});
-      case lane_group::sim_4:
-        return f(lane_type<sim<4>>{});
-      case lane_group::sim_8:
-        return f(lane_type<sim<8>>{});
-      case lane_group::sim_32:
-        return f(lane_type<sim<32>>{});
-      default:
-        return f(lane_type<serial>{});
+    if (g == lane_group::token_pack) {
+      // The width that the CPU's loop over rows takes; a width of one register is as good as any.
+      return f(lane_type<token_pack<talpa::detail::packed_tokens<T>>>{});
     }
+    if constexpr (std::is_same_v<T, float>) {
+      if (g == lane_group::sim_4) return f(lane_type<sim<4>>{});
+      if (g == lane_group::sim_32) return f(lane_type<sim<32>>{});
+    } else {
+      if (g == lane_group::sim_8) return f(lane_type<sim<8>>{});
+    }
+    return f(lane_type<serial>{});
   }
 
   Selector selector_;
