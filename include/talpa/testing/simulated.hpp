@@ -7,11 +7,12 @@
 #include <talpa/core/workspace.hpp>
 #include <talpa/cuda/kernel.hpp>
 
-#include <barrier>
+#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -42,37 +43,119 @@ namespace detail {
 template <>
 struct storage<simulated> : host_storage {};
 
+/// As std::barrier, whose tree of counters pays where each thread has a core to itself: here hundreds
+/// share a few.
+class simulated_barrier {
+ public:
+  /// Before any thread arrives.
+  void expect(int threads) {
+    threads_ = threads;
+    missing_.store(threads, std::memory_order_relaxed);
+  }
+  void arrive_and_wait() {
+    const int round = round_.load(std::memory_order_relaxed);
+    if (missing_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      missing_.store(threads_, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      round_.notify_all();
+    } else {
+      round_.wait(round, std::memory_order_acquire);
+    }
+  }
+
+ private:
+  int threads_ = 0;
+  std::atomic<int> missing_{0}, round_{0};
+};
+
+/// Threads of the host that live as long as the program: to start them is most of a launch.
+class simulated_threads {
+ public:
+  explicit simulated_threads(int count) : count_(count) {
+    threads_.reserve(static_cast<std::size_t>(count));
+    for (int t = 0; t < count; ++t) threads_.emplace_back([this, t] { serve(t); });
+  }
+  simulated_threads(const simulated_threads&) = delete;
+  simulated_threads& operator=(const simulated_threads&) = delete;
+  ~simulated_threads() {
+    call_ = nullptr;
+    begin();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  /// f(0), ..., f(count - 1), each on its thread, all at the same time.
+  template <class F>
+  void run(const F& f) {
+    const std::lock_guard<std::mutex> one_launch(busy_);
+    job_ = &f;
+    call_ = [](const void* job, int t) { (*static_cast<const F*>(job))(t); };
+    running_.store(count_, std::memory_order_relaxed);
+    begin();
+    for (int n = count_; n != 0; n = running_.load(std::memory_order_acquire)) {
+      running_.wait(n, std::memory_order_acquire);
+    }
+  }
+
+ private:
+  void begin() {
+    launches_.fetch_add(1, std::memory_order_release);
+    launches_.notify_all();
+  }
+  void serve(int t) {
+    for (int seen = 0;; ++seen) {
+      launches_.wait(seen, std::memory_order_acquire);
+      if (call_ == nullptr) return;
+      call_(job_, t);
+      if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
+    }
+  }
+
+  int count_;
+  std::mutex busy_;
+  const void* job_ = nullptr;
+  void (*call_)(const void*, int) = nullptr;
+  std::atomic<int> launches_{0}, running_{0};
+  std::vector<std::thread> threads_;
+};
+
+/// One set of threads for each size.
+template <int Count>
+simulated_threads& simulated_threads_of() {
+  static simulated_threads threads(Count);
+  return threads;
+}
+
 /// What the threads of a simulated block share.
 struct simulated_block_state {
   simulated_block_state(int threads, std::size_t shared_bytes)
-      : shared(shared_bytes > 0 ? shared_bytes : 1), all(threads) {
-    exchange.resize(static_cast<std::size_t>(threads));
-    for (int w = 0; w < threads / 32; ++w) warps.emplace_back();
+      : shared(shared_bytes > 0 ? shared_bytes : 1),
+        exchange(static_cast<std::size_t>(threads)),
+        warps(new warp_barriers[static_cast<std::size_t>(threads / 32)]) {
+    all.expect(threads);
   }
 
   /// The barriers of a warp, one for each aligned group of 1, 2, 4, ..., 32 lanes.
   struct warp_barriers {
-    std::vector<std::unique_ptr<std::barrier<>>> of_group;
+    simulated_barrier of_group[63];
     warp_barriers() {
+      simulated_barrier* next = of_group;
       for (int width = 1; width <= 32; width *= 2) {
-        for (int first = 0; first < 32; first += width) {
-          of_group.push_back(std::make_unique<std::barrier<>>(width));
-        }
+        for (int first = 0; first < 32; first += width) (next++)->expect(width);
       }
     }
     /// `lanes` must be such a group.
-    std::barrier<>& of(std::uint32_t lanes) {
+    simulated_barrier& of(std::uint32_t lanes) {
       const int width = std::popcount(lanes), first = std::countr_zero(lanes);
       int before = 0;
       for (int w = 1; w < width; w *= 2) before += 32 / w;
-      return *of_group[static_cast<std::size_t>(before + first / width)];
+      return of_group[before + first / width];
     }
   };
 
   block<cpu> shared;
-  std::barrier<> all;
-  std::vector<std::uint64_t> exchange;  // one word a thread
-  std::vector<warp_barriers> warps;     // one set a warp
+  simulated_barrier all;
+  std::vector<std::uint64_t> exchange;     // one word a thread
+  std::unique_ptr<warp_barriers[]> warps;  // one set a warp
 };
 
 /// The Block of cuda/kernel.hpp on the host.
@@ -140,20 +223,16 @@ struct launcher<simulated> {
     simulated_block_state state(Threads, shared_bytes);
     // Threads that never wait for each other take turns on a few of the host.
     constexpr int turns = independent_threads<Body> ? Threads / few : 1;
-    std::vector<std::thread> threads;
-    threads.reserve(Threads / turns);
-    for (int first = 0; first < Threads; first += turns) {
-      threads.emplace_back([&, first] {
-        for (index b = 0; b < blocks; ++b) {
-          for (int t = first; t < first + turns; ++t) {
-            simulated_block<Threads> block(state, t, b, blocks);
-            body(block);
-          }
-          if constexpr (turns == 1) state.all.arrive_and_wait();
+    simulated_threads_of<Threads / turns>().run([&](int thread) {
+      const int first = thread * turns;
+      for (index b = 0; b < blocks; ++b) {
+        for (int t = first; t < first + turns; ++t) {
+          simulated_block<Threads> block(state, t, b, blocks);
+          body(block);
         }
-      });
-    }
-    for (std::thread& thread : threads) thread.join();
+        if constexpr (turns == 1) state.all.arrive_and_wait();
+      }
+    });
   }
 };
 
