@@ -129,33 +129,46 @@ simulated_threads& simulated_threads_of() {
 struct simulated_block_state {
   simulated_block_state(int threads, std::size_t shared_bytes)
       : shared(shared_bytes > 0 ? shared_bytes : 1),
-        exchange(static_cast<std::size_t>(threads)),
-        warps(new warp_barriers[static_cast<std::size_t>(threads / 32)]) {
+        warps(new warp[static_cast<std::size_t>(threads / 32)]) {
     all.expect(threads);
   }
 
-  /// The barriers of a warp, one for each aligned group of 1, 2, 4, ..., 32 lanes.
-  struct warp_barriers {
-    simulated_barrier of_group[63];
-    warp_barriers() {
-      simulated_barrier* next = of_group;
+  /// The lanes of a warp meet in aligned groups of W = 1, 2, 4, ..., 32.
+  struct warp {
+    static constexpr int widths = 6;
+    simulated_barrier barriers[63];
+    /// Words that lanes show to their group, by the logarithm of W. They take two in turn: a lane
+    /// writes to one again when all of the group have met behind the other, and read the first.
+    std::uint64_t words[widths][2][32];
+    std::uint8_t turn[widths][32] = {};
+
+    warp() {
+      simulated_barrier* next = barriers;
       for (int width = 1; width <= 32; width *= 2) {
         for (int first = 0; first < 32; first += width) (next++)->expect(width);
       }
     }
     /// `lanes` must be such a group.
-    simulated_barrier& of(std::uint32_t lanes) {
+    void meet(std::uint32_t lanes) {
       const int width = std::popcount(lanes), first = std::countr_zero(lanes);
       int before = 0;
       for (int w = 1; w < width; w *= 2) before += 32 / w;
-      return of_group[before + first / width];
+      barriers[before + first / width].arrive_and_wait();
+    }
+    /// The words of the group, where each lane has put its own.
+    const std::uint64_t* show(int lane, std::uint64_t word, std::uint32_t lanes) {
+      const int w = std::countr_zero(static_cast<unsigned>(std::popcount(lanes)));
+      std::uint64_t* const shown = words[w][turn[w][lane]];
+      turn[w][lane] ^= 1;
+      shown[lane] = word;
+      meet(lanes);
+      return shown;
     }
   };
 
   block<cpu> shared;
   simulated_barrier all;
-  std::vector<std::uint64_t> exchange;     // one word a thread
-  std::unique_ptr<warp_barriers[]> warps;  // one set a warp
+  std::unique_ptr<warp[]> warps;
 };
 
 /// The Block of cuda/kernel.hpp on the host.
@@ -174,20 +187,15 @@ class simulated_block {
   T* shared() const {
     return reinterpret_cast<T*>(state_.shared.data());
   }
-  void sync_lanes(std::uint32_t lanes) const {
-    state_.warps[static_cast<std::size_t>(thread_ / 32)].of(lanes).arrive_and_wait();
-  }
+  void sync_lanes(std::uint32_t lanes) const { own_warp().meet(lanes); }
   template <class T>
   T shuffle(T x, int lane, std::uint32_t lanes) const {
     static_assert(sizeof(T) <= sizeof(std::uint64_t));
     std::uint64_t word = 0;
     __builtin_memcpy(&word, &x, sizeof(T));
-    own(thread_) = word;
-    sync_lanes(lanes);
-    const std::uint64_t other = own(thread_ / 32 * 32 + lane % 32);
-    sync_lanes(lanes);
+    const std::uint64_t* const words = own_warp().show(thread_ % 32, word, lanes);
     T y;
-    __builtin_memcpy(&y, &other, sizeof(T));
+    __builtin_memcpy(&y, words + lane % 32, sizeof(T));
     return y;
   }
   template <class T>
@@ -195,18 +203,18 @@ class simulated_block {
     return shuffle(x, thread_ % 32 ^ distance, lanes);
   }
   std::uint32_t ballot(bool condition, std::uint32_t lanes) const {
-    own(thread_) = condition ? 1 : 0;
-    sync_lanes(lanes);
+    const std::uint64_t* const words = own_warp().show(thread_ % 32, condition ? 1 : 0, lanes);
     std::uint32_t bits = 0;
     for (int l = 0; l < 32; ++l) {
-      if ((lanes >> l & 1u) != 0 && own(thread_ / 32 * 32 + l) != 0) bits |= 1u << l;
+      if ((lanes >> l & 1u) != 0 && words[l] != 0) bits |= 1u << l;
     }
-    sync_lanes(lanes);
     return bits;
   }
 
  private:
-  std::uint64_t& own(int thread) const { return state_.exchange[static_cast<std::size_t>(thread)]; }
+  simulated_block_state::warp& own_warp() const {
+    return state_.warps[static_cast<std::size_t>(thread_ / 32)];
+  }
 
   simulated_block_state& state_;
   int thread_;
