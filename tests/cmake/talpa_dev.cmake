@@ -33,6 +33,9 @@ if(TALPA_SANITIZE)
   # A null pointer ends the program anyway and no object is taken for one of another class. Reports name
   # functions; for lines as well add -DCMAKE_CXX_FLAGS=-g1, at a third more time to compile.
   target_compile_options(talpa_dev INTERFACE -fno-sanitize=null,vptr)
+  if(TALPA_SANITIZE_TRAP)
+    target_compile_options(talpa_dev INTERFACE -fsanitize-trap=undefined)
+  endif()
   target_link_options(talpa_dev INTERFACE ${sanitizer_flags})
 endif()
 
