@@ -81,5 +81,5 @@ function(talpa_add_compile_fail)
     COMMAND ${refused}
             "${CMAKE_COMMAND}" "-DSOURCE=${arg_SOURCE}" "-DCOMPILE=${compiler};-fsyntax-only"
             -P "${TALPA_TESTS_DIR}/cmake/compile_fail.cmake")
-  set_tests_properties(compile_fail/${arg_NAME} PROPERTIES LABELS compile_fail)
+  set_tests_properties(compile_fail/${arg_NAME} PROPERTIES LABELS compile_fail COST 100)
 endfunction()

@@ -18,7 +18,7 @@
 
 // A device without one: kernel bodies run on the host, one thread of the host for each thread of a
 // block. Slow, but what a thread of a block may do here it may do on a device, and a sanitizer for
-// threads sees each missing barrier as a race. Blocks run one after the other.
+// threads sees each missing barrier as a race. Blocks run one after the other, launches too.
 
 namespace talpa {
 
