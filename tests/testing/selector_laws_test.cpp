@@ -99,7 +99,8 @@ struct faulty {
       case fault::depends_on_lane_width:
         // The last bit of a sum that is formed in the order of this group's own lanes.
         change([&](auto, auto v) {
-          return math::mul(v, g.uniform(sizeof(typename G::template value<T>) == 4 * sizeof(T)
+          return math::mul(v, g.uniform(sizeof(typename G::template value<T>) ==
+                                                (std::is_same_v<T, float> ? 4 : 8) * sizeof(T)
                                             ? T{1} + std::numeric_limits<T>::epsilon()
                                             : T{1}));
         });
@@ -177,11 +178,13 @@ struct faulty {
 };
 
 /// What the laws say about a fault.
+template <class T>
 std::string found(faulty::fault fault) {
-  return testing::selector_laws<float>(faulty{.with = fault}, 8).text();
+  return testing::selector_laws<T>(faulty{.with = fault}, 8).text();
 }
+template <class T = float>
 bool finds(faulty::fault fault, const std::string& law) {
-  const std::string text = found(fault);
+  const std::string text = found<T>(fault);
   INFO(text);
   return text.find(law) != std::string::npos;
 }
@@ -203,6 +206,7 @@ TEST_SUITE("testing/selector_laws") {
     CHECK(finds(fault::absolute_threshold, "adding a constant to the logits"));
     CHECK(finds(fault::position_matters, "permuting the experts permutes the result"));
     CHECK(finds(fault::depends_on_lane_width, "every lane group and every repetition"));
+    CHECK(finds<double>(fault::depends_on_lane_width, "every lane group and every repetition"));
     CHECK(finds(fault::replay_scales, "replay of a selector's own mask"));
     CHECK(finds(fault::selects_masked, "an expert with logit -inf is never on"));
     CHECK(finds(fault::gives_masked_a_gradient, "an expert with logit -inf is never on"));
