@@ -43,8 +43,8 @@ namespace detail {
 template <>
 struct storage<simulated> : host_storage {};
 
-/// As std::barrier, whose tree of counters pays where each thread has a core to itself: here hundreds
-/// share a few.
+/// As std::barrier, whose tree of counters pays where each thread has a core to itself. Here
+/// hundreds share a few.
 class simulated_barrier {
  public:
   /// Before any thread arrives.
