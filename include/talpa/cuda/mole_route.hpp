@@ -58,7 +58,7 @@ struct gated_row {
 
 /// Rows that a block routes: no more than 32, whose ranks all of its warps gate.
 template <int W>
-inline constexpr int routed_rows = row_threads / W < 32 ? row_threads / W : 32;
+inline constexpr int rows_of_a_block = row_threads / W < 32 ? row_threads / W : 32;
 
 /// Routes the rows of a block with one lane group each, then its warps gate these rows in rank
 /// space, neighbouring lanes on neighbouring columns.
@@ -70,7 +70,7 @@ struct mole_route_body {
 
   template <class Block>
   TALPA_HD void operator()(Block& block) const {
-    constexpr int groups = routed_rows<W>, warps = Block::threads() / 32;
+    constexpr int groups = rows_of_a_block<W>, warps = Block::threads() / 32;
     const index rows = in.logits.rows;
     const int width = static_cast<int>(in.z.cols), lane = block.thread() % 32;
     const warp_tile<W, Slots, Block> group(block, in.logits.cols);
@@ -105,7 +105,7 @@ struct mole_route_backward_body {
 
   template <class Block>
   TALPA_HD void operator()(Block& block) const {
-    constexpr int groups = routed_rows<W>, warps = Block::threads() / 32;
+    constexpr int groups = rows_of_a_block<W>, warps = Block::threads() / 32;
     const index rows = in.logits.rows;
     const int rank = static_cast<int>(in.rank), experts = static_cast<int>(in.logits.cols);
     const int used = static_cast<int>(in.u.cols), width = static_cast<int>(out.width);
@@ -175,7 +175,7 @@ struct mole_route_impl<B> {
     kernels::with_group(Selector::name, rows.logits.cols, [&](auto width, auto slots) {
       constexpr int w = decltype(width)::value, s = decltype(slots)::value;
       detail::launch<kernels::row_threads>(
-          ctx, kernels::row_blocks(rows.logits.rows, kernels::routed_rows<w>), 0,
+          ctx, kernels::row_blocks(rows.logits.rows, kernels::rows_of_a_block<w>), 0,
           kernels::mole_route_body<w, s, Selector, S, B>{selector, rows, quads});
     });
   }
@@ -188,7 +188,7 @@ struct mole_route_impl<B> {
     kernels::with_group(Selector::name, rows.logits.cols, [&](auto width, auto slots) {
       constexpr int w = decltype(width)::value, s = decltype(slots)::value;
       detail::launch<kernels::row_threads>(
-          ctx, kernels::row_blocks(rows.logits.rows, kernels::routed_rows<w>), 0,
+          ctx, kernels::row_blocks(rows.logits.rows, kernels::rows_of_a_block<w>), 0,
           kernels::mole_route_backward_body<w, s, Selector, S, B>{selector, rows, gradient, quads});
     });
   }
