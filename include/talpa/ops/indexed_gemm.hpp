@@ -22,8 +22,6 @@ namespace talpa {
 template <class B>
 inline constexpr bool has_indexed_gemm = std::same_as<B, cpu>;
 
-namespace detail {}  // namespace detail
-
 /// The product d w of rows [N, P] and few rows [P, Q] that somebody will form; none without rows.
 template <class T, class B>
 struct low_rank_product {
