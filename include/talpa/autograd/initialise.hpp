@@ -5,6 +5,9 @@
 #include <talpa/core/random.hpp>
 #include <talpa/core/transfer.hpp>
 
+#include <algorithm>
+#include <type_traits>
+
 namespace talpa {
 
 /// Fills host memory with uniform numbers in [-bound, bound), one fresh stream of `random`.
@@ -43,6 +46,14 @@ template <class T, backend B>
 void fill_normal(matrix_view<T, B> m, double deviation, generator& random) {
   matrix<T, cpu> values(m.rows, m.cols);
   fill_normal(values.view(), deviation, random);
+  to_device<T, B>(values, m);
+}
+
+/// Fills memory of any backend with one number.
+template <class T, backend B>
+void fill_constant(matrix_view<T, B> m, std::type_identity_t<T> value) {
+  matrix<T, cpu> values(m.rows, m.cols);
+  std::fill_n(values.data(), values.size(), value);
   to_device<T, B>(values, m);
 }
 

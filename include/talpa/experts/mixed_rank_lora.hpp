@@ -4,6 +4,7 @@
 #include <talpa/autograd/bank.hpp>
 #include <talpa/autograd/low_rank.hpp>
 #include <talpa/autograd/parameter.hpp>
+#include <talpa/core/transfer.hpp>
 #include <talpa/experts/explain.hpp>
 #include <talpa/ops/gemm.hpp>
 #include <talpa/ops/ragged_gate.hpp>
@@ -45,10 +46,11 @@ struct mixed_rank_lora {
 
   template <class T, class B>
   struct params {
-    parameter<T, B> a;        // [P, D]
-    parameter<T, B> b;        // [P, O]
-    vector<index, B> blocks;  // [E + 1]: p_e, and P
-    vector<T, B> scales;      // [E]: s_e
+    parameter<T, B> a;         // [P, D]
+    parameter<T, B> b;         // [P, O]
+    vector<index, cpu> first;  // [E + 1]: p_e, and P
+    vector<index, B> blocks;   // the same, where the experts are
+    vector<T, B> scales;       // [E]: s_e
 
     template <class F>
     void visit(F f) {
@@ -88,23 +90,27 @@ struct mixed_rank_lora {
     check_range(name, "ranks", static_cast<index>(ranks.size()), experts, experts,
                 "numbers, one an expert");
     params<T, B> p;
+    vector<T, cpu> scales(experts);
+    p.first = vector<index, cpu>(experts + 1);
+    for (index e = 0; e < experts; ++e) {
+      p.first[e + 1] = p.first[e] + ranks[static_cast<std::size_t>(e)];
+      scales[e] = static_cast<T>(scale(e));
+    }
     p.blocks = vector<index, B>(experts + 1);
     p.scales = vector<T, B>(experts);
-    for (index e = 0; e < experts; ++e) {
-      p.blocks[e + 1] = p.blocks[e] + ranks[static_cast<std::size_t>(e)];
-      p.scales[e] = static_cast<T>(scale(e));
-    }
-    matrix<T, B> a(p.blocks[experts], inputs);
+    to_device<index, B>(as_column(p.first.view()), as_column(p.blocks.view()));
+    to_device<T, B>(as_column(scales.view()), as_column(p.scales.view()));
+    matrix<T, cpu> a(p.first[experts], inputs);
     for (index e = 0; e < experts; ++e) {
       const index rank = ranks[static_cast<std::size_t>(e)];
-      const auto of_expert = detail::make_low_rank_a<T, B>(init_a, rank, inputs, rank, random);
+      const auto of_expert = detail::make_low_rank_a<T, cpu>(init_a, rank, inputs, rank, random);
       for (index r = 0; r < rank; ++r) {
-        std::copy_n(of_expert.view().row(r), inputs, a.view().row(p.blocks[e] + r));
+        std::copy_n(of_expert.view().row(r), inputs, a.view().row(p.first[e] + r));
       }
     }
     p.b = parameter<T, B>(prefix + "B",
                           detail::make_low_rank_b<T, B>(init_a, a.rows(), outputs, random));
-    p.a = parameter<T, B>(prefix + "A", std::move(a));
+    p.a = parameter<T, B>(prefix + "A", to_device<B>(a.view()));
     return p;
   }
 
@@ -114,7 +120,7 @@ struct mixed_rank_lora {
     std::vector<index> rows;
     for (const index e : experts) {
       check_range(name, "experts", e, 0, static_cast<index>(ranks.size()) - 1, "experts");
-      for (index row = p.blocks[e]; row < p.blocks[e + 1]; ++row) rows.push_back(row);
+      for (index row = p.first[e]; row < p.first[e + 1]; ++row) rows.push_back(row);
     }
     p.a.train_blocks(1, rows);
     p.b.train_blocks(1, rows);

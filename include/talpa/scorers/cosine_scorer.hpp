@@ -72,7 +72,7 @@ struct cosine_scorer {
     p.weight = parameter<T, B>(prefix + "weight", std::move(w));
     if (learned) {
       matrix<T, B> s(1, 1);
-      s(0, 0) = static_cast<T>(-std::log(temperature));
+      fill_constant(s.view(), static_cast<T>(-std::log(temperature)));
       p.log_scale = parameter<T, B>(prefix + "log_scale", std::move(s));
     }
     return p;

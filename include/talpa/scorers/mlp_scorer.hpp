@@ -4,7 +4,6 @@
 #include <talpa/autograd/affine.hpp>
 #include <talpa/core/workspace.hpp>
 #include <talpa/ops/activation.hpp>
-#include <talpa/ops/fill.hpp>
 #include <talpa/ops/unit_rows.hpp>
 #include <talpa/scorers/explain.hpp>
 
@@ -71,9 +70,7 @@ struct mlp_scorer {
     p.down = init_affine<T, B>(inputs, hidden, hidden_bias, true, random, prefix + "down.");
     p.up = init_affine<T, B>(hidden, experts, bias, true, random, prefix + "up.");
     for (parameter<T, B>* q : {&p.down.bias, &p.up.bias}) {
-      for (index o = 0; q->exists() && o < q->cols(); ++o) {
-        q->value()(0, o) = static_cast<T>(initial_bias);
-      }
+      if (q->exists()) fill_constant(q->value(), static_cast<T>(initial_bias));
     }
     return p;
   }
