@@ -50,7 +50,7 @@ void with_group(const char* function, index experts, Run run) {
   } else if (experts <= 16) {
     with.template operator()<2, 8>();
   } else if (experts <= 32) {
-    with.template operator()<2, 16>();
+    with.template operator()<4, 8>();
   } else if (experts <= 64) {
     with.template operator()<4, 16>();
   } else if (experts <= 128) {
