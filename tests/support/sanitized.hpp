@@ -18,8 +18,8 @@ inline constexpr bool sanitized = false;
 inline constexpr bool sanitized = false;
 #endif
 
-/// Rows of a comparison with a slow reference: a sixteenth under a sanitizer, which looks at how the
-/// rows are reached and runs ten to forty times slower.
+/// Rows of a comparison with a slow reference: a sixteenth under a sanitizer, which looks at how
+/// the rows are reached and runs ten to forty times slower.
 constexpr index many_rows(index rows) { return sanitized ? (rows + 15) / 16 : rows; }
 
 }  // namespace talpa::support
