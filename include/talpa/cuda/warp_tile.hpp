@@ -285,7 +285,8 @@ class warp_tile {
   template <class T, class F>
   TALPA_HD top_values<T> top(index k, F f) const {
     numbers<T> x = numbers_of<T>(f);
-    if (k <= 2) return top_few < 2 < Slots ? 2 : Slots > (static_cast<int>(k), x);
+    constexpr int fewest = Slots < 2 ? Slots : 2;
+    if (k <= fewest) return top_few<fewest>(static_cast<int>(k), x);
     if constexpr (Slots >= 4) {
       constexpr int few = 8 < Slots ? 8 : Slots;
       if (k <= few) return top_few<few>(static_cast<int>(k), x);
