@@ -11,10 +11,11 @@ if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
     -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
     $<$<BOOL:${TALPA_WERROR}>:-Werror>
     $<$<CXX_COMPILER_ID:GNU>:-fconcepts-diagnostics-depth=3>)
-  # gcc 12 takes its own AVX-512 intrinsics for uses of uninitialised values, and joining two
-  # std::string for overlapping copies (gcc bugs 105593 and 105651).
+  # gcc 12 takes its own AVX-512 intrinsics for uses of uninitialised values, certain or possible, and
+  # joining two std::string for overlapping copies (gcc bugs 105593 and 105651).
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-    target_compile_options(talpa_dev INTERFACE -Wno-maybe-uninitialized -Wno-restrict)
+    target_compile_options(talpa_dev INTERFACE
+      -Wno-uninitialized -Wno-maybe-uninitialized -Wno-restrict)
   endif()
 endif()
 
