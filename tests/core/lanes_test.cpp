@@ -409,7 +409,7 @@ TEST_SUITE("core/lanes") {
       }
       for (const index most : {index{1}, index{2}, index{3}, index{4}, index{5}, index{8}, index{9},
                                index{33}, experts}) {
-        if (most > experts) continue;
+        if (most > experts || (support::sanitized && experts > 40 && most % 3 != 0)) continue;
         CAPTURE(most);
         matrix<std::uint32_t, cpu> firsts(tokens, mask_words(experts));
         matrix<std::uint32_t, cpu> early_ones(tokens, mask_words(experts));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/routed.hpp"
+#include "support/sanitized.hpp"
 #include "support/segments.hpp"
 #include "support/tolerance.hpp"
 
@@ -348,10 +349,11 @@ TEST_SUITE("ops/indexed_gemm") {
     };
     const index width = detail::indexed_tile<T>::sum_cols;
     const index deep = detail::tile_depth + 5, wide = detail::tile_task_cols + 3;
+    const index many = support::many_rows(300);
     for (const shape& s :
          {shape{0, 3, 2, 4, 5}, shape{1, 1, 1, 1, 1}, shape{129, 4, 3, 20, 2 * width + 1},
-          shape{300, 5, 2, deep, wide}, shape{40, 40, 3, 7, width},
-          shape{150, 2, 8, 2 * deep, wide}, shape{70, 3, 2, 0, width + 2}}) {
+          shape{many, 5, 2, deep, wide}, shape{40, 40, 3, 7, width},
+          shape{many / 2, 2, 8, 2 * deep, wide}, shape{70, 3, 2, 0, width + 2}}) {
       CAPTURE(s.tokens);
       CAPTURE(s.inner);
       const routed_layer<T> layer = random_mask<T>(random, s.tokens, s.experts, 2.0);
@@ -397,7 +399,7 @@ TEST_SUITE("ops/indexed_gemm") {
       index tokens, experts, ranks, inner, cols, more;
     };
     for (const shape& s : {shape{1, 1, 1, 1, 1, 1}, shape{129, 4, 3, 20, width + 1, 4},
-                           shape{300, 2, 2, 30, detail::tile_task_cols + 3, 9},
+                           shape{support::many_rows(300), 2, 2, 30, detail::tile_task_cols + 3, 9},
                            shape{40, 3, 2, 0, width + 2, 2}, shape{0, 2, 2, 3, 4, 2}}) {
       CAPTURE(s.tokens);
       const routed_layer<T> layer = random_mask<T>(random, s.tokens, s.experts, 2.0);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/sanitized.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/packed_gemm.hpp>
@@ -169,7 +170,8 @@ TEST_SUITE("ops/packed_gemm") {
 
   TEST_CASE_TEMPLATE("any number of threads and of rows gives the same bits", T, float, double) {
     test_random random(34);
-    const index m = 2 * detail::tile_task_rows + 3, n = detail::tile_task_cols + 33, k = 300;
+    const index m = 2 * detail::tile_task_rows + 3, n = detail::tile_task_cols + 33;
+    const index k = support::sanitized ? 20 : 300;
     const matrix<T, cpu> a = random_matrix<T>(random, m, k), b = random_matrix<T>(random, k, n);
     context<cpu> serial(1);
     const packed_matrix<T, cpu> packed(serial, b, transpose::no);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "selectors/coupled.hpp"
 #include "selectors/slow_selection.hpp"
+#include "support/sanitized.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/limit_experts.hpp>
@@ -163,8 +164,8 @@ TEST_SUITE("selectors/expert_choice") {
     std::uint64_t seed = 70;
     for (const index count : {1, 2, 3, 8, 31, 33, 65}) {
       for (const double factor : {0.1, 1.0, 2.5}) {
-        compare_with_reference<float>(400, count, factor, ++seed);
-        compare_with_reference<double>(333, count, factor, ++seed);
+        compare_with_reference<float>(support::many_rows(400), count, factor, ++seed);
+        compare_with_reference<double>(support::many_rows(333), count, factor, ++seed);
       }
     }
   }

@@ -45,6 +45,19 @@ struct example {
   }
 };
 
+/// Sets testing::most_elements while it lives.
+class cap {
+ public:
+  explicit cap(index elements) { testing::most_elements = elements; }
+  ~cap() { testing::most_elements = before_; }
+  cap(const cap&) = delete;
+  cap& operator=(const cap&) = delete;
+
+ private:
+  index before_ = testing::most_elements;
+};
+constexpr index all = std::numeric_limits<index>::max();
+
 bool mentions(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
@@ -60,6 +73,7 @@ TEST_SUITE("testing/gradient_check") {
   }
 
   TEST_CASE("the worst element is named with what was found and expected") {
+    const cap none(all);
     example e;
     e.dx(1, 2) += 1e-3;
     e.dx(2, 3) += 1e-5;
@@ -72,6 +86,7 @@ TEST_SUITE("testing/gradient_check") {
   }
 
   TEST_CASE("an error of a hundred millionth is seen") {
+    const cap none(all);
     for (index i = 0; i < 12; ++i) {
       example e;
       e.dx.data()[i] += 1e-8;
@@ -81,6 +96,7 @@ TEST_SUITE("testing/gradient_check") {
 
   // Of 600 elements every 10th is compared by itself, and the sum along a direction sees the rest.
   TEST_CASE("a wrong element of a large probe is seen, compared by itself or not") {
+    const cap none(all);
     matrix<double, cpu> x(20, 30), y(1, 1), dx(20, 30), upstream(1, 1);
     upstream(0, 0) = 1.0;
     for (index i = 0; i < x.size(); ++i) {
@@ -114,6 +130,20 @@ TEST_SUITE("testing/gradient_check") {
     }
   }
 
+  TEST_CASE("the program's cap lowers how many elements are compared by themselves") {
+    const cap three(3);
+    for (const index i : {0, 1, 4, 8, 11}) {
+      CAPTURE(i);
+      example e;
+      support::obeys(e.check());
+      e.dx.data()[i] += 1e-2;
+      const testing::report found = e.check();
+      REQUIRE(found.failures.size() == 1);
+      CHECK(mentions(found.failures[0],
+                     i % 4 == 0 ? ": element [" : ": the sum along a direction is "));
+    }
+  }
+
   TEST_CASE("NaN and infinity never pass") {
     for (const double bad :
          {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
@@ -127,6 +157,7 @@ TEST_SUITE("testing/gradient_check") {
   }
 
   TEST_CASE("a signature that changes is a failure that names the element") {
+    const cap none(all);
     example e;
     e.x(1, 1) = 1e-7;
     const auto r = testing::gradient_check(

@@ -35,6 +35,10 @@ struct gradient_probe {
   matrix_view<const double, cpu> gradient;  // shape of value
 };
 
+/// Cap of `gradient_accuracy::elements` in this program, read by each check; >= 1. A program under
+/// a sanitizer, where a comparison costs many times as much, lowers it before its first law.
+inline index most_elements = std::numeric_limits<index>::max();
+
 /// What the bound of a gradient check is made of. The projected output, sum of cotangent * output,
 /// is known up to gamma(roundings) * magnitude.
 struct gradient_accuracy {
@@ -79,10 +83,10 @@ inline double exact_dot(const matrix_view<const double, cpu>& a,
 ///   |d(2h) - d(h)| + gamma(roundings) magnitude (2 / h + 1)
 /// of d: the truncation error of d is h^2 f''' / 6 + O(h^4), a third of |d(2h) - d(h)| to leading
 /// order, which leaves room for the next; and each of the four values of f is off by at most
-/// gamma(roundings) magnitude. A probe of at most `accuracy.elements` elements has each compared.
-/// Of a larger one so many at equal distances are, and then all move at once: element i by h_i c_i
-/// with c = cotangent, and sum_i claim_i h_i c_i is compared with the difference of f in the same
-/// way. Cost: four runs of the function for a comparison.
+/// gamma(roundings) magnitude. A probe of at most `accuracy.elements` elements, and `most_elements`,
+/// has each compared. Of a larger one so many at equal distances are, and then all move at once:
+/// element i by h_i c_i with c = cotangent, and sum_i claim_i h_i c_i is compared with the difference
+/// of f in the same way. Cost: four runs of the function for a comparison.
 ///
 /// `output()` runs the function on what the probes show now and returns a view [rows, cols] of the
 /// shape of `upstream`; gradients must have been computed with that upstream. `signature()` returns
@@ -144,7 +148,7 @@ report gradient_check(const std::string& what, const std::vector<gradient_probe>
     };
 
     const index size = x.rows * x.cols;
-    const index compared = std::min(size, accuracy.elements);
+    const index compared = std::min({size, accuracy.elements, most_elements});
     for (index k = 0; k < compared; ++k) {
       const index i = k * size / compared, r = i / x.cols, c = i % x.cols;
       const auto where = [&] { return concat("element ", shape_text(r, c)); };
