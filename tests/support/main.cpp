@@ -8,7 +8,7 @@
 #include <doctest/doctest.h>
 
 int main(int argc, char** argv) {
-  // Sanitizers look at how elements are reached: a few and the sum along a direction reach them all.
+  // Sanitizers look at how elements are reached: the sum along a direction reaches them all.
   if (talpa::support::sanitized) talpa::testing::most_elements = 4;
   return doctest::Context(argc, argv).run();
 }

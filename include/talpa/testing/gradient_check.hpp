@@ -83,10 +83,10 @@ inline double exact_dot(const matrix_view<const double, cpu>& a,
 ///   |d(2h) - d(h)| + gamma(roundings) magnitude (2 / h + 1)
 /// of d: the truncation error of d is h^2 f''' / 6 + O(h^4), a third of |d(2h) - d(h)| to leading
 /// order, which leaves room for the next; and each of the four values of f is off by at most
-/// gamma(roundings) magnitude. A probe of at most `accuracy.elements` elements, and `most_elements`,
-/// has each compared. Of a larger one so many at equal distances are, and then all move at once:
-/// element i by h_i c_i with c = cotangent, and sum_i claim_i h_i c_i is compared with the difference
-/// of f in the same way. Cost: four runs of the function for a comparison.
+/// gamma(roundings) magnitude. A probe of at most `accuracy.elements` and `most_elements` has each
+/// element compared. Of a larger one so many at equal distances are, and then all move at once:
+/// element i by h_i c_i with c = cotangent, and sum_i claim_i h_i c_i is compared with the
+/// difference of f in the same way. Cost: four runs of the function for a comparison.
 ///
 /// `output()` runs the function on what the probes show now and returns a view [rows, cols] of the
 /// shape of `upstream`; gradients must have been computed with that upstream. `signature()` returns
