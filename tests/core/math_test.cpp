@@ -111,6 +111,8 @@ std::vector<subject<T>> subjects() {
       {"exp", math::exp, [](W x) { return std::exp(x); }, [](W, W y) { return ulps<T>(1, y); }},
       {"expm1", math::expm1, [](W x) { return std::expm1(x); },
        [](W, W y) { return ulps<T>(1.25, y); }},
+      {"expm1_nonpositive", [](T x) { return math::expm1_nonpositive(-std::abs(x)); },
+       [](W x) { return std::expm1(-std::abs(x)); }, [](W, W y) { return ulps<T>(1.25, y); }},
       {"log", math::log, [](W x) { return std::log(x); }, [](W, W y) { return ulps<T>(0.8, y); }},
       {"log1p", math::log1p, [](W x) { return std::log1p(x); },
        [](W, W y) { return ulps<T>(0.8, y); }},
@@ -318,6 +320,7 @@ struct digest_pair {
 constexpr digest_pair known_digests[] = {
     {0xe26c6bcbf34d2978u, 0x16d244cfb1954b9du},  // exp
     {0x2cdbe570173f97c1u, 0xd632e199de6f77d7u},  // expm1
+    {0xd023fb2a0e623045u, 0xf98785188dc01815u},  // expm1_nonpositive
     {0x4fbfd6d7d149121fu, 0x4df17988b3e03aadu},  // log
     {0x167026067894005au, 0x308e6381527b7bfdu},  // log1p
     {0xe37e53dd2e15f820u, 0x3cd7001854d93eabu},  // tanh
@@ -393,6 +396,11 @@ TEST_SUITE("core/math") {
     CHECK(math::expm1(-infinity<T>) == T(-1));
     CHECK(math::expm1(infinity<T>) == infinity<T>);
     CHECK(std::isnan(math::expm1(nan_of<T>)));
+    CHECK(math::expm1_nonpositive(T(0)) == T(0));
+    CHECK(math::expm1_nonpositive(T(-0.0)) == T(0));
+    CHECK(math::expm1_nonpositive(-smallest<T>) == -smallest<T>);
+    CHECK(math::expm1_nonpositive(-infinity<T>) == T(-1));
+    CHECK(std::isnan(math::expm1_nonpositive(nan_of<T>)));
   }
 
   TEST_CASE_TEMPLATE("log and log1p treat special values as documented", T, float, double) {
@@ -554,6 +562,8 @@ TEST_SUITE("core/math") {
     };
     compare([](T a) { return math::exp(a); }, math::exp);
     compare([](T a) { return math::expm1(a); }, math::expm1);
+    compare([](T a) { return math::expm1_nonpositive(-std::abs(a)); },
+            [](T a) { return math::expm1_nonpositive(-std::abs(a)); });
     compare([](T a) { return math::log(a); }, math::log);
     compare([](T a) { return math::log1p(a); }, math::log1p);
     compare([](T a) { return math::tanh(a); }, math::tanh);

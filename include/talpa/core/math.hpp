@@ -330,6 +330,19 @@ template <class T>
   return select(x == T(0), x, y);
 }
 
+// 2^k - 1 + 2^k p with p = e^r - 1 and one rounding; for k <= 0 the difference is exact or -1.
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T expm1_nonpositive(T x) {
+  using F = format<T>;
+  const T bounded = select(x < F::expm1_min, F::expm1_min, x);
+  const T shifted = math::fma(bounded, F::log2_e, F::shift);
+  const T k = shifted - F::shift;
+  const T r = math::fma(k, -F::ln_two_low, math::fma(k, -F::ln_two_high, bounded));
+  const T p = math::fma(r * r, exp_tail(r), r);
+  const T power = from_bits((to_bits(shifted) - to_bits(F::shift) + F::bias) << F::mantissa);
+  return math::fma(power, p, power - T(1));
+}
+
 // log(u) - k0 ln 2 + correction for a positive normal u. With u = 2^k m, sqrt(1/2) <= m < sqrt 2,
 // f = m - 1 and s = f / (2 + f):
 //   log u = k ln 2 + f - f^2 / 2 + s (f^2 / 2 + log_tail(s^2)),
@@ -576,6 +589,17 @@ template <class T>
 /// Error: at most 1.25 ulp; seen 1.07.
 [[gnu::always_inline]] TALPA_HD inline float expm1(float x) { return detail::expm1(x); }
 [[gnu::always_inline]] TALPA_HD inline double expm1(double x) { return detail::expm1(x); }
+
+/// Computes e^x - 1 for x <= 0 in half the instructions of expm1.
+///
+/// 0 for +-0, -1 for -inf, NaN for NaN; nothing is said of x > 0.
+/// Error: at most 1.25 ulp; seen 1.14.
+[[gnu::always_inline]] TALPA_HD inline float expm1_nonpositive(float x) {
+  return detail::expm1_nonpositive(x);
+}
+[[gnu::always_inline]] TALPA_HD inline double expm1_nonpositive(double x) {
+  return detail::expm1_nonpositive(x);
+}
 
 /// Computes the natural logarithm, also of subnormal numbers.
 ///

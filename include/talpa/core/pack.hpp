@@ -292,6 +292,13 @@ template <class T, int W>
   });
 }
 template <class T, int W>
+[[gnu::always_inline]] inline pack<T, W> expm1_nonpositive(const pack<T, W>& a) {
+  const auto x = talpa::detail::values_of(a);
+  return talpa::detail::make_pack<T, W>([&](int i) __attribute__((always_inline)) {
+    return math::expm1_nonpositive(x.v[i]);
+  });
+}
+template <class T, int W>
 [[gnu::always_inline]] inline pack<T, W> log1p(const pack<T, W>& a) {
   const auto x = talpa::detail::values_of(a);
   return talpa::detail::make_pack<T, W>([&](int i) __attribute__((always_inline)) {

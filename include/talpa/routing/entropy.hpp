@@ -49,7 +49,9 @@ template <class T, class G, class P, class Element>
   const T shift = static_cast<T>(q - 1.0);
   const auto none = p[e] == zero;
   if (shift == T{0}) return talpa::select(none, zero, log_p);
-  return talpa::select(none, zero, math::expm1(math::mul(g.uniform(shift), log_p)));
+  const auto exponent = math::mul(g.uniform(shift), log_p);
+  return talpa::select(none, zero,
+                       shift > T{0} ? math::expm1_nonpositive(exponent) : math::expm1(exponent));
 }
 
 /// What power_less_one is divided by to be continuous in q, with ln p as its limit.
