@@ -169,6 +169,22 @@ void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, tran
   panel_product<T>(ctx, alpha, a, ta, b, k, beta, c, c.cols, [](const finished_block&) {});
 }
 
+/// Bytes of scratch that tiled_product takes at most for a c of any rows and n columns with a K of at
+/// most k.
+template <class T>
+std::size_t tiled_bytes(int threads, index n, index k) {
+  constexpr index unit = workspace<cpu>::alignment;
+  // A piece of b is at most packed_depth deep and, but for whole panels, as large as said there.
+  const index deep = std::min(k, packed_depth);
+  const index panels =
+      std::min(packed_size<T>(deep, n), packed_depth * (packed_cols + register_tile<T>::cols));
+  const index rows = tile_task_rows + register_tile<T>::rows;
+  const auto bytes = [](index elements) {
+    return ceil_div(elements * static_cast<index>(sizeof(T)), unit) * unit;
+  };
+  return static_cast<std::size_t>(bytes(panels) + bytes(threads * rows * std::min(k, tile_depth)));
+}
+
 /// c = alpha op(a) op(b) + beta c, k > 0, b packed piece by piece into scratch.
 template <class T>
 void tiled_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
