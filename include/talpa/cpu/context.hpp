@@ -18,7 +18,17 @@ struct context<cpu> {
     check_at_least("context", "threads", threads_, 0, "threads, 0 for all");
   }
 
+  /// Loops run on `threads` threads of the host program, >= 1: OpenMP's beside them would share the
+  /// cores.
+  context(int threads_, const executor& on_) : threads(threads_), on(on_) {
+    check_at_least("context", "threads", threads_, 1, "threads of the executor");
+    if (on_.run == nullptr) {
+      detail::throw_value("context", "executor.run", "null", "a function that runs tasks");
+    }
+  }
+
   int threads;
+  executor on;  ///< what runs loops; OpenMP where `run` is null
   /// Looks at values too (NaN or all -inf logits) and throws value_error; costs a pass over them.
   bool checked = false;
   /// What forward saves for backward; the caller opens a scope round each step.

@@ -16,7 +16,7 @@ struct gather_impl<cpu> {
   static void gather(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> x,
                      matrix_view<T, cpu> y) {
     const index slots = s.offsets[s.experts()];
-    detail::parallel_for_blocks(ctx.threads, slots, task_rows, [&](index first, index rows, int) {
+    detail::parallel_for_blocks(ctx, slots, task_rows, [&](index first, index rows, int) {
       for (index i = first; i < first + rows; ++i) {
         std::copy_n(x.row(s.token_of_slot[i]), x.cols, y.row(i));
       }
@@ -26,7 +26,7 @@ struct gather_impl<cpu> {
   template <class T>
   static void combine(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> x,
                       matrix_view<T, cpu> y, grad_mode mode) {
-    detail::parallel_for_blocks(ctx.threads, y.rows, task_rows, [&](index first, index rows, int) {
+    detail::parallel_for_blocks(ctx, y.rows, task_rows, [&](index first, index rows, int) {
       for (index n = first; n < first + rows; ++n) {
         T* const to = y.row(n);
         if (mode == grad_mode::overwrite) std::fill_n(to, y.cols, T{0});

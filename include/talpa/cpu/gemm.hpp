@@ -81,7 +81,7 @@ struct gemm_impl<cpu> {
     const index task_rows = few_rows ? c.rows : detail::gemm_task_rows;
     const index task_cols = few_rows ? detail::gemm_task_cols : c.cols;
     const index row_tasks = ceil_div(c.rows, task_rows), col_tasks = ceil_div(c.cols, task_cols);
-    detail::parallel_for(ctx.threads, row_tasks * col_tasks, [&](index task, int) {
+    detail::parallel_for(ctx, row_tasks * col_tasks, [&](index task, int) {
       const index row = task / col_tasks * task_rows, col = task % col_tasks * task_cols;
       const index rows = std::min(task_rows, c.rows - row);
       const index cols = std::min(task_cols, c.cols - col);

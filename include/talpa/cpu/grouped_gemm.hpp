@@ -9,9 +9,9 @@
 
 namespace talpa::ops {
 
-/// Groups of which register tiles pay go through them one after the other, each by all threads; the
-/// rest by Eigen in one loop. The sizes of the groups alone decide, so the number of threads changes
-/// no bit. Scratch is what the largest possible group takes, whichever groups are large today.
+/// Groups of which register tiles pay go through them one after the other, each by all threads;
+/// the rest by Eigen in one loop. The sizes of the groups alone decide, so the number of threads
+/// changes no bit. Scratch is what the largest possible group takes, whichever are large today.
 template <>
 struct grouped_gemm_impl<cpu> {
   /// Columns of one task of a gradient.
@@ -38,7 +38,7 @@ struct grouped_gemm_impl<cpu> {
       }
     }
     const index blocks = ceil_div(longest, detail::gemm_task_rows);
-    detail::parallel_for(ctx.threads, groups * blocks, [&](index task, int) {
+    detail::parallel_for(ctx, groups * blocks, [&](index task, int) {
       const index e = task / blocks, all = offsets[e + 1] - offsets[e];
       const index skipped = task % blocks * detail::gemm_task_rows;
       const index first = offsets[e] + skipped;
@@ -67,7 +67,7 @@ struct grouped_gemm_impl<cpu> {
         detail::tiled_product<T>(ctx, T{1}, a.row_range(first, count), transpose::yes,
                                  b.row_range(first, count), transpose::no, T{1}, of_group(g));
       }
-      detail::parallel_for(ctx.threads, groups * blocks, [&](index task, int) {
+      detail::parallel_for(ctx, groups * blocks, [&](index task, int) {
         const index g = task / blocks, col = task % blocks * task_cols;
         const index first = offsets[before + g], count = offsets[before + g + 1] - first;
         if (count == 0 || tiled(count)) return;

@@ -57,7 +57,7 @@ void indexed_inner(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const 
   const index tokens =
       std::max(indexed_task_tokens, ceil_div(indexed_task_slots * experts * x.rows, slots));
   // Tasks that read the same tokens follow each other.
-  parallel_for(ctx.threads, ceil_div(x.rows, tokens) * experts, [&](index task, int) {
+  parallel_for(ctx, ceil_div(x.rows, tokens) * experts, [&](index task, int) {
     const index e = task % experts;
     const std::int32_t* const begin = s.token_of_slot.data;
     const auto slot_from = [&](index token) {
@@ -98,7 +98,7 @@ struct token_terms {
       : first_slot(s.slot_offset_of_token.data), more(d.rows != 0 ? 1 : 0) {
     const index experts = s.experts();
     terms = ctx.scratch.take<term>(s.offsets[experts] + more * s.tokens()).data;
-    parallel_for_blocks(ctx.threads, s.tokens(), 256, [&](index begin, index count, int) {
+    parallel_for_blocks(ctx, s.tokens(), 256, [&](index begin, index count, int) {
       for (index n = begin; n < begin + count; ++n) {
         term* to = terms + first(n);
         for (index i = first_slot[n]; i < first_slot[n + 1]; ++i) {
@@ -157,12 +157,12 @@ void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T,
   const index borrowed = y.rows < panel_tokens * s.experts() ? y.cols / width : 0;
   const workspace<cpu>::scope scope(ctx.scratch);
   const auto copies = ctx.scratch.take<T>(panels - borrowed, bank.rows * width);
-  parallel_for(ctx.threads, panels - borrowed, [&](index panel, int) {
+  parallel_for(ctx, panels - borrowed, [&](index panel, int) {
     const index first = (borrowed + panel) * width;
     copy_panel<width, T>(bank, first, std::min(width, y.cols - first), copies.row(panel));
   });
   const token_terms<T> terms(ctx, s, z, {});
-  parallel_for_blocks(ctx.threads, y.rows, indexed_task_tokens, [&](index first, index rows, int) {
+  parallel_for_blocks(ctx, y.rows, indexed_task_tokens, [&](index first, index rows, int) {
     for (index panel = 0; panel < panels; ++panel) {
       const index col = panel * width;
       const bool in_place = panel < borrowed;
@@ -188,7 +188,7 @@ void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product,
   const index panels = ceil_div(cut.cols, width);
   const auto copies =
       ctx.scratch.take<T>(cut.col_tasks * panels, (bank.rows + more.w.rows) * width);
-  parallel_for(ctx.threads, cut.col_tasks * panels, [&](index panel, int) {
+  parallel_for(ctx, cut.col_tasks * panels, [&](index panel, int) {
     const index at = panel % panels * width, first = panel / panels * cut.cols + at;
     const index some = std::min({width, cut.cols - at, y.cols - first});
     if (some <= 0) return;
@@ -225,7 +225,7 @@ void indexed_outer(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const 
   const index chunk = outer_chunk<T>(ranks, x.cols), chunks = ceil_div(x.cols, chunk);
   const workspace<cpu>::scope scope(ctx.scratch);
   const auto sums = ctx.scratch.take<T>(ctx.threads, ranks * chunk);
-  parallel_for(ctx.threads, run.rows / ranks * chunks, [&](index task, int thread) {
+  parallel_for(ctx, run.rows / ranks * chunks, [&](index task, int thread) {
     const index e = run.first / ranks + task / chunks, first = task % chunks * chunk;
     const index cols = std::min(chunk, x.cols - first), slot = s.offsets[e];
     T* const sum = sums.row(thread);

@@ -22,7 +22,7 @@ struct limit_experts_impl<cpu> {
     const index tokens = scores.rows, experts = scores.cols, sequences = tokens / length;
     const workspace<cpu>::scope scope(ctx.scratch);
     const auto part = ctx.scratch.take<std::uint8_t>(tokens);
-    detail::parallel_for_blocks(ctx.threads, tokens, block_rows, [&](index first, index rows, int) {
+    detail::parallel_for_blocks(ctx, tokens, block_rows, [&](index first, index rows, int) {
       for (index n = first; n < first + rows; ++n) {
         bool number = true;
         for (index e = 0; e < experts; ++e) number = number && !std::isnan(scores(n, e));
@@ -40,7 +40,7 @@ struct limit_experts_impl<cpu> {
     // The last token that expert e keeps of sequence s, -1 for none.
     const auto last = ctx.scratch.take<index>(sequences, experts);
     const auto asking = ctx.scratch.take<index>(ctx.threads, length);
-    detail::parallel_for(ctx.threads, sequences * experts, [&](index task, int thread) {
+    detail::parallel_for(ctx, sequences * experts, [&](index task, int thread) {
       const index s = task / experts, e = task % experts;
       index* const ask = asking.row(thread);
       index count = 0;
@@ -59,7 +59,7 @@ struct limit_experts_impl<cpu> {
       last(s, e) = ask[kept - 1];
     });
 
-    detail::parallel_for_blocks(ctx.threads, tokens, block_rows, [&](index first, index rows, int) {
+    detail::parallel_for_blocks(ctx, tokens, block_rows, [&](index first, index rows, int) {
       for (index n = first; n < first + rows; ++n) {
         if (part[n] == 0) continue;
         for (index e = 0; e < experts; ++e) {

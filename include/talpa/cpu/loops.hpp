@@ -28,7 +28,7 @@ inline index task_rows(index cols) {
 template <class Row>
 void for_each_row(context<cpu>& ctx, index rows, index cols, Row row) {
   if (rows == 0 || cols == 0) return;
-  parallel_for_blocks(ctx.threads, rows, task_rows(cols), [&](index first, index count, int) {
+  parallel_for_blocks(ctx, rows, task_rows(cols), [&](index first, index count, int) {
     for (index n = first; n < first + count; ++n) row(n);
   });
 }
@@ -81,7 +81,7 @@ T sum_over_rows(context<cpu>& ctx, index rows, index cols, Row row) {
   const workspace<cpu>::scope scratch(ctx.scratch);
   const index block_rows = task_rows(cols), blocks = ceil_div(rows, block_rows);
   const vector_view<T, cpu> partial = ctx.scratch.take<T>(blocks);
-  parallel_for_blocks(ctx.threads, rows, block_rows, [&](index first, index count, int) {
+  parallel_for_blocks(ctx, rows, block_rows, [&](index first, index count, int) {
     T sum{0};
     for (index n = first; n < first + count; ++n) sum += row(n);
     partial[first / block_rows] = sum;
@@ -99,7 +99,7 @@ void sum_columns(context<cpu>& ctx, index rows, index cols, T beta, T* out, Term
   const index row_blocks = ceil_div(rows, column_block_rows);
   const index col_blocks = ceil_div(cols, column_block_cols);
   const matrix_view<T, cpu> partial = ctx.scratch.take<T>(row_blocks, cols);  // [row_blocks, cols]
-  parallel_for(ctx.threads, row_blocks * col_blocks, [&](index task, int) {
+  parallel_for(ctx, row_blocks * col_blocks, [&](index task, int) {
     const index block = task / col_blocks;
     const index first_row = block * column_block_rows;
     const index last_row = std::min(rows, first_row + column_block_rows);
@@ -111,7 +111,7 @@ void sum_columns(context<cpu>& ctx, index rows, index cols, T beta, T* out, Term
       for (index d = first_col; d < last_col; ++d) sum[d] += term(n, d);
     }
   });
-  parallel_for_blocks(ctx.threads, cols, task_rows(row_blocks), [&](index first, index count, int) {
+  parallel_for_blocks(ctx, cols, task_rows(row_blocks), [&](index first, index count, int) {
     for (index d = first; d < first + count; ++d) {
       T sum{0};
       for (index b = 0; b < row_blocks; ++b) sum += partial(b, d);

@@ -13,7 +13,7 @@ template <>
 struct overlay_rows_impl<cpu> {
   static void run(context<cpu>& ctx, matrix_view<const std::uint32_t, cpu> overlay, index length,
                   index most, matrix_view<std::uint32_t, cpu> mask) {
-    detail::parallel_for(ctx.threads, overlay.rows / length, [&](index sequence, int) {
+    detail::parallel_for(ctx, overlay.rows / length, [&](index sequence, int) {
       index left = most;
       for (index n = sequence * length; n < (sequence + 1) * length && left > 0; ++n) {
         const std::uint32_t* const row = overlay.row(n);

@@ -21,7 +21,7 @@ class packed_matrix<T, cpu> {
       : panels_(detail::packed_size<T>(detail::rows_of(b, tb), detail::cols_of(b, tb))),
         rows_(detail::rows_of(b, tb)),
         cols_(detail::cols_of(b, tb)) {
-    detail::pack_panels<T>(ctx.threads, b, tb, 0, cols_, 0, rows_, panels_.data());
+    detail::pack_panels<T>(ctx, b, tb, 0, cols_, 0, rows_, panels_.data());
   }
 
   /// K and N of op(b).

@@ -8,6 +8,24 @@
 #include <omp.h>
 #endif
 
+namespace talpa {
+
+/// Threads of the host program that run the loops of a context in place of OpenMP's.
+///
+/// `run(host, threads, tasks, task, state)` calls task(state, i, thread) once for each i in
+/// [0, tasks), in any order, with 0 <= thread < threads and no two calls at a time that share
+/// `thread`, and returns after the last one; what the calls wrote is then visible to the caller. It
+/// must not throw, and is called from one thread at a time for each context. Results do not depend
+/// on it: how work is cut into tasks depends on shapes alone.
+struct executor {
+  using task = void (*)(void* state, index i, int thread);
+
+  void (*run)(void* host, int threads, index tasks, task call, void* state) = nullptr;
+  void* host = nullptr;  ///< handed to run
+};
+
+}  // namespace talpa
+
 namespace talpa::detail {
 
 /// True in translation units compiled with OpenMP.
@@ -19,32 +37,54 @@ inline constexpr bool has_openmp = false;
 inline int available_threads() { return 1; }
 #endif
 
-/// Runs task(i, thread) for i in [0, tasks) on up to `threads` threads, 0 <= thread < threads. How
-/// the work is cut into tasks must depend on shapes only: then results have the same bits for any
-/// number of threads. Tasks must not throw.
-template <class Task>
-void parallel_for(int threads, index tasks, Task task) {
 #if defined(_OPENMP)
-  const int team = static_cast<int>(tasks < threads ? (tasks > 0 ? tasks : 1) : threads);
+// Libraries called inside (Eigen) ask how many threads a new region would get: one.
+class alone {
+ public:
+  alone() { omp_set_num_threads(1); }
+  ~alone() { omp_set_num_threads(before_); }
+  alone(const alone&) = delete;
+  alone& operator=(const alone&) = delete;
+
+ private:
+  int before_ = omp_get_max_threads();
+};
+#else
+class alone {};
+#endif
+
+/// Runs task(i, thread) for i in [0, tasks) on up to `ctx.threads` threads, 0 <= thread <
+/// ctx.threads, of the context's executor or of OpenMP. How the work is cut into tasks must depend
+/// on shapes only: then results have the same bits for any number of threads. Tasks must not throw.
+template <class Context, class Task>
+void parallel_for(const Context& ctx, index tasks, Task task) {
+  const int team = static_cast<int>(tasks < ctx.threads ? (tasks > 0 ? tasks : 1) : ctx.threads);
+  if (ctx.on.run != nullptr) {
+    const auto call = [](void* state, index i, int thread) {
+      [[maybe_unused]] const alone only;
+      (*static_cast<Task*>(state))(i, thread);
+    };
+    if (tasks > 0) ctx.on.run(ctx.on.host, team, tasks, call, &task);
+    return;
+  }
+#if defined(_OPENMP)
 #pragma omp parallel num_threads(team)
   {
-    // Libraries called inside (Eigen) ask how many threads a new region would get: one.
-    omp_set_num_threads(1);
+    const alone only;
     const int thread = omp_get_thread_num();
 #pragma omp for schedule(dynamic, 1)
     for (index i = 0; i < tasks; ++i) task(i, thread);
   }
 #else
-  static_cast<void>(threads);
   for (index i = 0; i < tasks; ++i) task(i, 0);
 #endif
 }
 
 /// parallel_for over the blocks of `count` rows of at most `block_rows` each: task(first, rows,
 /// thread).
-template <class Task>
-void parallel_for_blocks(int threads, index count, index block_rows, Task task) {
-  parallel_for(threads, ceil_div(count, block_rows), [&](index block, int thread) {
+template <class Context, class Task>
+void parallel_for_blocks(const Context& ctx, index count, index block_rows, Task task) {
+  parallel_for(ctx, ceil_div(count, block_rows), [&](index block, int thread) {
     const index first = block * block_rows;
     const index rest = count - first;
     task(first, rest < block_rows ? rest : block_rows, thread);

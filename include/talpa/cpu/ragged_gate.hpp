@@ -16,7 +16,7 @@ struct ragged_gate_impl<cpu> {
   static void forward(context<cpu>& ctx, vector_view<const index, cpu> blocks,
                       vector_view<const T, cpu> scales, matrix_view<const T, cpu> gates,
                       matrix_view<const T, cpu> u, matrix_view<T, cpu> z) {
-    detail::parallel_for_blocks(ctx.threads, u.rows, task_rows, [&](index first, index rows, int) {
+    detail::parallel_for_blocks(ctx, u.rows, task_rows, [&](index first, index rows, int) {
       for (index n = first; n < first + rows; ++n) {
         for (index e = 0; e < gates.cols; ++e) {
           scale_by(scales[e] * gates(n, e), blocks[e + 1] - blocks[e], u.row(n) + blocks[e],
@@ -31,7 +31,7 @@ struct ragged_gate_impl<cpu> {
                        vector_view<const T, cpu> scales, matrix_view<const T, cpu> gates,
                        matrix_view<const T, cpu> u, matrix_view<const T, cpu> dz,
                        matrix_view<T, cpu> du, matrix_view<T, cpu> dgates) {
-    detail::parallel_for_blocks(ctx.threads, u.rows, task_rows, [&](index first, index rows, int) {
+    detail::parallel_for_blocks(ctx, u.rows, task_rows, [&](index first, index rows, int) {
       for (index n = first; n < first + rows; ++n) {
         for (index e = 0; e < gates.cols; ++e) {
           dgates(n, e) = scales[e] * scale_and_dot(scales[e] * gates(n, e),
@@ -83,7 +83,7 @@ struct ragged_gate_impl<cpu> {
   static void for_each_slot(context<cpu>& ctx, vector_view<const index, cpu> offsets, F f) {
     const index* const ends = offsets.data + 1;
     const index experts = offsets.size - 1, slots = offsets[experts];
-    detail::parallel_for_blocks(ctx.threads, slots, task_rows, [&](index first, index rows, int) {
+    detail::parallel_for_blocks(ctx, slots, task_rows, [&](index first, index rows, int) {
       // The expert of a slot is the first whose segment ends behind it.
       index e = std::upper_bound(ends, ends + experts, first) - ends;
       for (index s = first; s < first + rows; ++s) {

@@ -21,7 +21,7 @@ struct ragged_gemm_impl<cpu> {
     index longest = 1;
     for (index e = 0; e < groups; ++e) longest = std::max(longest, offsets[e + 1] - offsets[e]);
     const index tasks = ceil_div(longest, detail::gemm_task_rows);
-    detail::parallel_for(ctx.threads, groups * tasks, [&](index task, int) {
+    detail::parallel_for(ctx, groups * tasks, [&](index task, int) {
       const index e = task / tasks;
       const index first = offsets[e] + task % tasks * detail::gemm_task_rows;
       const index count = std::min(detail::gemm_task_rows, offsets[e + 1] - first);
@@ -45,7 +45,7 @@ struct ragged_gemm_impl<cpu> {
                        vector_view<const index, cpu> blocks, matrix_view<const T, cpu> a,
                        matrix_view<const T, cpu> b, std::span<const row_run> runs,
                        matrix_view<T, cpu> dbank) {
-    detail::parallel_for(ctx.threads, offsets.size - 1, [&](index e, int) {
+    detail::parallel_for(ctx, offsets.size - 1, [&](index e, int) {
       const index count = offsets[e + 1] - offsets[e];
       if (count == 0) return;
       for (const row_run& run : runs) {

@@ -14,7 +14,7 @@ struct rank_gate_impl<cpu> {
   static void forward(context<cpu>& ctx, T scale, matrix_view<const T, cpu> gates,
                       matrix_view<const T, cpu> u, matrix_view<T, cpu> z) {
     const index ranks = u.cols / gates.cols;
-    detail::parallel_for_blocks(ctx.threads, u.rows, task_rows, [&](index first, index rows, int) {
+    detail::parallel_for_blocks(ctx, u.rows, task_rows, [&](index first, index rows, int) {
       for (index n = first; n < first + rows; ++n) {
         for (index e = 0; e < gates.cols; ++e) {
           const T factor = scale * gates(n, e);
@@ -31,7 +31,7 @@ struct rank_gate_impl<cpu> {
                        matrix_view<const T, cpu> u, matrix_view<const T, cpu> dz,
                        matrix_view<T, cpu> du, matrix_view<T, cpu> dgates) {
     const index ranks = u.cols / gates.cols;
-    detail::parallel_for_blocks(ctx.threads, u.rows, task_rows, [&](index first, index rows, int) {
+    detail::parallel_for_blocks(ctx, u.rows, task_rows, [&](index first, index rows, int) {
       for (index n = first; n < first + rows; ++n) {
         for (index e = 0; e < gates.cols; ++e) {
           const T factor = scale * gates(n, e);

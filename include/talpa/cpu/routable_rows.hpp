@@ -16,7 +16,7 @@ vector_view<std::uint8_t, cpu> routable_rows(context<cpu>& ctx, matrix_view<cons
                                              vector_view<const std::uint8_t, cpu> padding_mask) {
   constexpr index block_rows = 256;
   const auto flags = ctx.scratch.take<std::uint8_t>(logits.rows);
-  parallel_for_blocks(ctx.threads, logits.rows, block_rows, [&](index first, index rows, int) {
+  parallel_for_blocks(ctx, logits.rows, block_rows, [&](index first, index rows, int) {
     for (index n = first; n < first + rows; ++n) {
       bool finite = false, fine = true;
       for (index e = 0; e < logits.cols; ++e) {

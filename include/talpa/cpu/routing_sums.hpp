@@ -133,7 +133,7 @@ struct routing_sums_impl<cpu> {
     const matrix_view<index, cpu> counts = ctx.scratch.take<index>(grid.count(), experts + 1);
     const row_memory<T> memory(ctx, experts, experts);
 
-    detail::parallel_for(ctx.threads, grid.count(), [&](index block, int thread) {
+    detail::parallel_for(ctx, grid.count(), [&](index block, int thread) {
       T* const sum = sums.row(block);
       index* const count = counts.row(block);
       std::fill_n(sum, sums.cols, T{0});
@@ -175,7 +175,7 @@ struct routing_sums_impl<cpu> {
       });
     });
 
-    detail::parallel_for(ctx.threads, grid.groups, [&](index g, int) {
+    detail::parallel_for(ctx, grid.groups, [&](index g, int) {
       detail::sum_rows_in_place(sums.row_range(g * grid.blocks, grid.blocks));
       detail::sum_rows_in_place(counts.row_range(g * grid.blocks, grid.blocks));
       const T* const sum = sums.row(g * grid.blocks);
@@ -215,7 +215,7 @@ struct routing_sums_impl<cpu> {
     const index term_columns = (noise ? 4 : 2) * experts + 1;
     const row_memory<T> memory(ctx, experts, has_term<Term> ? term_columns : experts);
 
-    detail::parallel_for(ctx.threads, grid.count(), [&](index block, int thread) {
+    detail::parallel_for(ctx, grid.count(), [&](index block, int thread) {
       const index g = block / grid.blocks;
       const index first = grid.first_row(block), rows = grid.rows(block);
       for (index n = first; n < first + rows; ++n) {

@@ -96,13 +96,11 @@ struct segments_impl<cpu> {
     const workspace<cpu>::scope scope(ctx.scratch);
     const index blocks = ceil_div(mask.rows, block_rows);
     const vector_view<index, cpu> counts = ctx.scratch.take<index>(blocks);
-    detail::parallel_for_blocks(ctx.threads, mask.rows, block_rows,
-                                [&](index first, index rows, int) {
-                                  index sum = 0;
-                                  for (index n = first; n < first + rows; ++n)
-                                    sum += count_row(mask.row(n), experts);
-                                  counts[first / block_rows] = sum;
-                                });
+    detail::parallel_for_blocks(ctx, mask.rows, block_rows, [&](index first, index rows, int) {
+      index sum = 0;
+      for (index n = first; n < first + rows; ++n) sum += count_row(mask.row(n), experts);
+      counts[first / block_rows] = sum;
+    });
     index total = 0;
     for (index b = 0; b < blocks; ++b) total += counts[b];
     return total;
@@ -118,16 +116,15 @@ struct segments_impl<cpu> {
     const matrix_view<std::int32_t, cpu> next =
         ctx.scratch.take<std::int32_t>(blocks, experts);  // [blocks, E]
     const vector_view<index, cpu> block_slots = ctx.scratch.take<index>(blocks);
-    detail::parallel_for_blocks(
-        ctx.threads, mask.rows, block_rows, [&](index first, index rows, int) {
-          const index block = first / block_rows;
-          std::int32_t* const counts = next.row(block);
-          std::fill_n(counts, experts, 0);
-          detail::count_experts(mask.row(first), mask.stride, rows, experts, counts);
-          index sum = 0;
-          for (index e = 0; e < experts; ++e) sum += counts[e];
-          block_slots[block] = sum;
-        });
+    detail::parallel_for_blocks(ctx, mask.rows, block_rows, [&](index first, index rows, int) {
+      const index block = first / block_rows;
+      std::int32_t* const counts = next.row(block);
+      std::fill_n(counts, experts, 0);
+      detail::count_experts(mask.row(first), mask.stride, rows, experts, counts);
+      index sum = 0;
+      for (index e = 0; e < experts; ++e) sum += counts[e];
+      block_slots[block] = sum;
+    });
 
     index slots = 0;
     for (index b = 0; b < blocks; ++b) {
@@ -153,29 +150,26 @@ struct segments_impl<cpu> {
     s.offsets[experts] = slot;
     s.slot_offset_of_token[mask.rows] = slots;
 
-    detail::parallel_for_blocks(
-        ctx.threads, mask.rows, block_rows, [&](index first, index rows, int) {
-          const index block = first / block_rows;
-          place(mask, gates, s, gate_of_slot, first, rows, next.row(block), block_slots[block]);
-        });
+    detail::parallel_for_blocks(ctx, mask.rows, block_rows, [&](index first, index rows, int) {
+      const index block = first / block_rows;
+      place(mask, gates, s, gate_of_slot, first, rows, next.row(block), block_slots[block]);
+    });
   }
 
   template <class T>
   static void backward(context<cpu>& ctx, matrix_view<const std::uint32_t, cpu> mask,
                        const segments<cpu>& s, vector_view<const T, cpu> dgate_of_slot,
                        matrix_view<T, cpu> dgates, grad_mode mode) {
-    detail::parallel_for_blocks(ctx.threads, mask.rows, block_rows,
-                                [&](index first, index rows, int) {
-                                  for (index n = first; n < first + rows; ++n) {
-                                    T* const out = dgates.row(n);
-                                    if (mode == grad_mode::overwrite)
-                                      std::fill_n(out, dgates.cols, T{0});
-                                    index place = s.slot_offset_of_token[n];
-                                    detail::for_each_expert(mask.row(n), dgates.cols, [&](index e) {
-                                      out[e] += dgate_of_slot[s.slot_of_token[place++]];
-                                    });
-                                  }
-                                });
+    detail::parallel_for_blocks(ctx, mask.rows, block_rows, [&](index first, index rows, int) {
+      for (index n = first; n < first + rows; ++n) {
+        T* const out = dgates.row(n);
+        if (mode == grad_mode::overwrite) std::fill_n(out, dgates.cols, T{0});
+        index place = s.slot_offset_of_token[n];
+        detail::for_each_expert(mask.row(n), dgates.cols, [&](index e) {
+          out[e] += dgate_of_slot[s.slot_of_token[place++]];
+        });
+      }
+    });
   }
 
  private:

@@ -27,7 +27,7 @@ void for_each_selected_row(context<cpu>& ctx, index tokens, index experts, Row r
   const workspace<cpu>::scope scope(ctx.scratch);
   std::byte* const scratch =
       ctx.scratch.take<std::byte>(static_cast<index>(bytes) * ctx.threads).data;
-  parallel_for_blocks(ctx.threads, tokens, task_rows, [&](index first, index rows, int thread) {
+  parallel_for_blocks(ctx, tokens, task_rows, [&](index first, index rows, int thread) {
     lane_scratch lanes(scratch + static_cast<std::size_t>(thread) * bytes, bytes);
     if constexpr (width > 1) {
       for (index r = 0; packed && r < rows; r += width) {

@@ -42,27 +42,26 @@ struct sinkhorn_impl<cpu> {
     const T column_share = -math::log(static_cast<T>(experts));
 
     for (index i = 0; i < iterations; ++i) {
-      detail::parallel_for_blocks(
-          ctx.threads, tokens, block_rows, [&](index first, index rows, int) {
-            T* const most = peak.row(first / block_rows);
-            T* const total = sum.row(first / block_rows);
-            std::fill_n(most, experts, -std::numeric_limits<T>::infinity());
-            std::fill_n(total, experts, T{0});
-            for (index n = first; n < first + rows; ++n) {
-              if (part[n] == 0) continue;
-              row[n] = row_share - log_sum(logits.row(n), top[n], column.row(0), experts);
-              for (index e = 0; e < experts; ++e) {
-                most[e] = std::max(most[e], (logits(n, e) - top[n]) + row[n]);
-              }
-            }
-            for (index n = first; n < first + rows; ++n) {
-              if (part[n] == 0) continue;
-              for (index e = 0; e < experts; ++e) {
-                if (std::isinf(most[e])) continue;
-                total[e] += math::exp(((logits(n, e) - top[n]) + row[n]) - most[e]);
-              }
-            }
-          });
+      detail::parallel_for_blocks(ctx, tokens, block_rows, [&](index first, index rows, int) {
+        T* const most = peak.row(first / block_rows);
+        T* const total = sum.row(first / block_rows);
+        std::fill_n(most, experts, -std::numeric_limits<T>::infinity());
+        std::fill_n(total, experts, T{0});
+        for (index n = first; n < first + rows; ++n) {
+          if (part[n] == 0) continue;
+          row[n] = row_share - log_sum(logits.row(n), top[n], column.row(0), experts);
+          for (index e = 0; e < experts; ++e) {
+            most[e] = std::max(most[e], (logits(n, e) - top[n]) + row[n]);
+          }
+        }
+        for (index n = first; n < first + rows; ++n) {
+          if (part[n] == 0) continue;
+          for (index e = 0; e < experts; ++e) {
+            if (std::isinf(most[e])) continue;
+            total[e] += math::exp(((logits(n, e) - top[n]) + row[n]) - most[e]);
+          }
+        }
+      });
       double change = 0.0;
       for (index e = 0; e < experts; ++e) {
         T most = -std::numeric_limits<T>::infinity(), total = 0;

@@ -42,7 +42,7 @@ void outer_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a,
 template <class T>
 void inner_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a,
                    matrix_view<const T, cpu> b, T beta, matrix_view<T, cpu> c) {
-  parallel_for_blocks(ctx.threads, c.rows, inner_task_rows, [&](index first, index rows, int) {
+  parallel_for_blocks(ctx, c.rows, inner_task_rows, [&](index first, index rows, int) {
     inner_products<T>(
         rows, a.cols, [&](index i) { return a.row(first + i); }, b,
         [&](index i, index j, T sum) {
@@ -58,7 +58,7 @@ void outer_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a,
   const index chunk = outer_chunk<T>(c.rows, c.cols);
   const workspace<cpu>::scope scope(ctx.scratch);
   const auto sums = ctx.scratch.take<T>(ctx.threads, c.rows * chunk);
-  parallel_for_blocks(ctx.threads, c.cols, chunk, [&](index first, index cols, int thread) {
+  parallel_for_blocks(ctx, c.cols, chunk, [&](index first, index cols, int thread) {
     T* const sum = sums.row(thread);
     outer_products<T>(
         b.rows, c.rows, cols, [&](index i) { return a.row(i); },

@@ -18,7 +18,7 @@ struct slot_dropout_impl<cpu> {
                   float keep_probability, matrix_view<const T, cpu> x, matrix_view<T, cpu> y) {
     const detail::dropout_row<T> drop(stream, keep_probability);
     const index experts = s.experts(), slots = s.offsets[experts];
-    detail::parallel_for_blocks(ctx.threads, slots, task_rows, [&](index first, index rows, int) {
+    detail::parallel_for_blocks(ctx, slots, task_rows, [&](index first, index rows, int) {
       // The expert of slot i is the first whose segment ends behind it.
       const index* const ends = s.offsets.data + 1;
       index e = std::upper_bound(ends, ends + experts, first) - ends;

@@ -94,7 +94,7 @@ struct svd_impl<cpu> {
     bool any = false;
     for (index round = 0; round + 1 < players; ++round) {
       const index circle = players - 1;
-      detail::parallel_for(ctx.threads, players / 2, [&](index pair, int) {
+      detail::parallel_for(ctx, players / 2, [&](index pair, int) {
         index a = (round + pair) % circle;
         index b = pair == 0 ? circle : (round + circle - pair) % circle;
         if (a > b) std::swap(a, b);

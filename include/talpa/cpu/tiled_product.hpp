@@ -67,10 +67,10 @@ void pack_panel(matrix_view<const T, cpu> source, bool rows, index first, index 
 /// Rows [k0, k0 + depth) and columns [first, first + cols) of op(b) as panels [depth, panel_width],
 /// one after the other.
 template <class T>
-void pack_panels(int threads, matrix_view<const T, cpu> b, transpose tb, index first, index cols,
-                 index k0, index depth, T* out) {
+void pack_panels(const context<cpu>& ctx, matrix_view<const T, cpu> b, transpose tb, index first,
+                 index cols, index k0, index depth, T* out) {
   constexpr index width = panel_width<T>;
-  parallel_for_blocks(threads, ceil_div(cols, width), 8, [&](index panel, index panels, int) {
+  parallel_for_blocks(ctx, ceil_div(cols, width), 8, [&](index panel, index panels, int) {
     for (index p = panel; p < panel + panels; ++p) {
       pack_panel<width, T>(b, tb == transpose::yes, first + p * width,
                            std::min(width, cols - p * width), k0, depth, out + p * depth * width);
@@ -119,7 +119,7 @@ void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, tran
   const workspace<cpu>::scope scope(ctx.scratch);
   const auto blocks = ctx.scratch.take<T>(ctx.threads, cut.block_size());
 
-  parallel_for(ctx.threads, cut.row_tasks * cut.col_tasks, [&](index task, int thread) {
+  parallel_for(ctx, cut.row_tasks * cut.col_tasks, [&](index task, int thread) {
     const index row = task / cut.col_tasks * cut.rows, col = task % cut.col_tasks * cut.cols;
     const index rows = std::min(cut.rows, c.rows - row), cols = std::min(cut.cols, c.cols - col);
     T* const block = blocks.row(thread);
@@ -169,8 +169,8 @@ void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, tran
   panel_product<T>(ctx, alpha, a, ta, b, k, beta, c, c.cols, [](const finished_block&) {});
 }
 
-/// Bytes of scratch that tiled_product takes at most for a c of any rows and n columns with a K of at
-/// most k.
+/// Bytes of scratch that tiled_product takes at most for a c of any rows and n columns with a K of
+/// at most k.
 template <class T>
 std::size_t tiled_bytes(int threads, index n, index k) {
   constexpr index unit = workspace<cpu>::alignment;
@@ -200,7 +200,7 @@ void tiled_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, tran
     const index some_cols = std::min(cols, c.cols - col);
     for (index k0 = 0; k0 < k; k0 += depth) {
       const index some = std::min(depth, k - k0);
-      pack_panels<T>(ctx.threads, b, tb, col, some_cols, k0, some, panels.data);
+      pack_panels<T>(ctx, b, tb, col, some_cols, k0, some, panels.data);
       panel_product<T>(ctx, alpha,
                        ta == transpose::no ? a.col_range(k0, some) : a.row_range(k0, some), ta,
                        panels.data, some, k0 == 0 ? beta : T{1}, c.col_range(col, some_cols));
