@@ -69,15 +69,13 @@ template <class T, int W, class F>
 [[gnu::always_inline]] inline pack<T, W> make_pack(F f) {
   using stored = std::conditional_t<std::same_as<T, bool>, std::int32_t, T>;
   pack_values<stored, W> r;
-  // Kept a loop, which compilers turn into vector code; unrolled early, gcc leaves it scalar.
-#pragma GCC unroll 1
-  for (int i = 0; i < W; ++i) {
+  for_lanes<W>([&](int i) __attribute__((always_inline)) {
     if constexpr (std::same_as<T, bool>) {
       r.v[i] = -static_cast<std::int32_t>(f(i));
     } else {
       r.v[i] = f(i);
     }
-  }
+  });
   pack<T, W> p;
   if constexpr (in_register<stored, W>) {
     p.v = r.whole;

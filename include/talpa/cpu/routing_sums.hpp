@@ -41,6 +41,14 @@ template <int W, class T>
   __builtin_memcpy(x, &p.v, sizeof(p.v));
 }
 
+/// part(w) for columns from c on, w = Width of them at a time as long as there are so many, then half
+/// as many, down to 4; part moves c.
+template <int Width, class Part>
+[[gnu::always_inline]] inline void in_packs(const index& c, index columns, const Part& part) {
+  while (c + Width <= columns) part(std::integral_constant<int, Width>{});
+  if constexpr (Width >= 8) in_packs<Width / 2>(c, columns, part);
+}
+
 /// sum[c] += rows[i][c] for the rows i with real(i), ascending.
 template <class T, class Real>
 [[gnu::always_inline]] inline void add_rows(const T* rows, index stride, index count, index columns,
@@ -48,13 +56,15 @@ template <class T, class Real>
   constexpr int width = packed_tokens<T>;
   index c = 0;
   if constexpr (width > 1) {
-    for (; c + width <= columns; c += width) {
-      auto total = load_pack<width>(sum + c);
-      for (index i = 0; i < count; ++i) {
-        if (real(i)) total = total + load_pack<width>(rows + i * stride + c);
-      }
-      store_pack(sum + c, total);
-    }
+    in_packs<width>(
+        c, columns, [&](auto w) __attribute__((always_inline)) {
+          auto total = load_pack<w.value>(sum + c);
+          for (index i = 0; i < count; ++i) {
+            if (real(i)) total = total + load_pack<w.value>(rows + i * stride + c);
+          }
+          store_pack(sum + c, total);
+          c += w.value;
+        });
   }
   for (; c < columns; ++c) {
     for (index i = 0; i < count; ++i) {
@@ -96,17 +106,19 @@ void add_chosen(const std::uint32_t* words, index word_stride, const T* rows, in
   constexpr int width = packed_tokens<T>;
   index c = 0;
   if constexpr (width > 1) {
-    const auto add = [&](auto parts) {
-      add_chosen_columns<parts.value, width>(words + c / mask_word_bits, word_stride,
-                                             static_cast<int>(c % mask_word_bits), rows + c, stride,
-                                             count, sum + c);
-      c += parts.value * width;
+    const auto add = [&](auto parts, auto w) {
+      add_chosen_columns<parts.value, w.value>(words + c / mask_word_bits, word_stride,
+                                               static_cast<int>(c % mask_word_bits), rows + c,
+                                               stride, count, sum + c);
+      c += parts.value * w.value;
     };
     // A register of columns waits for each of its sums, four at a time wait together; they lie in
     // one word, as 4 width divides 32 or is taken to.
     constexpr int most = mask_word_bits / width < 4 ? mask_word_bits / width : 4;
-    while (c + most * width <= experts) add(std::integral_constant<int, most>{});
-    while (c + width <= experts) add(std::integral_constant<int, 1>{});
+    while (c + most * width <= experts) {
+      add(std::integral_constant<int, most>{}, std::integral_constant<int, width>{});
+    }
+    in_packs<width>(c, experts, [&](auto w) { add(std::integral_constant<int, 1>{}, w); });
   }
   for (; c < experts; ++c) {
     for (index n = 0; n < count; ++n) {
