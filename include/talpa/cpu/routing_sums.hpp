@@ -41,8 +41,8 @@ template <int W, class T>
   __builtin_memcpy(x, &p.v, sizeof(p.v));
 }
 
-/// part(w) for columns from c on, w = Width of them at a time as long as there are so many, then half
-/// as many, down to 4; part moves c.
+/// part(w) for columns from c on, w = Width of them at a time as long as there are so many, then
+/// half as many, down to 4; part moves c.
 template <int Width, class Part>
 [[gnu::always_inline]] inline void in_packs(const index& c, index columns, const Part& part) {
   while (c + Width <= columns) part(std::integral_constant<int, Width>{});

@@ -6,6 +6,7 @@
 #include <talpa/cpu/context.hpp>
 #include <talpa/cpu/parallel.hpp>
 #include <talpa/cpu/register_tile.hpp>
+#include <talpa/cpu/transpose_rows.hpp>
 #include <talpa/ops/gemm.hpp>
 
 #include <algorithm>
@@ -52,7 +53,25 @@ void pack_panel(matrix_view<const T, cpu> source, bool rows, index first, index 
   constexpr index line = panel_width<T>;
   for (index k = 0; k < depth; k += line) {
     const index length = std::min(line, depth - k);
-    for (index i = 0; i < std::min(Width, count); ++i) {
+    index i = 0;
+    constexpr index side = 4;
+    if constexpr (side * static_cast<index>(sizeof(T)) <= pack_bytes) {
+      typedef T vector __attribute__((vector_size(side * sizeof(T))));
+      for (; length == line && i + side <= std::min(Width, count); i += side) {
+        unrolled<line / side>([&](auto part) __attribute__((always_inline)) {
+          const index at = k + part * side;
+          vector block[side];
+          unrolled<side>([&](auto r) __attribute__((always_inline)) {
+            __builtin_memcpy(&block[r], source.row(first + i + r) + k0 + at, sizeof(vector));
+          });
+          transpose_rows<side>(block);
+          unrolled<side>([&](auto l) __attribute__((always_inline)) {
+            __builtin_memcpy(out + (at + l) * Width + i, &block[l], sizeof(vector));
+          });
+        });
+      }
+    }
+    for (; i < std::min(Width, count); ++i) {
       const T* const from = source.row(first + i) + k0 + k;
       T* const to = out + k * Width + i;
       if (length == line) {
