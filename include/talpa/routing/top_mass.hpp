@@ -40,11 +40,11 @@ inline void check_mass_limit(const char* function, double p, index min_k) {
 /// Finds where the selection by cumulative probability ends in a row with logits u: ranks in the
 /// order (logit descending, index ascending) of the experts that are not masked, c_j = min(1, p_1 +
 /// ... + p_j) added in that order, the crossing rank the first with c_j > p (>= where inclusive).
-/// Nothing for a row that is not valid, up to the first min_k.
-template <class T, class Crossing, class G, class Logits>
+/// `asked` is about rows that are valid; where it does not hold the selection ends with min_k.
+template <class T, class Crossing, class G, class Logits, class Condition>
 TALPA_HD pick_boundary<T, G> top_mass(const G& g, const Logits& u,
                                       const row_exponentials<T, G>& exponential,
-                                      const mass_limit& limit) {
+                                      const mass_limit& limit, const Condition& asked) {
   const auto infinity = g.uniform(std::numeric_limits<T>::infinity());
   const auto one = g.uniform(T{1});
   const auto p = g.uniform(static_cast<T>(limit.p));
@@ -55,7 +55,7 @@ TALPA_HD pick_boundary<T, G> top_mass(const G& g, const Logits& u,
   auto last_score = infinity;  // of the ranks that are on
   auto on_ranks = g.uniform(std::int32_t{0});
   auto mass = g.uniform(T{0});
-  auto open = exponential.valid;  // nothing has crossed yet
+  auto open = asked;  // nothing has crossed yet
   for (index rank = 0; rank < g.experts() && (rank < limit.min_k || g.any(open)); ++rank) {
     const auto score = ranks(rank);
     const auto found = score > -infinity;

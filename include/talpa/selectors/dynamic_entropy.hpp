@@ -53,13 +53,14 @@ struct dynamic_entropy {
     const auto masked = g.uniform(-std::numeric_limits<T>::infinity());
     const auto u = row_logits(g, row.logits);
     const auto exponential = exponentials<T>(g, u);
-    const auto end = top_mass<T, crossing::dropped>(g, u, exponential, {p, min_k, false});
     auto all = exponential.invalid;
     if (!(entropy.normalised && threshold >= 1.0)) {
       const auto h = entropy.template value<T>(g, log_probabilities<T>(g, u, exponential));
       const auto unsure = h > g.uniform(static_cast<T>(threshold));
       all = all | unsure;
     }
+    // Not asked where all are on, which takes the most ranks.
+    const auto end = top_mass<T, crossing::dropped>(g, u, exponential, {p, min_k, false}, !all);
     g.store_mask(row.mask, [&](auto e) {
       const auto offered = u[e] > masked, chosen = end.holds(u[e], e);
       return (offered & (chosen | all)) | exponential.invalid;

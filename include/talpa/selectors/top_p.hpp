@@ -45,7 +45,8 @@ struct top_p {
   TALPA_HD void select(const G& g, const select_row<T>& row) const {
     const auto u = row_logits(g, row.logits);
     const auto exponential = exponentials<T>(g, u);
-    const auto end = top_mass<T, Crossing>(g, u, exponential, {p, min_k, inclusive});
+    const auto end =
+        top_mass<T, Crossing>(g, u, exponential, {p, min_k, inclusive}, exponential.valid);
     g.store_mask(row.mask, [&](auto e) { return end.holds(u[e], e) | exponential.invalid; });
     weigh<Weight>(g, row, exponential);
   }
