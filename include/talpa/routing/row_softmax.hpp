@@ -53,17 +53,18 @@ TALPA_HD auto probabilities(const G& g, const row_exponentials<T, G>& exponentia
   return p;
 }
 
-/// The probabilities of a row with their logarithms: p[e] = weight / sum, and log(e) = ln p_e =
-/// (u_e - top) - ln sum, one logarithm for the row; -inf for a masked expert.
+/// The probabilities of a row with their logarithms, for sums over them: p[e] = weight times the
+/// rounded 1 / sum, and log(e) = ln p_e = (u_e - top) - ln sum; one division and one logarithm for
+/// the row; log is -inf for a masked expert, all is NaN for an invalid row.
 template <class T, class G, class Logits>
 struct logged_probabilities {
   Logits logits;
-  decltype(std::declval<const G&>().template elements<T>()) p;
-  typename G::template value<T> top, log_sum;
+  decltype(std::declval<const G&>().template elements<T>()) weight;
+  typename G::template value<T> top, scale, log_sum;
 
   template <class Element>
   TALPA_HD auto operator[](Element e) const {
-    return p[e];
+    return math::mul(weight[e], scale);
   }
   template <class Element>
   TALPA_HD auto log(Element e) const {
@@ -73,7 +74,8 @@ struct logged_probabilities {
 template <class T, class G, class Logits>
 TALPA_HD logged_probabilities<T, G, Logits> log_probabilities(
     const G& g, const Logits& logits, const row_exponentials<T, G>& exponential) {
-  return {logits, probabilities<T>(g, exponential), exponential.top, math::log(exponential.sum)};
+  return {logits, exponential.weight, exponential.top, g.uniform(T{1}) / exponential.sum,
+          math::log(exponential.sum)};
 }
 
 /// Whether a row cannot be routed: NaN or +inf among its logits, or -inf everywhere.

@@ -142,7 +142,7 @@ struct broadcast {
       const auto offered = u[e] > masked;
       return ((broadcasts & offered) | (chosen[e] & !broadcasts)) | exponential.invalid;
     });
-    store_gates(g, row, p, broadcasts | exponential.invalid);
+    store_gates(g, row, probabilities<T>(g, exponential), broadcasts | exponential.invalid);
   }
 
   template <class T, class B>
@@ -180,9 +180,9 @@ struct broadcast {
     if (!broadcasting) return;
     const auto u = row_logits(g, row.logits);
     const auto exponential = exponentials<T>(g, u);
-    const auto p = log_probabilities<T>(g, u, exponential);
-    const auto all = was_broadcast<T>(g, u, p, row.recorded());
-    store_gates(g, row, p, all & exponential.valid);
+    const auto all =
+        was_broadcast<T>(g, u, log_probabilities<T>(g, u, exponential), row.recorded());
+    store_gates(g, row, probabilities<T>(g, exponential), all & exponential.valid);
   }
 
   template <class G, class T>
@@ -192,8 +192,9 @@ struct broadcast {
     const auto zero = g.uniform(T{0});
     const auto u = row_logits(g, row.logits);
     const auto exponential = exponentials<T>(g, u);
-    const auto p = log_probabilities<T>(g, u, exponential);
-    const auto all = was_broadcast<T>(g, u, p, row.mask) & exponential.valid;
+    const auto all = was_broadcast<T>(g, u, log_probabilities<T>(g, u, exponential), row.mask) &
+                     exponential.valid;
+    const auto p = probabilities<T>(g, exponential);
     const auto dgate = [&](auto e) {
       return talpa::select(g.load_bit(row.mask, e), g.load(row.dgates, e, T{0}), zero);
     };
