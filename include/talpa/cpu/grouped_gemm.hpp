@@ -14,6 +14,9 @@ namespace talpa::ops {
 /// changes no bit. Scratch is what the largest possible group takes, whichever are large today.
 template <>
 struct grouped_gemm_impl<cpu> {
+  /// Fewest slots of a group for register tiles: with half as many they were no faster than Eigen,
+  /// as each group packs a block of the bank for itself.
+  static constexpr index tiled_slots = 256;
   /// Columns of one task of a gradient.
   static constexpr index task_cols = 512;
 
@@ -24,7 +27,9 @@ struct grouped_gemm_impl<cpu> {
                       transpose tb, matrix_view<T, cpu> c, grad_mode c_mode) {
     const T kept = c_mode == grad_mode::accumulate ? T{1} : T{0};
     const index groups = offsets.size - 1;
-    const auto tiled = [&](index count) { return detail::tiles_pay(count, c.cols, a.cols); };
+    const auto tiled = [&](index count) {
+      return count >= tiled_slots && detail::tiles_pay(count, c.cols, a.cols);
+    };
     if (tiled(a.rows)) ctx.scratch.reserve(detail::tiled_bytes<T>(ctx.threads, c.cols, a.cols));
     index longest = 1;
     for (index e = 0; e < groups; ++e) {
@@ -54,7 +59,9 @@ struct grouped_gemm_impl<cpu> {
                        matrix_view<const T, cpu> a, matrix_view<const T, cpu> b,
                        std::span<const row_run> runs, matrix_view<T, cpu> dbank) {
     const index blocks = ceil_div(std::max<index>(b.cols, 1), task_cols);
-    const auto tiled = [&](index count) { return detail::tiles_pay(a.cols, b.cols, count); };
+    const auto tiled = [&](index count) {
+      return count >= tiled_slots && detail::tiles_pay(a.cols, b.cols, count);
+    };
     if (tiled(a.rows)) ctx.scratch.reserve(detail::tiled_bytes<T>(ctx.threads, b.cols, a.rows));
     for (const row_run& run : runs) {
       const index before = run.first / a.cols, groups = run.rows / a.cols;
