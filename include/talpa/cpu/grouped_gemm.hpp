@@ -9,9 +9,10 @@
 
 namespace talpa::ops {
 
-/// Groups of which register tiles pay go through them one after the other, each by all threads;
-/// the rest by Eigen in one loop. The sizes of the groups alone decide, so the number of threads
-/// changes no bit. Scratch is what the largest possible group takes, whichever are large today.
+/// Products of groups for which register tiles pay go through them one after the other, each by all
+/// threads; the rest and gradients, where tiles were no faster, by Eigen in one loop. The sizes of
+/// the groups alone decide, so the number of threads changes no bit. Scratch is what the largest
+/// possible group takes, whichever are large today.
 template <>
 struct grouped_gemm_impl<cpu> {
   /// Fewest slots of a group for register tiles: with half as many they were no faster than Eigen,
@@ -59,29 +60,18 @@ struct grouped_gemm_impl<cpu> {
                        matrix_view<const T, cpu> a, matrix_view<const T, cpu> b,
                        std::span<const row_run> runs, matrix_view<T, cpu> dbank) {
     const index blocks = ceil_div(std::max<index>(b.cols, 1), task_cols);
-    const auto tiled = [&](index count) {
-      return count >= tiled_slots && detail::tiles_pay(a.cols, b.cols, count);
-    };
-    if (tiled(a.rows)) ctx.scratch.reserve(detail::tiled_bytes<T>(ctx.threads, b.cols, a.rows));
     for (const row_run& run : runs) {
-      const index before = run.first / a.cols, groups = run.rows / a.cols;
-      const auto of_group = [&](index g) {
-        return dbank.row_range(run.grad_first + g * a.cols, a.cols);
-      };
-      for (index g = 0; g < groups; ++g) {
-        const index first = offsets[before + g], count = offsets[before + g + 1] - first;
-        if (!tiled(count)) continue;
-        detail::tiled_product<T>(ctx, T{1}, a.row_range(first, count), transpose::yes,
-                                 b.row_range(first, count), transpose::no, T{1}, of_group(g));
-      }
+      const index groups = run.rows / a.cols;
       detail::parallel_for(ctx, groups * blocks, [&](index task, int) {
-        const index g = task / blocks, col = task % blocks * task_cols;
-        const index first = offsets[before + g], count = offsets[before + g + 1] - first;
-        if (count == 0 || tiled(count)) return;
+        const index e = run.first / a.cols + task / blocks;
+        const index col = task % blocks * task_cols;
+        const index count = offsets[e + 1] - offsets[e];
+        if (count == 0) return;
         const index cols = std::min(task_cols, b.cols - col);
-        detail::eigen_product<T>(T{1}, a.row_range(first, count), transpose::yes,
-                                 b.row_range(first, count).col_range(col, cols), transpose::no,
-                                 T{1}, of_group(g).col_range(col, cols));
+        detail::eigen_product<T>(
+            T{1}, a.row_range(offsets[e], count), transpose::yes,
+            b.row_range(offsets[e], count).col_range(col, cols), transpose::no, T{1},
+            dbank.row_range(run.grad_first + task / blocks * a.cols, a.cols).col_range(col, cols));
       });
     }
   }
