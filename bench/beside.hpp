@@ -11,6 +11,14 @@
 
 namespace talpa::bench {
 
+/// Enters the median of ratios under `name`, and the values between which four fifths of them lie.
+inline void enter_ratio(benchmark::State& state, const std::string& name,
+                        const std::vector<double>& ratios) {
+  state.counters[name] = median(ratios);
+  state.counters[name + "_p10"] = quantile(ratios, 0.1);
+  state.counters[name + "_p90"] = quantile(ratios, 0.9);
+}
+
 /// Times `pass` between two runs of `other`, on one thread: `ns/token` is its median, `vs_NAME` the
 /// median of its time over the mean of its two neighbours.
 inline void time_beside(benchmark::State& state, index tokens, const std::function<void()>& pass,

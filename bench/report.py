@@ -169,12 +169,15 @@ def ticks(low, high):
     return [low, high]
 
 
-def chart(title, axis, counter, series):
-    """An SVG with both axes logarithmic; `series` maps a name to its points."""
+def chart(title, axis, counter, series, equal=False):
+    """An SVG with both axes logarithmic; `series` maps a name to its points. They are joined, or
+    with `equal` stand alone on equal axes, whose diagonal is drawn."""
     width, height, left, bottom, top, right = 640, 320, 64, 40, 28, 16
     points = [p for of in series.values() for p in of]
-    xs = ticks(min(p[0] for p in points), max(p[0] for p in points))
-    ys = ticks(min(p[1] for p in points), max(p[1] for p in points))
+    across, up = [p[0] for p in points], [p[1] for p in points]
+    if equal:
+        across = up = across + up
+    xs, ys = ticks(min(across), max(across)), ticks(min(up), max(up))
 
     def place(value, marks, begin, end):
         low, high = math.log(marks[0]), math.log(marks[-1])
@@ -195,10 +198,13 @@ def chart(title, axis, counter, series):
         svg.append(f'<line x1="{left}" x2="{width - right}" y1="{y_of(y):.1f}" y2="{y_of(y):.1f}"/>'
                    f'<text x="{left - 6}" y="{y_of(y) + 4:.1f}" class="e">{number(y)}</text>')
     svg.append(f'<text x="{(left + width) / 2:.0f}" y="{height - 6}" class="m">{html.escape(axis)}</text>')
+    if equal:
+        svg.append(f'<line x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{top}"/>')
     for i, (name, of) in enumerate(series.items()):
         colour, of = COLOURS[i % len(COLOURS)], sorted(of)
-        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in of)
-        svg.append(f'<polyline points="{path}" style="stroke:{colour}"/>')
+        if not equal:
+            path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in of)
+            svg.append(f'<polyline points="{path}" style="stroke:{colour}"/>')
         for x, y in of:
             tip = html.escape(f"{name}: {counter} {number(y)} at {axis} {number(x)}")
             svg.append(f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3.5" style="fill:{colour}">'
@@ -209,15 +215,32 @@ def chart(title, axis, counter, series):
     return "".join(svg) + f'<p class="legend">{legend}</p>'
 
 
+def predictions_of(lines):
+    """A chart of each counter over what a model predicts for it, `predicted_` before its name."""
+    out = []
+    for predicted in columns_of(lines)[1]:
+        before, _, counter = predicted.partition("predicted_")
+        series = {}
+        for line in lines:
+            x, y = line.values.get(predicted), line.values.get(counter)
+            if not before and x is not None and y is not None and x > 0 and y > 0:
+                series.setdefault(line.label or line.group, []).append((x, y))
+        if series:
+            title = f"{counter} over its prediction"
+            out.append(f"<figure>{chart(title, predicted, counter, series, equal=True)}</figure>")
+    return out
+
+
 def charts_of(lines):
-    """Charts of the first counter of its own, or the time, and of each ratio, over one parameter."""
+    """Charts of the first counter of its own, or the time, and of each ratio, over one parameter;
+    before them those of predictions."""
+    out = predictions_of(lines)
     axis = axis_of(lines)
     if axis is None:
-        return ""
+        return "\n".join(out)
     _, counters = columns_of(lines)
     own = [c for c in counters if c != "us" and not c.endswith("/s")]
-    wanted = (own[:1] or ["us"]) + [c for c in own[1:] if c.startswith("vs_")]
-    out = []
+    wanted = (own[:1] or ["us"]) + [c for c in own[1:] if re.fullmatch("vs_.*(?<!_p[19]0)", c)]
     for counter in wanted:
         # One chart for each value of the parameters that several lines of a name differ in.
         pages = {}

@@ -11,11 +11,14 @@
 
 namespace talpa::bench {
 
-inline double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
+/// The value below which a share of the values lies, 0 <= share < 1.
+inline double quantile(std::vector<double> values, double share) {
+  const auto place =
+      values.begin() + static_cast<std::ptrdiff_t>(share * static_cast<double>(values.size()));
+  std::nth_element(values.begin(), place, values.end());
+  return *place;
 }
+inline double median(std::vector<double> values) { return quantile(std::move(values), 0.5); }
 
 template <class F>
 double seconds(F f) {

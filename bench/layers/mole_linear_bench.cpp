@@ -4,7 +4,9 @@
 // iteration times the bare linear, the layer and the linear again; `overhead_pct` is the median of
 // layer / mean of its two neighbours - 1, on one thread of processor time. `floor_pct` is the same
 // ratio by flop count alone.
-// The label says which strategy `automatic` takes for these sizes.
+// The label says which strategy `automatic` takes for these sizes, `predicted_overhead_pct` what
+// its cost model expects of a step: the products of an adapter are done three times in one, of
+// which the model counts one, those of the base twice.
 // `flop/s` counts the operations that have to be done, `bytes/s` each operand that has to be moved
 // once a pass: a strategy that does or moves more is slower by them, not faster.
 #include "workloads.hpp"
@@ -26,6 +28,17 @@ struct workload {
   bool backward;
   strategy execution;
 };
+
+double cost_of(strategy s, const routed_cost& cost) {
+  switch (s) {
+    case strategy::dense_masked:
+      return dense_masked_cost(cost);
+    case strategy::grouped:
+      return grouped_cost(cost);
+    default:
+      return indexed_cost(cost);
+  }
+}
 
 template <class Selector>
 void run(benchmark::State& state, const workload& w, const Selector& selector) {
@@ -84,6 +97,12 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
       2.0 * n * d + weights + (w.backward ? 3.0 * n * d + weights + adapter_weights : 0.0);
   state.counters["overhead_pct"] = 100.0 * (bench::median(ratios) - 1.0);
   state.counters["floor_pct"] = 100.0 * adapter_flop / linear_flop;
+  if (w.backward) {
+    const routed_cost cost{
+        w.width, w.width, w.experts, w.rank, w.selected == 0 ? w.experts : w.selected, true};
+    state.counters["predicted_overhead_pct"] =
+        100.0 * 3.0 * cost_of(w.execution, cost) / (2.0 * d * d);
+  }
   state.counters["linear_ms"] = 1e3 * linear_seconds;
   state.counters["linear_gflops"] = linear_flop / linear_seconds * 1e-9;
   const auto rate = [&](const char* unit, double count) {

@@ -54,9 +54,13 @@ struct routing_bench {
   }
 
   template <class Selector>
-  void route(const Selector& selector) {
+  void choose(const Selector& selector) {
     const select_inputs<float, cpu> more{control.view(), bias.view(), batch.sequence_length};
     ops::select(ctx, selector, logits, {}, chosen.gates.view(), chosen.mask.view(), more);
+  }
+  template <class Selector>
+  void route(const Selector& selector) {
+    choose(selector);
     measure(ctx, routed_view<float, cpu>{logits.view(), chosen.view()}, statistics,
             grad_mode::overwrite);
     if (gate_of_slot.data != nullptr) sort();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/analysis/router_lens.hpp>
 #include <talpa/testing/bounds.hpp>
@@ -55,7 +56,7 @@ std::vector<double> row_of(const matrix<double, cpu>& m, index l) {
 
 TEST_SUITE("analysis/router_lens") {
   // Sample 0 has tokens {0,1} and {0}, sample 1 has {1,2} and padding: powers of two, so all exact.
-  TEST_CASE_TEMPLATE("two samples by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("two samples by hand", T, TALPA_SCALARS) {
     const routing<T, cpu> r = routing_of<T>(3, {T(0.5), T(0.25), T(0),    //
                                                 T(1), T(0), T(0),         //
                                                 T(0), T(0.75), T(0.125),  //

@@ -3,6 +3,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/autograd/tape.hpp>
@@ -110,7 +111,7 @@ TEST_SUITE("autograd/tape") {
   }
 
   TEST_CASE_TEMPLATE("linear agrees with the reference, adds to parameters and overwrites inputs",
-                     T, float, double) {
+                     T, TALPA_SCALARS) {
     test_random random(20);
     constexpr index tokens = 37, inputs = 11, outputs = 6;
     const matrix<T, cpu> x = random_matrix<T>(random, tokens, inputs);

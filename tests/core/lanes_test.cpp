@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/random.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/core/lanes.hpp>
 #include <talpa/cpu/token_pack.hpp>
@@ -128,7 +129,7 @@ TEST_SUITE("core/lanes") {
     });
   }
 
-  TEST_CASE_TEMPLATE("sums follow the canonical definition on every group", T, float, double) {
+  TEST_CASE_TEMPLATE("sums follow the canonical definition on every group", T, TALPA_SCALARS) {
     bool order_matters = false;
     for (const index experts : sizes) {
       CAPTURE(experts);
@@ -391,7 +392,7 @@ TEST_SUITE("core/lanes") {
   }
 
   TEST_CASE_TEMPLATE("ranks are the largest values in order, and last_equal ends the first n", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     support::test_random random(14);
     for (const index experts : sizes) {
       CAPTURE(experts);
@@ -464,8 +465,8 @@ TEST_SUITE("core/lanes") {
     }
   }
 
-  TEST_CASE_TEMPLATE("whole rows and masks are read and written as element by element", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("whole rows and masks are read and written as element by element", T,
+                     TALPA_SCALARS) {
     support::test_random random(15);
     for (const index experts : sizes) {
       CAPTURE(experts);

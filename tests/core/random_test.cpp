@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "support/scalars.hpp"
+
 #include <talpa/core/random.hpp>
 
 #include <doctest/doctest.h>
@@ -137,7 +139,7 @@ TEST_SUITE("core/random") {
     CHECK(talpa::detail::unit_double(~std::uint64_t(0)) == std::nextafter(1.0, 0.0));
   }
 
-  TEST_CASE_TEMPLATE("uniform has the moments and the distribution of its name", T, float, double) {
+  TEST_CASE_TEMPLATE("uniform has the moments and the distribution of its name", T, TALPA_SCALARS) {
     const std::vector<double> x = uniforms<T>(first);
     CHECK(*std::min_element(x.begin(), x.end()) >= 0.0);
     CHECK(*std::max_element(x.begin(), x.end()) < 1.0);
@@ -148,7 +150,7 @@ TEST_SUITE("core/random") {
     CHECK(kolmogorov(x, [](double v) { return v; }) <= kolmogorov_bound);
   }
 
-  TEST_CASE_TEMPLATE("normal has the moments and the distribution of its name", T, float, double) {
+  TEST_CASE_TEMPLATE("normal has the moments and the distribution of its name", T, TALPA_SCALARS) {
     const std::vector<double> x = normals<T>(first);
     // E x^(2 m) = 1, 3, 15, 105: the variances of x, x^2, x^3, x^4 are 1, 2, 15, 96.
     CHECK(std::abs(mean(x, [](double v) { return v; })) <= mean_bound(1.0, draws));
@@ -160,7 +162,7 @@ TEST_SUITE("core/random") {
           kolmogorov_bound);
   }
 
-  TEST_CASE_TEMPLATE("the two normal numbers of a pair are independent", T, float, double) {
+  TEST_CASE_TEMPLATE("the two normal numbers of a pair are independent", T, TALPA_SCALARS) {
     const std::vector<double> x = normals<T>(first, 2 * draws);
     std::vector<double> even(draws);
     std::vector<double> odd(draws);
@@ -198,7 +200,7 @@ TEST_SUITE("core/random") {
     CHECK(worst <= 32.0 * std::numeric_limits<double>::epsilon());
   }
 
-  TEST_CASE_TEMPLATE("normal is finite at the extreme bits", T, float, double) {
+  TEST_CASE_TEMPLATE("normal is finite at the extreme bits", T, TALPA_SCALARS) {
     using talpa::detail::box_muller;
     const T smallest = std::ldexp(T(1), sizeof(T) == 4 ? -33 : -54);
     const double largest = sizeof(T) == 4 ? 6.77 : 8.66;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/adamw.hpp>
 #include <talpa/cuda/adamw.hpp>
@@ -15,7 +16,7 @@ using support::on_device;
 TEST_SUITE("cuda/adamw") {
   // betas whose powers are exact, so that counting by products and std::pow agree.
   TEST_CASE_TEMPLATE("steps counted by the host or by the device follow the double reference", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     static_assert(ops::adamw_counts<device>);
     context<device> ctx;
     context<cpu> host(1);

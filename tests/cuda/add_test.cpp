@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/add.hpp>
 #include <talpa/cuda/add.hpp>
@@ -12,7 +13,7 @@ using support::on_device;
 
 TEST_SUITE("cuda/add") {
   // One rounding each: the same bits on every backend.
-  TEST_CASE_TEMPLATE("add and axpy by one have the bits of the host", T, float, double) {
+  TEST_CASE_TEMPLATE("add and axpy by one have the bits of the host", T, TALPA_SCALARS) {
     context<device> ctx;
     context<cpu> host(1);
     support::test_random random(3);
@@ -33,7 +34,7 @@ TEST_SUITE("cuda/add") {
     }
   }
 
-  TEST_CASE_TEMPLATE("axpy is within two roundings of the double reference", T, float, double) {
+  TEST_CASE_TEMPLATE("axpy is within two roundings of the double reference", T, TALPA_SCALARS) {
     context<device> ctx;
     support::test_random random(4);
     on_device<T> x(support::random_matrix<T>(random, 33, 65));

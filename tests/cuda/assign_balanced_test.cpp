@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/assign_balanced.hpp>
 #include <talpa/cuda/assign_balanced.hpp>
@@ -38,7 +39,7 @@ std::string difference(const matrix<T, cpu>& scores, index padding_every = 0) {
 }  // namespace
 
 TEST_SUITE("cuda/assign_balanced") {
-  TEST_CASE_TEMPLATE("assign_balanced finds the assignment of the host", T, float, double) {
+  TEST_CASE_TEMPLATE("assign_balanced finds the assignment of the host", T, TALPA_SCALARS) {
     support::test_random random(71);
     // Without ties, with many, and with masked experts; more experts than a warp has lanes.
     CHECK(difference(support::random_matrix<T>(random, support::device_size(33, 1003), 5), 7) ==

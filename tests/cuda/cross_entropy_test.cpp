@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cuda/cross_entropy.hpp>
 
@@ -45,7 +46,7 @@ matrix<T, cpu> number(double value) {
 }  // namespace
 
 TEST_SUITE("cuda/cross_entropy") {
-  TEST_CASE_TEMPLATE("cross_entropy agrees with the reference", T, float, double) {
+  TEST_CASE_TEMPLATE("cross_entropy agrees with the reference", T, TALPA_SCALARS) {
     context<device> ctx;
     support::test_random random(11);
     for (const index rows : {index{1}, support::device_size(129, 3001)}) {

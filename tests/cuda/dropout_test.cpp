@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/dropout.hpp>
 #include <talpa/cuda/dropout.hpp>
@@ -14,7 +15,7 @@ using support::device;
 using support::on_device;
 
 TEST_SUITE("cuda/dropout") {
-  TEST_CASE_TEMPLATE("dropout and its gradient drop what they drop on the host", T, float, double) {
+  TEST_CASE_TEMPLATE("dropout and its gradient drop what they drop on the host", T, TALPA_SCALARS) {
     context<device> ctx;
     context<cpu> host(1);
     support::test_random random(21);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cuda/expert_errors.hpp>
 
@@ -14,7 +15,7 @@ using support::rounding_bound;
 using support::table;
 
 TEST_SUITE("cuda/expert_errors") {
-  TEST_CASE_TEMPLATE("expert_errors agrees with loops in double", T, float, double) {
+  TEST_CASE_TEMPLATE("expert_errors agrees with loops in double", T, TALPA_SCALARS) {
     context<device> ctx;
     support::test_random random(19);
     for (const index tokens : {index{0}, index{1}, support::device_size(43, 1001)}) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/gather.hpp>
 #include <talpa/cpu/segments.hpp>
@@ -50,7 +51,7 @@ struct both_segments {
 
 TEST_SUITE("cuda/gather") {
   // Copies, and sums in one order: the same bits on every backend.
-  TEST_CASE_TEMPLATE("gather and combine have the bits of the host", T, float, double) {
+  TEST_CASE_TEMPLATE("gather and combine have the bits of the host", T, TALPA_SCALARS) {
     for (const index tokens : {index{0}, index{1}, support::device_size(129, 5003)}) {
       CAPTURE(tokens);
       context<cpu> host(1);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "products.hpp"
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/ops/gemm.hpp>
 
@@ -67,7 +68,7 @@ std::string product_difference(index rows, index inner, index cols, transpose ta
 }  // namespace
 
 TEST_SUITE("cuda/gemm") {
-  TEST_CASE_TEMPLATE("gemm agrees with plain loops in double", T, float, double) {
+  TEST_CASE_TEMPLATE("gemm agrees with plain loops in double", T, TALPA_SCALARS) {
     const index many = support::device_size(129, 1003);
     for (const transpose ta : {transpose::no, transpose::yes}) {
       for (const transpose tb : {transpose::no, transpose::yes}) {
@@ -82,7 +83,7 @@ TEST_SUITE("cuda/gemm") {
     }
   }
 
-  TEST_CASE_TEMPLATE("equal inputs give equal bits", T, float, double) {
+  TEST_CASE_TEMPLATE("equal inputs give equal bits", T, TALPA_SCALARS) {
     support::test_random random(42);
     context<device> ctx;
     on_device<T> a(support::random_matrix<T>(random, 70, 99));
@@ -93,7 +94,7 @@ TEST_SUITE("cuda/gemm") {
     CHECK(support::bit_difference(again.now(), c.now()) == "");
   }
 
-  TEST_CASE_TEMPLATE("no terms leave beta c, and nothing to write is legal", T, float, double) {
+  TEST_CASE_TEMPLATE("no terms leave beta c, and nothing to write is legal", T, TALPA_SCALARS) {
     support::test_random random(43);
     context<device> ctx;
     on_device<T> a(matrix<T, cpu>(5, 0)), b(matrix<T, cpu>(0, 7));

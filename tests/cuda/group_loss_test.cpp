@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/group_loss.hpp>
 #include <talpa/cuda/group_loss.hpp>
@@ -150,7 +151,7 @@ std::string difference(const Loss& loss, index groups, index experts, group_redu
 }  // namespace
 
 TEST_SUITE("cuda/group_loss") {
-  TEST_CASE_TEMPLATE("group_loss has the bits of the host", T, float, double) {
+  TEST_CASE_TEMPLATE("group_loss has the bits of the host", T, TALPA_SCALARS) {
     constexpr auto sum = group_reduction::sum, mean = group_reduction::mean;
     for (const index groups : {index{0}, index{1}, support::device_size(131, 1031)}) {
       CAPTURE(groups);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cuda/grouped_gemm.hpp>
 
@@ -131,7 +132,7 @@ std::string gradient_difference(const layout& l, index rows, index cols,
 }  // namespace
 
 TEST_SUITE("cuda/grouped_gemm") {
-  TEST_CASE_TEMPLATE("grouped_gemm agrees with plain loops in double", T, float, double) {
+  TEST_CASE_TEMPLATE("grouped_gemm agrees with plain loops in double", T, TALPA_SCALARS) {
     for (const layout& l : layouts) {
       CAPTURE(l.places());
       // Narrow and wide tiles, their sizes and others.
@@ -142,7 +143,7 @@ TEST_SUITE("cuda/grouped_gemm") {
     }
   }
 
-  TEST_CASE_TEMPLATE("the gradient adds the slots of each trained group", T, float, double) {
+  TEST_CASE_TEMPLATE("the gradient adds the slots of each trained group", T, TALPA_SCALARS) {
     for (const layout& l : layouts) {
       CAPTURE(l.places());
       for (const index rows : {index{5}, index{67}}) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cuda/kl_divergence.hpp>
 
@@ -36,8 +37,8 @@ matrix<T, cpu> shares(support::test_random& random, index rows, index cols) {
 }  // namespace
 
 TEST_SUITE("cuda/kl_divergence") {
-  TEST_CASE_TEMPLATE("kl_divergence and its gradient agree with loops in double", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("kl_divergence and its gradient agree with loops in double", T,
+                     TALPA_SCALARS) {
     context<device> ctx;
     support::test_random random(17);
     for (const index rows : {index{0}, index{1}, support::device_size(129, 3001)}) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/layer_norm_bounds.hpp"
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cuda/layer_norm.hpp>
 
@@ -38,7 +39,7 @@ std::string added_difference(on_device<T>& found, const table& gradient, const t
 
 TEST_SUITE("cuda/layer_norm") {
   TEST_CASE_TEMPLATE("layer_norm and its gradients agree with the reference, also in place", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     context<device> ctx;
     support::test_random random(13);
     for (const index rows : {index{0}, index{1}, support::device_size(129, 5001)}) {

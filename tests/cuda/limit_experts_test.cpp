@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/limit_experts.hpp>
 #include <talpa/cuda/limit_experts.hpp>
@@ -64,7 +65,7 @@ std::string difference(const matrix<T, cpu>& scores, bool padded, index length, 
 }  // namespace
 
 TEST_SUITE("cuda/limit_experts") {
-  TEST_CASE_TEMPLATE("limit_experts keeps the tokens that the host keeps", T, float, double) {
+  TEST_CASE_TEMPLATE("limit_experts keeps the tokens that the host keeps", T, TALPA_SCALARS) {
     support::test_random random(62);
     const index tokens = support::device_size(129, 5003);
     matrix<T, cpu> scores = support::random_matrix<T>(random, tokens, 5);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cuda/mse.hpp>
 
@@ -14,8 +15,8 @@ using support::table;
 using support::to_table;
 
 TEST_SUITE("cuda/mse") {
-  TEST_CASE_TEMPLATE("mse and its gradient agree with the reference, also in place", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("mse and its gradient agree with the reference, also in place", T,
+                     TALPA_SCALARS) {
     context<device> ctx;
     support::test_random random(12);
     for (const index rows : {index{0}, index{1}, support::device_size(129, 5001)}) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/noise.hpp>
 #include <talpa/cuda/noise.hpp>
@@ -13,7 +14,7 @@ using support::on_device;
 
 // Each op is made of fma, mul and functions of core/math.hpp: the same bits on every backend.
 TEST_SUITE("cuda/noise") {
-  TEST_CASE_TEMPLATE("noise and its gradients have the bits of the host", T, float, double) {
+  TEST_CASE_TEMPLATE("noise and its gradients have the bits of the host", T, TALPA_SCALARS) {
     context<device> ctx;
     context<cpu> host(1);
     support::test_random random(31);

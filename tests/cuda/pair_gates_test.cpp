@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/pair_gates.hpp>
 #include <talpa/cuda/pair_gates.hpp>
@@ -16,7 +17,7 @@ using support::device;
 using support::on_device;
 
 TEST_SUITE("cuda/pair_gates") {
-  TEST_CASE_TEMPLATE("pair_gates and its gradient have the bits of the host", T, float, double) {
+  TEST_CASE_TEMPLATE("pair_gates and its gradient have the bits of the host", T, TALPA_SCALARS) {
     context<device> ctx;
     context<cpu> host(1);
     generator random(5);

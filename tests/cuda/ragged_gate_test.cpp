@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/ragged_gate.hpp>
 #include <talpa/cuda/ragged_gate.hpp>
@@ -53,7 +54,7 @@ struct both {
 
 TEST_SUITE("cuda/ragged_gate") {
   // Products of two roundings have the bits of the host; sums run in another order.
-  TEST_CASE_TEMPLATE("ragged_gate and its backward", T, float, double) {
+  TEST_CASE_TEMPLATE("ragged_gate and its backward", T, TALPA_SCALARS) {
     context<device> ctx;
     context<cpu> host(1);
     support::test_random random(61);
@@ -108,7 +109,7 @@ TEST_SUITE("cuda/ragged_gate") {
     }
   }
 
-  TEST_CASE_TEMPLATE("ragged_slot_gate leaves alone what no slot has", T, float, double) {
+  TEST_CASE_TEMPLATE("ragged_slot_gate leaves alone what no slot has", T, TALPA_SCALARS) {
     context<device> ctx;
     context<cpu> host(1);
     support::test_random random(62);

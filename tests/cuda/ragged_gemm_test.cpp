@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cuda/ragged_gemm.hpp>
 
@@ -126,8 +127,8 @@ std::string gradient_difference(const layout& l, index width, std::span<const ro
 }  // namespace
 
 TEST_SUITE("cuda/ragged_gemm") {
-  TEST_CASE_TEMPLATE("each slot meets the block of its group, and nothing beyond it", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("each slot meets the block of its group, and nothing beyond it", T,
+                     TALPA_SCALARS) {
     // Narrow tiles, then wide ones.
     for (const index most : {index{5}, index{66}}) {
       const layout l(most, support::device_size(129, 3001));
@@ -139,8 +140,8 @@ TEST_SUITE("cuda/ragged_gemm") {
     }
   }
 
-  TEST_CASE_TEMPLATE("the gradient adds the slots of each group to the rows of any runs", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("the gradient adds the slots of each group to the rows of any runs", T,
+                     TALPA_SCALARS) {
     for (const index most : {index{5}, index{66}}) {
       const layout l(most, support::device_size(129, 3001));
       CAPTURE(most);

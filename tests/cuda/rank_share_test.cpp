@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cuda/rank_share.hpp>
 
@@ -16,7 +17,7 @@ using support::to_table;
 
 TEST_SUITE("cuda/rank_share") {
   TEST_CASE_TEMPLATE("spread, collapse and the gradient of gates are those of the formula", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     context<device> ctx;
     support::test_random random(6);
     for (const index tokens : {index{0}, index{1}, support::device_size(129, 7001)}) {

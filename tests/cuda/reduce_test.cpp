@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cuda/reduce.hpp>
 
@@ -15,7 +16,7 @@ using support::table;
 using support::to_table;
 
 TEST_SUITE("cuda/reduce") {
-  TEST_CASE_TEMPLATE("column_sum agrees with sums in double", T, float, double) {
+  TEST_CASE_TEMPLATE("column_sum agrees with sums in double", T, TALPA_SCALARS) {
     context<device> ctx;
     support::test_random random(7);
     for (const index rows : {index{0}, index{1}, index{129}, support::device_size(300, 7001)}) {
@@ -56,8 +57,8 @@ TEST_SUITE("cuda/reduce") {
     CHECK(support::bit_difference(y.now(), matrix<double, cpu>(1, 2)) == "");
   }
 
-  TEST_CASE_TEMPLATE("sum_of_squares agrees with a sum in double and is the same again", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("sum_of_squares agrees with a sum in double and is the same again", T,
+                     TALPA_SCALARS) {
     context<device> ctx;
     support::test_random random(8);
     for (const index rows : {index{0}, index{1}, support::device_size(129, 7001)}) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/routing_sums.hpp>
 #include <talpa/cuda/routing_sums.hpp>
@@ -194,7 +195,7 @@ std::string backward_difference(const support::routed_layer<T>& layer, index gro
 }  // namespace
 
 TEST_SUITE("cuda/routing_sums") {
-  TEST_CASE_TEMPLATE("routing_sums has the bits of the host", T, float, double) {
+  TEST_CASE_TEMPLATE("routing_sums has the bits of the host", T, TALPA_SCALARS) {
     const reads_everything term;
     for (const grad_mode mode : {grad_mode::overwrite, grad_mode::accumulate}) {
       for (const index tokens : {index{0}, index{1}, support::device_size(132, 5200)}) {
@@ -208,7 +209,7 @@ TEST_SUITE("cuda/routing_sums") {
     }
   }
 
-  TEST_CASE_TEMPLATE("routing_sums without a row term", T, float, double) {
+  TEST_CASE_TEMPLATE("routing_sums without a row term", T, TALPA_SCALARS) {
     for (const index experts : {index{1}, index{33}}) {
       const auto layer = make_layer<T>(support::device_size(9, 1111), experts, 0);
       CHECK(forward_difference(layer, 0, grad_mode::overwrite, no_row_term{}) == "");

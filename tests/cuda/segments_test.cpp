@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/core/error.hpp>
 #include <talpa/cpu/segments.hpp>
@@ -104,7 +105,7 @@ std::string build_difference(const support::routed_layer<T>& layer, index extra)
 }  // namespace
 
 TEST_SUITE("cuda/segments") {
-  TEST_CASE_TEMPLATE("segments and gates have the bits of the host", T, float, double) {
+  TEST_CASE_TEMPLATE("segments and gates have the bits of the host", T, TALPA_SCALARS) {
     for (const index experts : {index{1}, index{5}, index{32}, index{70}}) {
       for (const index tokens : {index{0}, index{1}, support::device_size(129, 5003)}) {
         CAPTURE(experts);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/selection.hpp"
 
 #include <talpa/cuda/warp_tile.hpp>
@@ -47,7 +49,7 @@ std::string quotient_difference(support::test_random& random, int pairs) {
 }  // namespace
 
 TEST_SUITE("cuda/select") {
-  TEST_CASE_TEMPLATE("division by multiply-adds has the bits of division", T, float, double) {
+  TEST_CASE_TEMPLATE("division by multiply-adds has the bits of division", T, TALPA_SCALARS) {
     support::test_random random(91);
     CHECK(quotient_difference<T>(random, 200000) == "");
     using over = detail::exact_quotient<T>;
@@ -66,6 +68,7 @@ TEST_SUITE("cuda/select") {
     for (const index experts : row_sizes) {
       for (const index k : {index{1}, index{4}, index{7}, index{8}, index{11}}) {
         if (k > experts || (k == 7 && experts != 128 && experts != 40)) continue;
+        if (support::sanitized && k != 1 && k != 8) continue;
         CAPTURE(experts);
         CAPTURE(k);
         CHECK(selection_difference<float>(top_k<gate::renormalised>{k}, tokens, experts) == "");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/sequence_rows.hpp>
 #include <talpa/cuda/sequence_rows.hpp>
@@ -84,7 +85,7 @@ struct attention_bounds {
 
 TEST_SUITE("cuda/sequence_rows") {
   // Copies, and additions in the same order: the same bits as the host.
-  TEST_CASE_TEMPLATE("rows are repeated, added up and looked up as on the host", T, float, double) {
+  TEST_CASE_TEMPLATE("rows are repeated, added up and looked up as on the host", T, TALPA_SCALARS) {
     context<device> ctx;
     context<cpu> host(1);
     support::test_random random(3);
@@ -147,7 +148,7 @@ TEST_SUITE("cuda/sequence_rows") {
     CHECK(y.now()(2, 1) == 7.0f);
   }
 
-  TEST_CASE_TEMPLATE("attention and its gradients agree with those in double", T, float, double) {
+  TEST_CASE_TEMPLATE("attention and its gradients agree with those in double", T, TALPA_SCALARS) {
     context<device> ctx;
     context<cpu> host(1);
     support::test_random random(8);

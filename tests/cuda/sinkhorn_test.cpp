@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/sinkhorn.hpp>
 #include <talpa/cuda/sinkhorn.hpp>
@@ -70,7 +71,7 @@ void make_batch(index tokens, index experts, matrix<T, cpu>& u, vector<std::uint
 
 TEST_SUITE("cuda/sinkhorn") {
   // Up to 256 tokens the same additions run in the same order.
-  TEST_CASE_TEMPLATE("sinkhorn has the bits of the host", T, float, double) {
+  TEST_CASE_TEMPLATE("sinkhorn has the bits of the host", T, TALPA_SCALARS) {
     for (const index experts : {index{1}, index{33}}) {
       for (const index tokens : {index{0}, index{1}, support::device_size(45, 250)}) {
         CAPTURE(experts);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/slot_dropout.hpp>
 #include <talpa/cuda/slot_dropout.hpp>
@@ -48,8 +49,8 @@ struct some_slots {
 }  // namespace
 
 TEST_SUITE("cuda/slot_dropout") {
-  TEST_CASE_TEMPLATE("slots drop what they drop on the host, the places behind them stay", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("slots drop what they drop on the host, the places behind them stay", T,
+                     TALPA_SCALARS) {
     context<device> ctx;
     context<cpu> host(1);
     support::test_random random(15);

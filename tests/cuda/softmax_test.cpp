@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cuda/softmax.hpp>
 
@@ -44,8 +45,8 @@ table gradient_bounds(const table& y, const table& dy) {
 }  // namespace
 
 TEST_SUITE("cuda/softmax") {
-  TEST_CASE_TEMPLATE("softmax and its gradient agree with the reference, also in place", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("softmax and its gradient agree with the reference, also in place", T,
+                     TALPA_SCALARS) {
     context<device> ctx;
     support::test_random random(10);
     for (const index rows : {index{0}, index{1}, index{9}, support::device_size(129, 5001)}) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/unit_rows.hpp>
 #include <talpa/cuda/unit_rows.hpp>
@@ -20,7 +21,7 @@ using support::to_table;
 
 TEST_SUITE("cuda/unit_rows") {
   TEST_CASE_TEMPLATE("unit_rows and its gradient agree with those in double, also in place", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     constexpr double epsilon = 0.5;  // its reciprocal is exact
     context<device> ctx;
     context<cpu> host(1);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/weight_norm.hpp>
 #include <talpa/cuda/weight_norm.hpp>
@@ -19,7 +20,7 @@ using support::table;
 using support::to_table;
 
 TEST_SUITE("cuda/weight_norm") {
-  TEST_CASE_TEMPLATE("weight_norm and its gradients agree with those in double", T, float, double) {
+  TEST_CASE_TEMPLATE("weight_norm and its gradients agree with those in double", T, TALPA_SCALARS) {
     context<device> ctx;
     context<cpu> host(1);
     support::test_random random(3);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/add.hpp>
 #include <talpa/cpu/fill.hpp>
@@ -35,7 +36,7 @@ struct all_train : adapted {
 }  // namespace
 
 TEST_SUITE("experts/adapted_glu") {
-  TEST_CASE_TEMPLATE("laws of adapted_glu", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of adapted_glu", T, TALPA_SCALARS) {
     const testing::expert_claims claims{.fresh_is_zero = false, .amplification = 16.0};
     const auto check = [&](const adapted& expert, const testing::expert_sizes& sizes) {
       support::obeys(testing::expert_laws<T>(all_train{expert}, claims, sizes));

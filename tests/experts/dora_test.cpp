@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/reference.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/add.hpp>
 #include <talpa/cpu/block_scale.hpp>
@@ -105,7 +106,7 @@ TEST_SUITE("experts/dora") {
     CHECK(dx(0, 3) == 1.0f);
   }
 
-  TEST_CASE_TEMPLATE("laws of dora", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of dora", T, TALPA_SCALARS) {
     // The laws bound errors by what absolute values give, but these make V longer and c smaller
     // than they are. Among many lengths of two numbers one would cancel: a small update is given.
     const testing::expert_claims claims{.amplification = 64.0};
@@ -119,7 +120,7 @@ TEST_SUITE("experts/dora") {
                                 {.tokens = 9, .inputs = 2, .outputs = 4, .experts = 33}));
   }
 
-  TEST_CASE_TEMPLATE("both forms are the mixture of adapted weights", T, float, double) {
+  TEST_CASE_TEMPLATE("both forms are the mixture of adapted weights", T, TALPA_SCALARS) {
     constexpr index tokens = 17, inputs = 6, outputs = 5, experts = 3, ranks = 2;
     const dora expert{.rank = ranks, .alpha = 3.0};
     generator random(6);

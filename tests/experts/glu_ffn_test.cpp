@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "experts/networks.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/experts/glu_ffn.hpp>
 
@@ -13,7 +14,7 @@ namespace talpa::glu_ffn_test {
 using namespace support;
 
 TEST_SUITE("experts/glu_ffn") {
-  TEST_CASE_TEMPLATE("laws of glu_ffn", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of glu_ffn", T, TALPA_SCALARS) {
     obeys(testing::expert_laws<T>(swiglu{.hidden = 4}, network));
     obeys(testing::expert_laws<T>(swiglu{.hidden = 1}, network, one));
     if (std::same_as<T, double>) return;  // gradients are in double either way

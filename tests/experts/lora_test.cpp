@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/gather.hpp>
@@ -79,7 +80,7 @@ TEST_SUITE("experts/lora") {
     CHECK(p.b.grad()(1, 2) == 4.5f);
   }
 
-  TEST_CASE_TEMPLATE("laws of lora", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of lora", T, TALPA_SCALARS) {
     support::obeys(testing::expert_laws<T>(lora{.rank = 3, .alpha = 4.0}));
     support::obeys(testing::expert_laws<T>(
         lora{.rank = 8, .alpha = 16.0, .scaling = lora_scaling::by_root_rank}));
@@ -100,7 +101,7 @@ TEST_SUITE("experts/lora") {
     CHECK(lora{.rank = 7}.width() == 7);
   }
 
-  TEST_CASE_TEMPLATE("ranks as experts, all on with gate 1, are one LoRA", T, float, double) {
+  TEST_CASE_TEMPLATE("ranks as experts, all on with gate 1, are one LoRA", T, TALPA_SCALARS) {
     constexpr index tokens = 30, inputs = 7, outputs = 5, ranks = 12;
     const lora whole{.rank = ranks, .alpha = 18.0}, rank{.rank = 1, .alpha = 18.0 / ranks};
     CHECK(whole.scale() == rank.scale());

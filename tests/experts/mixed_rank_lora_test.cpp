@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/fill.hpp>
 #include <talpa/cpu/gather.hpp>
@@ -68,7 +69,7 @@ struct routed_batch {
 }  // namespace
 
 TEST_SUITE("experts/mixed_rank_lora") {
-  TEST_CASE_TEMPLATE("laws of mixed_rank_lora", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of mixed_rank_lora", T, TALPA_SCALARS) {
     support::obeys(testing::expert_laws<T>(all_train{{.ranks = {1, 4, 2, 6}, .alpha = 4.0}}));
     support::obeys(testing::expert_laws<T>(all_train{{.ranks = {3}, .alpha = -2.0}}, {},
                                            {.tokens = 1, .inputs = 1, .outputs = 1, .experts = 1}));
@@ -81,7 +82,7 @@ TEST_SUITE("experts/mixed_rank_lora") {
         {.tokens = 12, .inputs = 17, .outputs = 3, .experts = 33}));
   }
 
-  TEST_CASE_TEMPLATE("each expert is the LoRA of its rank", T, float, double) {
+  TEST_CASE_TEMPLATE("each expert is the LoRA of its rank", T, TALPA_SCALARS) {
     constexpr index tokens = 20, inputs = 7, outputs = 5, experts = 3;
     const mixed_rank_lora expert{.ranks = {4, 1, 2}, .alpha = 3.0};
     generator random(3), same(3);

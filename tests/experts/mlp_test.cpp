@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "experts/networks.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/experts/mlp.hpp>
 
@@ -13,7 +14,7 @@ namespace talpa::mlp_test {
 using namespace support;
 
 TEST_SUITE("experts/mlp") {
-  TEST_CASE_TEMPLATE("laws of mlp", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of mlp", T, TALPA_SCALARS) {
     obeys(testing::expert_laws<T>(mlp<tanh>{.hidden = 4, .bias = true}, network));
     obeys(testing::expert_laws<T>(mlp<silu>{.hidden = 1}, network, one));
     obeys(testing::expert_laws<T>(mlp<gelu_tanh>{.hidden = 2, .bias = true}, network, many));

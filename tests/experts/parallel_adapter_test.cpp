@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "experts/networks.hpp"
 #include "support/reference.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/experts/parallel_adapter.hpp>
 
@@ -15,7 +16,7 @@ namespace talpa::parallel_adapter_test {
 using namespace support;
 
 TEST_SUITE("experts/parallel_adapter") {
-  TEST_CASE_TEMPLATE("laws of parallel_adapter", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of parallel_adapter", T, TALPA_SCALARS) {
     obeys(testing::expert_laws<T>(parallel_adapter<>{.rank = 3}, adapter));
     obeys(testing::expert_laws<T>(parallel_adapter<>{.rank = 1, .scale = -0.5}, adapter, one));
     if (std::same_as<T, double>) return;  // gradients are in double either way
@@ -24,7 +25,7 @@ TEST_SUITE("experts/parallel_adapter") {
         network, many));
   }
   TEST_CASE_TEMPLATE("in training units are dropped before the activation, alike in both forms", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     // Unit r of expert e at token n stays where keep(stream, (n E + e) R + r) says, divided by p,
     // and the activation sees what is left: dropout behind it would give silu(u) / p.
     const parallel_adapter<> expert{.rank = 3, .scale = 1.5, .dropout = 0.25};

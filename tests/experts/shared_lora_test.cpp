@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/gather.hpp>
 #include <talpa/cpu/gemm.hpp>
@@ -73,7 +74,7 @@ void copy_rows(matrix_view<const double, cpu> from, matrix_view<double, cpu> to,
 }  // namespace
 
 TEST_SUITE("experts/shared_lora") {
-  TEST_CASE_TEMPLATE("laws of shared_a_lora", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of shared_a_lora", T, TALPA_SCALARS) {
     support::obeys(testing::expert_laws<T>(shared_a_lora{.rank = 3, .alpha = 4.0}));
     support::obeys(testing::expert_laws<T>(
         shared_a_lora{.rank = 1, .alpha = -2.0, .scaling = lora_scaling::by_root_rank}, {},
@@ -83,7 +84,7 @@ TEST_SUITE("experts/shared_lora") {
         testing::expert_laws<float>(shared_a_lora{.rank = 2, .init_a = lora_init::gaussian}, {},
                                     {.tokens = 9, .inputs = 2, .outputs = 3, .experts = 33}));
   }
-  TEST_CASE_TEMPLATE("laws of shared_b_lora", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of shared_b_lora", T, TALPA_SCALARS) {
     support::obeys(testing::expert_laws<T>(shared_b_lora{.rank = 3, .alpha = 4.0}));
     support::obeys(testing::expert_laws<T>(
         shared_b_lora{.rank = 1, .alpha = -2.0, .scaling = lora_scaling::by_root_rank}, {},

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/ffn.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/gemm.hpp>
 #include <talpa/cpu/unit_rows.hpp>
@@ -14,7 +15,7 @@ namespace talpa::dense_ffn_test {
 using namespace support;
 
 TEST_SUITE("layers/dense_ffn") {
-  TEST_CASE_TEMPLATE("laws of dense_ffn", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of dense_ffn", T, TALPA_SCALARS) {
     const dense_ffn<> layer;
     obeys(testing::layer_laws<T>(
         layer, [&]<class U>(generator& random) { return layer.init<U, cpu>(features, 7, random); },

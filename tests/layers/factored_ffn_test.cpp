@@ -2,6 +2,7 @@
 #include "layers/ffn.hpp"
 #include "support/random.hpp"
 #include "support/reference.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/expert_errors.hpp>
@@ -86,7 +87,7 @@ matrix<double, cpu> tokens(generator& random) {
 }  // namespace
 
 TEST_SUITE("layers/factored_ffn") {
-  TEST_CASE_TEMPLATE("laws of factored_ffn", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of factored_ffn", T, TALPA_SCALARS) {
     const auto check = [](const auto& layer, const neuron_split& split) {
       const auto init = [&]<class U>(generator& random) {
         const auto dense = dense_ffn<>{}.init<U, cpu>(features, neurons, random);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/dropout.hpp>
 #include <talpa/layers/input_dropout.hpp>
@@ -54,7 +55,7 @@ TEST_SUITE("layers/input_dropout") {
     }
   }
 
-  TEST_CASE_TEMPLATE("the mask of backward is the mask of forward", T, float, double) {
+  TEST_CASE_TEMPLATE("the mask of backward is the mask of forward", T, TALPA_SCALARS) {
     support::test_random inputs(4);
     const index tokens = 30, width = 17;
     const matrix<T, cpu> x = support::random_matrix<T>(inputs, tokens, width);

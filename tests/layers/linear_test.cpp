@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/bias.hpp>
@@ -52,7 +53,7 @@ TEST_SUITE("layers/linear") {
     CHECK(p.bias.grad()(0, 1) == 2.0f);
   }
 
-  TEST_CASE_TEMPLATE("linear agrees with plain loops over random shapes", T, float, double) {
+  TEST_CASE_TEMPLATE("linear agrees with plain loops over random shapes", T, TALPA_SCALARS) {
     support::test_random random(70);
     for (int i = 0; i < 12; ++i) {
       const index tokens = 1 + random.below(40), inputs = 1 + random.below(30);
@@ -92,8 +93,8 @@ TEST_SUITE("layers/linear") {
     }
   }
 
-  TEST_CASE_TEMPLATE("the input gradient of a packed weight agrees with plain loops", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("the input gradient of a packed weight agrees with plain loops", T,
+                     TALPA_SCALARS) {
     support::test_random random(73);
     for (int i = 0; i < 8; ++i) {
       const index tokens = 1 + random.below(40), inputs = 2 + random.below(30);
@@ -159,7 +160,7 @@ TEST_SUITE("layers/linear") {
     }
   }
 
-  TEST_CASE_TEMPLATE("any number of threads gives the same bits", T, float, double) {
+  TEST_CASE_TEMPLATE("any number of threads gives the same bits", T, TALPA_SCALARS) {
     support::test_random random(72);
     const index tokens = 1100, inputs = 9, outputs = 11;
     const matrix<T, cpu> x = support::random_matrix<T>(random, tokens, inputs);

@@ -3,6 +3,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/bias.hpp>
@@ -73,7 +74,7 @@ TEST_SUITE("layers/lora_linear") {
     CHECK(p.base.bias.grad()(0, 0) == 1.0f);
   }
 
-  TEST_CASE_TEMPLATE("lora_linear agrees with plain loops over random shapes", T, float, double) {
+  TEST_CASE_TEMPLATE("lora_linear agrees with plain loops over random shapes", T, TALPA_SCALARS) {
     support::test_random random(80);
     for (int i = 0; i < 10; ++i) {
       const index tokens = 1 + random.below(30), inputs = 1 + random.below(20);
@@ -174,8 +175,8 @@ TEST_SUITE("layers/lora_linear") {
     CHECK(testing::first_difference(y, expected) == "");
   }
 
-  TEST_CASE_TEMPLATE("any number of threads and any repetition gives the same bits", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("any number of threads and any repetition gives the same bits", T,
+                     TALPA_SCALARS) {
     support::test_random random(83);
     const index tokens = 1100, inputs = 10, outputs = 9;
     const lora_linear layer{.adapter = {.rank = 4, .dropout = 0.2}};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/ffn.hpp"
 #include "layers/slow_mole.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/layers/linear.hpp>
 #include <talpa/layers/merge.hpp>
@@ -96,20 +97,20 @@ void adapters_are_one(const Placement& placement, const Adapter& adapter, index 
 }  // namespace
 
 TEST_SUITE("layers/merge") {
-  TEST_CASE_TEMPLATE("a merged lora_linear is the same map", T, float, double) {
+  TEST_CASE_TEMPLATE("a merged lora_linear is the same map", T, TALPA_SCALARS) {
     generator random(4);
     const lora_linear layer{.adapter = {.rank = 2, .alpha = 3.0}};
     equals_merged<T>(layer, layer.init(frozen_base<T>(random), random), random);
   }
 
-  TEST_CASE_TEMPLATE("a merged mixture of one expert is the same map", T, float, double) {
+  TEST_CASE_TEMPLATE("a merged mixture of one expert is the same map", T, TALPA_SCALARS) {
     generator random(4);
     const mole_linear<router<linear_scorer, top_k<gate::renormalised>>, lora> layer{
         .router = {.selector = {.k = 1}}, .expert = {.rank = 2, .alpha = 3.0}, .experts = 1};
     equals_merged<T>(layer, layer.template init<T, cpu>(frozen_base<T>(random), random), random);
   }
 
-  TEST_CASE_TEMPLATE("adapters that are always on are one adapter", T, float, double) {
+  TEST_CASE_TEMPLATE("adapters that are always on are one adapter", T, TALPA_SCALARS) {
     for (const index adapters : {1, 3}) {
       adapters_are_one<T>(placement::dense{}, lora{.rank = 2, .alpha = 3.0}, adapters);
       adapters_are_one<T>(placement::dense{},

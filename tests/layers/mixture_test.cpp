@@ -2,6 +2,7 @@
 #include "support/random.hpp"
 #include "support/reference.hpp"
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/add.hpp>
 #include <talpa/cpu/copy.hpp>
@@ -27,7 +28,7 @@ using namespace support;
 
 TEST_SUITE("layers/mixture") {
   TEST_CASE_TEMPLATE("a base has the bits of a product before, whatever executes and drops", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     const index tokens = 140, inputs = 70, outputs = 90, experts = 5, rank = 3;
     test_random random(71);
     routed_layer<T> routed(tokens, experts);
@@ -114,8 +115,8 @@ TEST_SUITE("layers/mixture") {
     }
   }
 
-  TEST_CASE_TEMPLATE("what the caller has for dx is asked for once, with dgates at hand", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("what the caller has for dx is asked for once, with dgates at hand", T,
+                     TALPA_SCALARS) {
     // Integers: sums in any order are the same.
     const index tokens = 130, inputs = 70, experts = 3, rank = 2;
     test_random random(72);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/ffn.hpp"
+#include "support/scalars.hpp"
 
 #include <doctest/doctest.h>
 
@@ -12,7 +13,7 @@ namespace talpa::moe_ffn_test {
 using namespace support;
 
 TEST_SUITE("layers/moe_ffn") {
-  TEST_CASE_TEMPLATE("laws of moe_ffn", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of moe_ffn", T, TALPA_SCALARS) {
     const auto check = [](const auto& layer, index many_tokens) {
       const auto init = [&]<class U>(generator& random) {
         return layer.template init<U, cpu>(features, random);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/ffn.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/layers/mole_ffn.hpp>
 
@@ -14,7 +15,7 @@ namespace talpa::mole_ffn_test {
 using namespace support;
 
 TEST_SUITE("layers/mole_ffn") {
-  TEST_CASE_TEMPLATE("laws of mole_ffn", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of mole_ffn", T, TALPA_SCALARS) {
     const auto check = [](const auto& layer, index many_tokens) {
       const auto init = [&]<class U>(generator& random) {
         auto base = swiglu{.hidden = 4}.init<U, cpu>(features, features, 1, random, "base.");

@@ -2,6 +2,7 @@
 #include "layers/slow_mole.hpp"
 #include "support/count_allocations.hpp"
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/block_scale.hpp>
 #include <talpa/cpu/mul.hpp>
@@ -70,7 +71,7 @@ TEST_SUITE("layers/mole_linear_experts") {
     }
   }
 
-  TEST_CASE_TEMPLATE("one expert with gate 1 is DoRA, and a fresh one the base", T, float, double) {
+  TEST_CASE_TEMPLATE("one expert with gate 1 is DoRA, and a fresh one the base", T, TALPA_SCALARS) {
     const mole_dora layer{.router = {.selector = {.k = 1}},
                           .expert = {.rank = 2, .alpha = 3.0},
                           .experts = 1,

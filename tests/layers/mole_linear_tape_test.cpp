@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/slow_mole.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/autograd/tape.hpp>
 #include <talpa/cpu/activation.hpp>
@@ -20,8 +21,8 @@
 namespace talpa::mole_linear_tape_test {
 
 TEST_SUITE("layers/mole_linear_tape") {
-  TEST_CASE_TEMPLATE("a step on the tape is forward and backward by hand, bit for bit", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("a step on the tape is forward and backward by hand, bit for bit", T,
+                     TALPA_SCALARS) {
     using loss = load_balance<balance::per_selection, balance::per_layer>;
     const T weight = T{0.25};
     const support::mole_sizes s{.tokens = 29, .inputs = 9, .outputs = 6, .experts = 5, .rank = 2};

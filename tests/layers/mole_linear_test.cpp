@@ -2,6 +2,7 @@
 #include "layers/slow_mole.hpp"
 #include "support/count_allocations.hpp"
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/group_loss.hpp>
 #include <talpa/cpu/routing_sums.hpp>
@@ -228,7 +229,7 @@ TEST_SUITE("layers/mole_linear") {
     }
   }
 
-  TEST_CASE_TEMPLATE("forward agrees with a slow reference over random shapes", T, float, double) {
+  TEST_CASE_TEMPLATE("forward agrees with a slow reference over random shapes", T, TALPA_SCALARS) {
     support::test_random random(50);
     for (std::uint64_t i = 0; i < 12; ++i) {
       const mole_sizes s{.tokens = 1 + random.below(30),
@@ -278,7 +279,7 @@ TEST_SUITE("layers/mole_linear") {
     }
   }
 
-  TEST_CASE_TEMPLATE("all strategies agree within rounding", T, float, double) {
+  TEST_CASE_TEMPLATE("all strategies agree within rounding", T, TALPA_SCALARS) {
     support::test_random random(51);
     for (std::uint64_t i = 0; i < 10; ++i) {
       CAPTURE(i);
@@ -323,8 +324,8 @@ TEST_SUITE("layers/mole_linear") {
     }
   }
 
-  TEST_CASE_TEMPLATE("a packed base stays packed in a step and changes the base alone", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("a packed base stays packed in a step and changes the base alone", T,
+                     TALPA_SCALARS) {
     const mole_sizes s{.tokens = 31, .inputs = 21, .outputs = 18, .experts = 4, .rank = 3};
     support::test_random random(64);
     const matrix<T, cpu> x = support::random_matrix<T>(random, s.tokens, s.inputs);
@@ -355,8 +356,8 @@ TEST_SUITE("layers/mole_linear") {
     }
   }
 
-  TEST_CASE_TEMPLATE("any number of threads and any repetition gives the same bits", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("any number of threads and any repetition gives the same bits", T,
+                     TALPA_SCALARS) {
     const mole_sizes s{.tokens = 1100, .inputs = 9, .outputs = 8, .experts = 5, .rank = 3};
     support::test_random random(52);
     const matrix<T, cpu> x = support::random_matrix<T>(random, s.tokens, s.inputs);
@@ -375,7 +376,7 @@ TEST_SUITE("layers/mole_linear") {
     }
   }
 
-  TEST_CASE_TEMPLATE("one expert with gate 1 is lora_linear, bit for bit", T, float, double) {
+  TEST_CASE_TEMPLATE("one expert with gate 1 is lora_linear, bit for bit", T, TALPA_SCALARS) {
     const auto compare = [](const mole_sizes& s, const auto& selector, strategy execution,
                             double dropout) {
       CAPTURE(s.tokens);

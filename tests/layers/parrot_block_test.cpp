@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/ffn.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/layers/parrot_block.hpp>
 
@@ -12,7 +13,7 @@ namespace talpa::parrot_block_test {
 using namespace support;
 
 TEST_SUITE("layers/parrot_block") {
-  TEST_CASE_TEMPLATE("laws of parrot_block", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of parrot_block", T, TALPA_SCALARS) {
     const parrot_block layer{.router = {.scorer = {.query_row = 1}},
                              .expert = {.hidden = 3},
                              .experts = 3,

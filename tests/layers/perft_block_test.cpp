@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/ffn.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/layers/perft_block.hpp>
 #include <talpa/placements/dense.hpp>
@@ -62,7 +63,7 @@ using block_of = perft_block<moe, Placement, Adapter>;
 }  // namespace
 
 TEST_SUITE("layers/perft_block") {
-  TEST_CASE_TEMPLATE("laws of perft_block, routed", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of perft_block, routed", T, TALPA_SCALARS) {
     block_laws<T>(placement::routed<renormalised_router>{{.selector = {.k = 2}}},
                   lora{.rank = 2, .alpha = 3.0, .dropout = 0.25}, 3);
   }
@@ -70,10 +71,10 @@ TEST_SUITE("layers/perft_block") {
     block_laws<double>(placement::base_weighted<raw_router>{{.selector = {.k = 2}}},
                        lora{.rank = 2, .alpha = 3.0}, 3);
   }
-  TEST_CASE_TEMPLATE("laws of perft_block, embedded", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of perft_block, embedded", T, TALPA_SCALARS) {
     block_laws<T>(placement::embedded{}, parallel_adapter<>{.rank = 2, .dropout = 0.25}, 4);
   }
-  TEST_CASE_TEMPLATE("laws of perft_block, dense and single", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of perft_block, dense and single", T, TALPA_SCALARS) {
     block_laws<T>(placement::dense{}, lora{.rank = 1}, 3);
     block_laws<T>(placement::single{}, parallel_adapter<tanh>{.rank = 3}, 1);
   }

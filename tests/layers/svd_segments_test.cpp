@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/slow_mole.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/svd.hpp>
 #include <talpa/layers/svd_segments.hpp>
@@ -70,7 +71,7 @@ TEST_SUITE("layers/svd_segments") {
     CHECK(base.value()(3, 3) == 2.0);
   }
 
-  TEST_CASE_TEMPLATE("segments of full length, undivided, are the whole base", T, float, double) {
+  TEST_CASE_TEMPLATE("segments of full length, undivided, are the whole base", T, TALPA_SCALARS) {
     const begun<T> all({.rank = 3, .alpha = 1.5}, {.rho = 1.0, .correction = experts});
     for (index o = 0; o < outputs; ++o) {
       for (index d = 0; d < inputs; ++d) {
@@ -88,7 +89,7 @@ TEST_SUITE("layers/svd_segments") {
     }
   }
 
-  TEST_CASE_TEMPLATE("base and mean of the experts are the base as it was", T, float, double) {
+  TEST_CASE_TEMPLATE("base and mean of the experts are the base as it was", T, TALPA_SCALARS) {
     const begun<T> some({.rank = 2, .alpha = 3.0}, {});
     for (index o = 0; o < outputs; ++o) {
       for (index d = 0; d < inputs; ++d) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -47,7 +48,7 @@ double bound_of(index tokens, index experts, double spread) {
 
 TEST_SUITE("losses/entropy") {
   TEST_CASE_TEMPLATE("entropy_loss gives the value and gradient of an example worked by hand", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     // p = (1/2, 1/2) and (3/4, 1/4). Tsallis of q = 2: (1 - sum p^2) / (1 - 1/2): 1 and
     // 2 (1 - 10/16) = 3/4; mean 7/8. dH/dp_e = -4 p_e; token 1: sum p dH/dp = -4 10/16 = -5/2,
     // dH/du_0 = 3/4 (-3 + 5/2) = -3/8, dH/du_1 = 1/4 (-1 + 5/2) = 3/8; half of it for the mean.
@@ -64,8 +65,8 @@ TEST_SUITE("losses/entropy") {
     CHECK(largest(to_table(r.dgates[0].view())) == 0.0);
   }
 
-  TEST_CASE_TEMPLATE("entropy_loss agrees with loops in double for thousands of rows", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("entropy_loss agrees with loops in double for thousands of rows", T,
+                     TALPA_SCALARS) {
     test_random random(401);
     context<cpu> ctx(2);
     for (int trial = 0; trial < 40; ++trial) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -56,8 +57,8 @@ double bound_of(index tokens, index experts, double spread) {
 }  // namespace
 
 TEST_SUITE("losses/gjs") {
-  TEST_CASE_TEMPLATE("gjs gives the value and gradient of an example worked by hand", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("gjs gives the value and gradient of an example worked by hand", T,
+                     TALPA_SCALARS) {
     // E = 2, both tokens p = (3/4, 1/4), balance 1, certainty 0: mean and token have the same
     // entropy, so the value is 1 and moves only as the two differ: not at all to first order.
     routed_layer<T> same(2, 2);
@@ -81,7 +82,7 @@ TEST_SUITE("losses/gjs") {
     CHECK(largest(to_table(r.dgates[0].view())) == 0.0);
   }
 
-  TEST_CASE_TEMPLATE("gjs agrees with loops in double for thousands of rows", T, float, double) {
+  TEST_CASE_TEMPLATE("gjs agrees with loops in double for thousands of rows", T, TALPA_SCALARS) {
     test_random random(421);
     context<cpu> ctx(2);
     for (int trial = 0; trial < 60; ++trial) {

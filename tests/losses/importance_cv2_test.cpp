@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -44,7 +45,7 @@ double value_bound(index tokens, index experts) {
 
 TEST_SUITE("losses/importance_cv2") {
   TEST_CASE_TEMPLATE("importance_cv2 gives the value and gradient of an example worked by hand", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     // I = (2, 1), m = 3/2, v = (1/4 + 1/4) / 1 = 1/2, value (1/2) / (9/4) = 2/9.
     // d / d I_0 = 2 (1/2) / (9/4) - (1/2) 2 (3/2) / (2 (81/16)) = 4/9 - 4/27 = 8/27,
     // d / d I_1 = -4/9 - 4/27 = -16/27.
@@ -78,7 +79,7 @@ TEST_SUITE("losses/importance_cv2") {
   }
 
   TEST_CASE_TEMPLATE("importance_cv2 agrees with loops in double and with central differences", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     test_random random(19);
     context<cpu> ctx(2);
     for (const index experts : {2, 5, 34}) {

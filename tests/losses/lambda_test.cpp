@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -44,7 +45,7 @@ double bound_of(index tokens, double k, double spread) {
 
 TEST_SUITE("losses/lambda") {
   TEST_CASE_TEMPLATE("lambda_mean gives the value and gradient of an example worked by hand", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     // control 0 and ln 3: sigmoid 1/2 and 3/4, 1 - lambda = 1/4 + ln 2 and 1/4 + ln 4/3.
     routed_layer<T> layer(2, 3);
     layer.control = matrix<T, cpu>(2, 1);
@@ -61,7 +62,7 @@ TEST_SUITE("losses/lambda") {
   }
 
   TEST_CASE_TEMPLATE("lambda_sparsity gives the value and gradient of an example worked by hand", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     // Control 0: 1 - lambda = 1/4 + ln 2. Logits (1, 3/4, 3/4), k = 1: the gap is 1/4, ln 2 is
     // lacking; k = 2 has the same gap. Logits (3, 0, 0): a gap of 3, nothing is lacking.
     routed_layer<T> layer(2, 3);
@@ -81,7 +82,7 @@ TEST_SUITE("losses/lambda") {
     }
   }
 
-  TEST_CASE_TEMPLATE("both agree with loops in double for thousands of rows", T, float, double) {
+  TEST_CASE_TEMPLATE("both agree with loops in double for thousands of rows", T, TALPA_SCALARS) {
     test_random random(431);
     context<cpu> ctx(2);
     for (int trial = 0; trial < 60; ++trial) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/add.hpp>
 #include <talpa/cpu/fill.hpp>
@@ -39,7 +40,7 @@ testing::loss_claims claims(double at_balance) {
 }  // namespace
 
 TEST_SUITE("losses/load_balance") {
-  TEST_CASE_TEMPLATE("load_balance of every affinity obeys the laws of losses", T, float, double) {
+  TEST_CASE_TEMPLATE("load_balance of every affinity obeys the laws of losses", T, TALPA_SCALARS) {
     for (const index experts : sizes<T>()) {
       CAPTURE(experts);
       testing::loss_claims c = claims(1.0);

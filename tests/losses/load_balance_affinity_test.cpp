@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -68,7 +69,7 @@ double bound_of(index tokens, index experts, double spread) {
 }  // namespace
 
 TEST_SUITE("losses/load_balance") {
-  TEST_CASE_TEMPLATE("load_balance of gates is worked by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("load_balance of gates is worked by hand", T, TALPA_SCALARS) {
     // ReMoE: E / (T^2 k) sum_e (sum_t w_te) count_e, E = 2, T = 2, k = 2. Gates (1, 0), (2, 4):
     // sums (3, 4), counts (2, 1): 2 / 8 (6 + 4) = 5/2; dgates_e = 1/4 count_e.
     routed_layer<T> layer(2, 2);
@@ -92,7 +93,7 @@ TEST_SUITE("losses/load_balance") {
     CHECK(s.dgates[0](1, 1) == T{4});
   }
 
-  TEST_CASE_TEMPLATE("load_balance of normalised sigmoids is worked by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("load_balance of normalised sigmoids is worked by hand", T, TALPA_SCALARS) {
     // One token, logits (ln 3, 0): s = (3/4, 1/2), a = (3/5, 2/5), expert 0 on: 2 (3/5) = 6/5.
     // da_0 = 2: ds_0 = 2 (1 - 3/5) / (5/4) = 16/25, dlogits_0 = 3/16 16/25 = 3/25;
     // ds_1 = -2 (3/5) / (5/4) = -24/25, dlogits_1 = -6/25.
@@ -109,7 +110,7 @@ TEST_SUITE("losses/load_balance") {
     CHECK(largest(to_table(r.dgates[0].view())) == 0.0);
   }
 
-  TEST_CASE_TEMPLATE("load_balance of margins is worked by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("load_balance of margins is worked by hand", T, TALPA_SCALARS) {
     // p = (3/4, 1/4), control 0, thresholds at most 1/2: a = (1/2, 0), expert 0 on: 2 (1/2) = 1.
     // dlogits_0 = 3/4 (2 - 3/2) = 3/8, dcontrol = -2 1/2 1/4 = -1/4.
     routed_layer<T> layer(1, 2);
@@ -129,8 +130,8 @@ TEST_SUITE("losses/load_balance") {
     }
   }
 
-  TEST_CASE_TEMPLATE("load_balance of every affinity agrees with loops in double", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("load_balance of every affinity agrees with loops in double", T,
+                     TALPA_SCALARS) {
     test_random random(461);
     context<cpu> ctx(2);
     for (int trial = 0; trial < 60; ++trial) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -122,7 +123,7 @@ double gradient_bound(pool pooling, const std::vector<routed_layer<double>>& lay
 
 TEST_SUITE("losses/load_balance") {
   TEST_CASE_TEMPLATE("load_balance gives the value and gradient of an example worked by hand", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     // p = (1/4, 3/4) for three tokens that use expert 1, (3/4, 1/4) for one that uses expert 0:
     // f = (1/4, 3/4), P = (3/8, 5/8), E sum f P = 2 (3/32 + 15/32) = 9/8.
     routed_layer<T> layer(4, 2);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/fill.hpp>
 #include <talpa/cpu/group_loss.hpp>
@@ -16,7 +17,7 @@ namespace talpa::load_cv2_laws_test {
 using namespace support;
 
 TEST_SUITE("losses/load_cv2") {
-  TEST_CASE_TEMPLATE("load_cv2 obeys the laws of losses", T, float, double) {
+  TEST_CASE_TEMPLATE("load_cv2 obeys the laws of losses", T, TALPA_SCALARS) {
     // Gradients are checked in double whatever T is, so float needs few numbers of experts.
     const bool few = std::is_same_v<T, float>;
     for (const index experts : few ? std::vector<index>{1, 33} : std::vector<index>{1, 2, 8, 33}) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -105,7 +106,7 @@ routed_layer<T> two_experts() {
 
 TEST_SUITE("losses/load_cv2") {
   TEST_CASE_TEMPLATE("load_cv2 gives the value and gradients of an example worked by hand", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     // L = (1/2 + d, 1/2 - d) with d = Phi(1) - 1/2 = 0.3413447460685429: v = 2 d^2, m = 1/2, value
     // 8 d^2. w = (8 d - 16 d^2, -8 d - 16 d^2).
     const double d = 0.3413447460685429, phi = 0.24197072451914337;
@@ -124,8 +125,8 @@ TEST_SUITE("losses/load_cv2") {
     CHECK(largest(to_table(r.dgates[0].view())) == 0.0);
   }
 
-  TEST_CASE_TEMPLATE("load_cv2 of top-k agrees with loops in double that know k", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("load_cv2 of top-k agrees with loops in double that know k", T,
+                     TALPA_SCALARS) {
     test_random random(19);
     context<cpu> ctx(2);
     for (const index experts : {2, 5, 34, 70}) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -68,7 +69,7 @@ double bound_of(index tokens, double numbers) {
 
 TEST_SUITE("losses/localized_balance") {
   TEST_CASE_TEMPLATE("localized_balance gives the value and gradient of an example worked by hand",
-                     T, float, double) {
+                     T, TALPA_SCALARS) {
     // Two sequences of one token, E = 2, delta = 1/2. Label 1 has gates (1, 1): z = (3/2, 1/2).
     // Label 0 has gates (1, 1): z = (1/2, 3/2). m = 1, v = 4 (1/4) / 3 = 1/3, value 1/3.
     // dz = 2 (z - m) / 3 - 1/3 2 / 4 = 1/3 - 1/6 = 1/6 above the mean, -1/2 below;
@@ -93,7 +94,7 @@ TEST_SUITE("losses/localized_balance") {
   }
 
   TEST_CASE_TEMPLATE("localized_balance agrees with loops in double for thousands of rows", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     test_random random(441);
     context<cpu> ctx(2);
     for (int trial = 0; trial < 60; ++trial) {

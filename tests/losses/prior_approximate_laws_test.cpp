@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/add.hpp>
 #include <talpa/cpu/fill.hpp>
@@ -19,7 +20,7 @@ namespace talpa::prior_approximate_laws_test {
 using namespace support;
 
 TEST_SUITE("losses/prior_approximate") {
-  TEST_CASE_TEMPLATE("prior_approximate obeys the laws of losses", T, float, double) {
+  TEST_CASE_TEMPLATE("prior_approximate obeys the laws of losses", T, TALPA_SCALARS) {
     // Gradients are checked in double whatever T is, so float needs few numbers of experts.
     const std::vector<index> sizes =
         std::is_same_v<T, float> ? std::vector<index>{1, 33} : std::vector<index>{1, 2, 8, 33};

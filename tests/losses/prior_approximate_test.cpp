@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -53,7 +54,7 @@ double bound_of(index tokens, index experts, double spread) {
 }  // namespace
 
 TEST_SUITE("losses/prior_approximate") {
-  TEST_CASE_TEMPLATE("prior_approximate on two experts, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("prior_approximate on two experts, by hand", T, TALPA_SCALARS) {
     // p = (1/2, 1/2), expert 1 is right: q = (1, e) / (1 + e). 1/2 (ln(1/2 / q_0) + ln(1/2 / q_1))
     // is ln((1 + e) / 2) - 1/2. The slopes differ by ln(q_1 / q_0) = 1: dlogits = (1/4, -1/4).
     routed_layer<T> layer(1, 2);
@@ -67,8 +68,8 @@ TEST_SUITE("losses/prior_approximate") {
     CHECK(largest(to_table(r.dgates[0].view())) == 0.0);
   }
 
-  TEST_CASE_TEMPLATE("prior_approximate and its gradient agree with loops in double", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("prior_approximate and its gradient agree with loops in double", T,
+                     TALPA_SCALARS) {
     test_random random(421);
     context<cpu> ctx(2);
     for (int trial = 0; trial < 30; ++trial) {

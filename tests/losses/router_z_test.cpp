@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -43,8 +44,8 @@ double value_bound(const std::vector<routed_layer<double>>& layers) {
 }  // namespace
 
 TEST_SUITE("losses/router_z") {
-  TEST_CASE_TEMPLATE("router_z gives the value and gradient of an example worked by hand", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("router_z gives the value and gradient of an example worked by hand", T,
+                     TALPA_SCALARS) {
     // Rows (0, ln 3): z = ln 4, p = (1/4, 3/4). Rows of zeros: z = ln 2, p = (1/2, 1/2).
     // Value ((ln 4)^2 + (ln 2)^2) / 2 = 5/2 (ln 2)^2; gradient of the first row 2 ln 4 p / 2.
     routed_layer<T> layer(2, 2);
@@ -60,8 +61,8 @@ TEST_SUITE("losses/router_z") {
     CHECK(largest(to_table(result.dgates[0].view())) == 0.0);
   }
 
-  TEST_CASE_TEMPLATE("router_z agrees with loops in double and with central differences", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("router_z agrees with loops in double and with central differences", T,
+                     TALPA_SCALARS) {
     test_random random(15);
     context<cpu> ctx(2);
     for (const index experts : {1, 2, 5, 33, 66}) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -29,7 +30,7 @@ double bound_of(index tokens, index experts, double spread) {
 
 TEST_SUITE("losses/top_k_mass") {
   TEST_CASE_TEMPLATE("top_k_mass gives the value and gradient of an example worked by hand", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     // p = (1/2, 1/2) with expert 1 on, p = (3/4, 1/4) with expert 0 on: (1/2 + 3/4) / 4 = 5/16.
     // Token 1: dlogits_0 = 3/4 (1 - 3/4) / 4 = 3/64, dlogits_1 = 1/4 (0 - 3/4) / 4 = -3/64.
     routed_layer<T> layer(2, 2);
@@ -46,8 +47,8 @@ TEST_SUITE("losses/top_k_mass") {
     CHECK(largest(to_table(r.dgates[0].view())) == 0.0);
   }
 
-  TEST_CASE_TEMPLATE("top_k_mass agrees with loops in double for thousands of rows", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("top_k_mass agrees with loops in double for thousands of rows", T,
+                     TALPA_SCALARS) {
     test_random random(411);
     context<cpu> ctx(2);
     for (int trial = 0; trial < 40; ++trial) {

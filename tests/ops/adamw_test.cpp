@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/adamw.hpp>
@@ -31,7 +32,7 @@ TEST_SUITE("ops/adamw") {
   }
 
   TEST_CASE_TEMPLATE("adamw_update agrees with the reference for strided views and any threads", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     support::test_random random(17);
     constexpr index rows = 300, cols = 70;
     const matrix<T, cpu> g = support::random_matrix<T>(random, rows, cols);

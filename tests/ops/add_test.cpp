@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/add.hpp>
@@ -16,7 +17,7 @@ using support::to_table;
 
 TEST_SUITE("ops/add") {
   TEST_CASE_TEMPLATE("add agrees with the double reference for strided views and any threads", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     support::test_random random(2);
     const matrix<T, cpu> a = support::random_matrix<T>(random, 700, 70);
     const matrix<T, cpu> b = support::random_matrix<T>(random, 700, 70);
@@ -47,7 +48,7 @@ TEST_SUITE("ops/add") {
     CHECK(a(0, 1) == 14.0f);
   }
 
-  TEST_CASE_TEMPLATE("axpy adds a multiple of x to y", T, float, double) {
+  TEST_CASE_TEMPLATE("axpy adds a multiple of x to y", T, TALPA_SCALARS) {
     support::test_random random(3);
     const matrix<T, cpu> x = support::random_matrix<T>(random, 700, 70);
     const matrix<T, cpu> start = support::random_matrix<T>(random, 700, 70);

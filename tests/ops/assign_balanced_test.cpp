@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/assign_balanced.hpp>
@@ -133,7 +134,7 @@ TEST_SUITE("ops/assign_balanced") {
     CHECK(assign(more) == std::vector<index>{0, 0, 1});
   }
 
-  TEST_CASE_TEMPLATE("assign_balanced agrees with trying all assignments", T, float, double) {
+  TEST_CASE_TEMPLATE("assign_balanced agrees with trying all assignments", T, TALPA_SCALARS) {
     support::test_random random(6);
     for (index trial = 0; trial < 600; ++trial) {
       const index tokens = 1 + random.below(6), experts = 1 + random.below(4);
@@ -167,8 +168,8 @@ TEST_SUITE("ops/assign_balanced") {
     }
   }
 
-  TEST_CASE_TEMPLATE("no chain of moves improves an assignment of hundreds of tokens", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("no chain of moves improves an assignment of hundreds of tokens", T,
+                     TALPA_SCALARS) {
     support::test_random random(7);
     for (const index experts : {2, 5, 16, 33}) {
       for (const index tokens : {33, 160, 331}) {

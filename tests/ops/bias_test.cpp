@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/bias.hpp>
@@ -11,7 +12,7 @@ namespace talpa::bias_test {
 using support::table;
 
 TEST_SUITE("ops/bias") {
-  TEST_CASE_TEMPLATE("add_bias adds one row to every row, in place too", T, float, double) {
+  TEST_CASE_TEMPLATE("add_bias adds one row to every row, in place too", T, TALPA_SCALARS) {
     support::test_random random(6);
     const matrix<T, cpu> x = support::random_matrix<T>(random, 700, 70);
     const matrix<T, cpu> bias = support::random_matrix<T>(random, 1, 70);

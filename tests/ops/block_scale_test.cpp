@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/block_scale.hpp>
@@ -13,8 +14,8 @@
 namespace talpa::block_scale_test {
 
 TEST_SUITE("ops/block_scale") {
-  TEST_CASE_TEMPLATE("columns of each block are scaled, and gradients are theirs", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("columns of each block are scaled, and gradients are theirs", T,
+                     TALPA_SCALARS) {
     support::test_random random(3);
     constexpr index blocks = 5, rows = 3, cols = 70;
     const matrix<T, cpu> f = support::random_matrix<T>(random, blocks, cols);

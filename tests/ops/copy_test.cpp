@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/copy.hpp>
@@ -11,7 +12,7 @@ namespace talpa::copy_test {
 
 TEST_SUITE("ops/copy") {
   TEST_CASE_TEMPLATE("copy moves a matrix between different strides without changing a bit", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     support::test_random random(1);
     const matrix<T, cpu> x = support::random_matrix<T>(random, 700, 70);
     for (const int threads : {1, 2, 3}) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/cross_entropy.hpp>
@@ -52,8 +53,8 @@ TEST_SUITE("ops/cross_entropy") {
   }
 
   TEST_CASE_TEMPLATE(
-      "cross_entropy agrees with the reference and has the same bits for any threads", T, float,
-      double) {
+      "cross_entropy agrees with the reference and has the same bits for any threads", T,
+      TALPA_SCALARS) {
     support::test_random random(11);
     for (const index classes : {index{2}, index{10}, index{70}}) {
       CAPTURE(classes);
@@ -115,7 +116,7 @@ TEST_SUITE("ops/cross_entropy") {
   }
 
   TEST_CASE_TEMPLATE("cross_entropy of huge logits neither overflows nor loses the difference", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     context<cpu> ctx(1);
     matrix<T, cpu> x(1, 2), value(1, 1), dvalue(1, 1), dx(1, 2);
     vector<std::int32_t, cpu> labels(1);
@@ -131,8 +132,8 @@ TEST_SUITE("ops/cross_entropy") {
     CHECK(support::difference(dx.view(), table(1, 2, {p, -p}), gamma_bound<T>(10)) == "");
   }
 
-  TEST_CASE_TEMPLATE("cross_entropy without counted rows is zero with a zero gradient", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("cross_entropy without counted rows is zero with a zero gradient", T,
+                     TALPA_SCALARS) {
     context<cpu> ctx(1);
     matrix<T, cpu> x(2, 3), value(1, 1), dvalue(1, 1), dx(2, 3);
     vector<std::int32_t, cpu> labels(2);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/dropout.hpp>
@@ -24,7 +25,7 @@ constexpr index rows = 700, cols = 71;
 
 TEST_SUITE("ops/dropout") {
   TEST_CASE_TEMPLATE("dropout keeps element (n, d) exactly where keep(stream, n D + d, p) says", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     support::test_random random(15);
     const matrix<T, cpu> x = support::random_matrix<T>(random, rows, cols);
     const matrix<T, cpu> start = support::random_matrix<T>(random, rows, cols);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/exp_scale.hpp>
@@ -12,8 +13,8 @@
 namespace talpa::exp_scale_test {
 
 TEST_SUITE("ops/exp_scale") {
-  TEST_CASE_TEMPLATE("values and gradients equal plain loops for any number of threads", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("values and gradients equal plain loops for any number of threads", T,
+                     TALPA_SCALARS) {
     support::test_random random(3);
     const index rows = 700, cols = 37;
     const auto x = support::random_matrix<T>(random, rows, cols);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/expert_errors.hpp>
@@ -15,7 +16,7 @@ namespace talpa::expert_errors_test {
 using namespace support;
 
 TEST_SUITE("ops/expert_errors") {
-  TEST_CASE_TEMPLATE("expert_errors of two experts and two tokens, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("expert_errors of two experts and two tokens, by hand", T, TALPA_SCALARS) {
     // Half the target is (1, 0) and (2, 2). Expert 0 says (1, 0), (0, 2), expert 1 (3, 4), (2, 1).
     matrix<T, cpu> target(2, 2), outputs(4, 2), errors(2, 2);
     const auto set = [](matrix<T, cpu>& m, index row, double a, double b) {
@@ -33,8 +34,8 @@ TEST_SUITE("ops/expert_errors") {
     CHECK(difference(errors.view(), {2, 2, {0.0, 10.0, 2.0, 0.5}}, 0.0) == "");
   }
 
-  TEST_CASE_TEMPLATE("expert_errors agrees with loops in double for any threads", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("expert_errors agrees with loops in double for any threads", T,
+                     TALPA_SCALARS) {
     test_random random(19);
     constexpr index tokens = 300, experts = 5, width = 70;
     const auto outputs = random_matrix<T>(random, experts * tokens, width);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/fill.hpp>
 
@@ -11,7 +12,7 @@ namespace talpa::fill_test {
 
 TEST_SUITE("ops/fill") {
   TEST_CASE_TEMPLATE("fill sets every element of a strided view and nothing between its rows", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     for (const int threads : {1, 2, 3}) {
       context<cpu> ctx(threads);
       support::padded<T> y(700, 70);

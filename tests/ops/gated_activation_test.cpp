@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/gated_activation.hpp>
@@ -40,8 +41,8 @@ table combined(const table& a, const table& b, const table& c, F f) {
 TEST_SUITE("ops/gated_activation") {
   // exp in silu and its derivative is off by 2 roundings, the rest of each by 6 on terms of at most
   // 1 + |a|.
-  TEST_CASE_TEMPLATE("gated_activation and its gradient are those of the formula", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("gated_activation and its gradient are those of the formula", T,
+                     TALPA_SCALARS) {
     support::test_random random(6);
     const matrix<T, cpu> a = support::random_matrix<T>(random, 700, 70);
     const matrix<T, cpu> b = support::random_matrix<T>(random, 700, 70);

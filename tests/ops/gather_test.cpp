@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 #include "support/segments.hpp"
 #include "support/tolerance.hpp"
 
@@ -37,7 +38,7 @@ TEST_SUITE("ops/gather") {
     CHECK(difference(y.view(), table(3, 2, {22, 8, 0, 0, 10, 12}), 0.0) == "");
   }
 
-  TEST_CASE_TEMPLATE("combine is the transpose of gather", T, float, double) {
+  TEST_CASE_TEMPLATE("combine is the transpose of gather", T, TALPA_SCALARS) {
     // <gather(x), y> = <x, combine(y)> for all x and y.
     test_random random(14);
     const routed_layer<T> layer = random_layer<T>(random, 150, 7, 3, 4);

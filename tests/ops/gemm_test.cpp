@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/ops/gemm.hpp>
@@ -106,7 +107,7 @@ TEST_SUITE("ops/gemm") {
     CHECK(is(15, 13, 52, 54));
   }
 
-  TEST_CASE_TEMPLATE("gemm agrees with plain loops over random strided shapes", T, float, double) {
+  TEST_CASE_TEMPLATE("gemm agrees with plain loops over random strided shapes", T, TALPA_SCALARS) {
     support::test_random random(21);
     for (int i = 0; i < 60; ++i) {
       const index m = 1 + random.below(40), n = 1 + random.below(40), k = 1 + random.below(60);
@@ -116,8 +117,8 @@ TEST_SUITE("ops/gemm") {
     }
   }
 
-  TEST_CASE_TEMPLATE("gemm agrees with plain loops where work is cut into tasks", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("gemm agrees with plain loops where work is cut into tasks", T,
+                     TALPA_SCALARS) {
     const index rows = detail::gemm_task_rows, cols = detail::gemm_task_cols;
     compare<T>(2 * rows + 3, 5, 7, T{1}, T{1}, 1, 3);
     compare<T>(2 * rows, 3, 4, T{1}, T{0}, 2, 2);
@@ -128,8 +129,8 @@ TEST_SUITE("ops/gemm") {
     compare<T>(2, 2, 3000, T{1}, T{1}, 7, 2);
   }
 
-  TEST_CASE_TEMPLATE("gemm agrees with plain loops where register tiles take over", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("gemm agrees with plain loops where register tiles take over", T,
+                     TALPA_SCALARS) {
     const index rows = detail::tiled_rows, cols = detail::tiled_cols;
     const index inner = ceil_div(detail::tiled_work, rows * cols);
     CHECK(detail::tiles_pay(rows, cols, inner));
@@ -143,7 +144,7 @@ TEST_SUITE("ops/gemm") {
     CHECK_FALSE(detail::tiles_pay(100 * rows, cols - 1, inner));
   }
 
-  TEST_CASE_TEMPLATE("gemm agrees with plain loops where one side is short", T, float, double) {
+  TEST_CASE_TEMPLATE("gemm agrees with plain loops where one side is short", T, TALPA_SCALARS) {
     const index least = detail::skinny_least, most = detail::skinny_most;
     const index length = detail::skinny_length, few = detail::inner_rows;
     const index many = detail::outer_rows;
@@ -168,7 +169,7 @@ TEST_SUITE("ops/gemm") {
     CHECK_FALSE(detail::outer_pays(most, length, many - 1));
   }
 
-  TEST_CASE_TEMPLATE("any number of threads gives the same bits", T, float, double) {
+  TEST_CASE_TEMPLATE("any number of threads gives the same bits", T, TALPA_SCALARS) {
     support::test_random random(22);
     struct shape {
       index m, n, k;
@@ -193,7 +194,7 @@ TEST_SUITE("ops/gemm") {
     }
   }
 
-  TEST_CASE_TEMPLATE("the address of a matrix changes no bit", T, float, double) {
+  TEST_CASE_TEMPLATE("the address of a matrix changes no bit", T, TALPA_SCALARS) {
     support::test_random random(23);
     struct shape {
       index m, n, k;

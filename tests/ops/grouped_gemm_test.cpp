@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/gemm.hpp>
@@ -98,8 +99,8 @@ TEST_SUITE("ops/grouped_gemm") {
     CHECK(dbank(1, 1) == 118.0f);
   }
 
-  TEST_CASE_TEMPLATE("grouped_gemm agrees with plain loops over random strided shapes", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("grouped_gemm agrees with plain loops over random strided shapes", T,
+                     TALPA_SCALARS) {
     support::test_random random(31);
     for (const auto& layout : layouts) {
       const vector<index, cpu> offsets = offsets_of(layout);
@@ -129,7 +130,7 @@ TEST_SUITE("ops/grouped_gemm") {
     }
   }
 
-  TEST_CASE_TEMPLATE("the gradient adds up the slots of each trained group", T, float, double) {
+  TEST_CASE_TEMPLATE("the gradient adds up the slots of each trained group", T, TALPA_SCALARS) {
     support::test_random random(32);
     for (const auto& layout : layouts) {
       const vector<index, cpu> offsets = offsets_of(layout);
@@ -173,7 +174,7 @@ TEST_SUITE("ops/grouped_gemm") {
     }
   }
 
-  TEST_CASE_TEMPLATE("any number of threads gives the same bits", T, float, double) {
+  TEST_CASE_TEMPLATE("any number of threads gives the same bits", T, TALPA_SCALARS) {
     support::test_random random(33);
     const vector<index, cpu> offsets = offsets_of({300, 0, 41, 600, 7});
     const index rows = 8, cols = 700, slots = offsets[5];
@@ -198,7 +199,7 @@ TEST_SUITE("ops/grouped_gemm") {
     }
   }
 
-  TEST_CASE_TEMPLATE("groups large and small have the bits of gemm", T, float, double) {
+  TEST_CASE_TEMPLATE("groups large and small have the bits of gemm", T, TALPA_SCALARS) {
     support::test_random random(34);
     const std::vector<index> sizes = {300, 0, 20, 260};
     const vector<index, cpu> offsets = offsets_of(sizes);

@@ -2,6 +2,7 @@
 #include "support/padded.hpp"
 #include "support/routed.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/segments.hpp"
 #include "support/tolerance.hpp"
 
@@ -242,8 +243,8 @@ TEST_SUITE("ops/indexed_gemm") {
     CHECK(difference(dbank.view(), table(2, 2, {101, 102, 111, 116}), 0.0) == "");
   }
 
-  TEST_CASE_TEMPLATE("indexed products agree with plain loops over random shapes", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("indexed products agree with plain loops over random shapes", T,
+                     TALPA_SCALARS) {
     test_random random(41);
     for (int i = 0; i < 24; ++i) {
       const index experts = 1 + random.below(9);
@@ -252,7 +253,7 @@ TEST_SUITE("ops/indexed_gemm") {
     }
   }
 
-  TEST_CASE_TEMPLATE("indexed products agree with plain loops at the edges", T, float, double) {
+  TEST_CASE_TEMPLATE("indexed products agree with plain loops at the edges", T, TALPA_SCALARS) {
     using tile = detail::indexed_tile<T>;
     test_random random(42);
     for (const index tokens : {0, 1, 129}) {
@@ -277,7 +278,7 @@ TEST_SUITE("ops/indexed_gemm") {
         random, 2);
   }
 
-  TEST_CASE_TEMPLATE("threads and other tokens change no bit", T, float, double) {
+  TEST_CASE_TEMPLATE("threads and other tokens change no bit", T, TALPA_SCALARS) {
     test_random random(43);
     const index tokens = 300, experts = 6, ranks = 5, cols = 201;
     const routed_layer<T> layer = random_mask<T>(random, tokens, experts, 2.0);
@@ -316,8 +317,8 @@ TEST_SUITE("ops/indexed_gemm") {
     }
   }
 
-  TEST_CASE_TEMPLATE("sums of rows have the same bits for registers of every width", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("sums of rows have the same bits for registers of every width", T,
+                     TALPA_SCALARS) {
     test_random random(44);
     const matrix<T, cpu> x = random_matrix<T>(random, 4, 128);
     const matrix<T, cpu> bank = random_matrix<T>(random, 4, 512);
@@ -341,14 +342,14 @@ TEST_SUITE("ops/indexed_gemm") {
     agrees(tile_of<T, 64, 32>(x, bank));
   }
 
-  TEST_CASE_TEMPLATE("a sum on top of a product has the bits of one after the other", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("a sum on top of a product has the bits of one after the other", T,
+                     TALPA_SCALARS) {
     test_random random(46);
     struct shape {
       index tokens, experts, ranks, inner, cols;
     };
     const index width = detail::indexed_tile<T>::sum_cols;
-    const index deep = detail::tile_depth + 5, wide = detail::tile_task_cols + 3;
+    const index deep = detail::tile_depth<T> + 5, wide = 8 * detail::register_tile<T>::cols + 3;
     const index many = support::many_rows(300);
     for (const shape& s :
          {shape{0, 3, 2, 4, 5}, shape{1, 1, 1, 1, 1}, shape{129, 4, 3, 20, 2 * width + 1},
@@ -392,15 +393,16 @@ TEST_SUITE("ops/indexed_gemm") {
     }
   }
 
-  TEST_CASE_TEMPLATE("a low-rank product joins the sum", T, float, double) {
+  TEST_CASE_TEMPLATE("a low-rank product joins the sum", T, TALPA_SCALARS) {
     test_random random(47);
     const index width = detail::indexed_tile<T>::sum_cols;
     struct shape {
       index tokens, experts, ranks, inner, cols, more;
     };
-    for (const shape& s : {shape{1, 1, 1, 1, 1, 1}, shape{129, 4, 3, 20, width + 1, 4},
-                           shape{support::many_rows(300), 2, 2, 30, detail::tile_task_cols + 3, 9},
-                           shape{40, 3, 2, 0, width + 2, 2}, shape{0, 2, 2, 3, 4, 2}}) {
+    for (const shape& s :
+         {shape{1, 1, 1, 1, 1, 1}, shape{129, 4, 3, 20, width + 1, 4},
+          shape{support::many_rows(300), 2, 2, 30, 8 * detail::register_tile<T>::cols + 3, 9},
+          shape{40, 3, 2, 0, width + 2, 2}, shape{0, 2, 2, 3, 4, 2}}) {
       CAPTURE(s.tokens);
       const routed_layer<T> layer = random_mask<T>(random, s.tokens, s.experts, 2.0);
       context<cpu> ctx(1);

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "support/scalars.hpp"
+
 #include <talpa/cpu/item.hpp>
 
 #include <doctest/doctest.h>
@@ -8,7 +10,7 @@
 namespace talpa::item_test {
 
 TEST_SUITE("ops/item") {
-  TEST_CASE_TEMPLATE("item reads the one number of a mutable or a const view", T, float, double) {
+  TEST_CASE_TEMPLATE("item reads the one number of a mutable or a const view", T, TALPA_SCALARS) {
     context<cpu> ctx(1);
     matrix<T, cpu> x(1, 1);
     x(0, 0) = T{2.5};

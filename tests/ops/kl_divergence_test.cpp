@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/kl_divergence.hpp>
@@ -32,7 +33,7 @@ matrix<T, cpu> shares(test_random& random, index rows, index cols) {
 }  // namespace
 
 TEST_SUITE("ops/kl_divergence") {
-  TEST_CASE_TEMPLATE("kl_divergence of two rows, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("kl_divergence of two rows, by hand", T, TALPA_SCALARS) {
     // 1/2 ln(1/2 / 1/4) + 1/2 ln(1/2 / 3/4) and 0: half of their sum is 1/4 ln(4/3).
     matrix<T, cpu> p(2, 2), q(2, 2), value(1, 1), one(1, 1), dp(2, 2);
     one(0, 0) = T{1};
@@ -52,8 +53,8 @@ TEST_SUITE("ops/kl_divergence") {
     CHECK(difference(dp.view(), expected, bound) == "");
   }
 
-  TEST_CASE_TEMPLATE("kl_divergence and its gradient agree with loops in double", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("kl_divergence and its gradient agree with loops in double", T,
+                     TALPA_SCALARS) {
     test_random random(17);
     constexpr index rows = 300, cols = 70;
     const matrix<T, cpu> p = shares<T>(random, rows, cols), q = shares<T>(random, rows, cols);

@@ -2,6 +2,7 @@
 #include "support/layer_norm_bounds.hpp"
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/layer_norm.hpp>
@@ -45,7 +46,7 @@ TEST_SUITE("ops/layer_norm") {
   }
 
   TEST_CASE_TEMPLATE("layer_norm and its gradients agree with the reference for any threads", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     support::test_random random(13);
     constexpr index rows = 600, cols = 37;
     // Far from mean zero, which costs a one-pass variance its digits.
@@ -126,8 +127,8 @@ TEST_SUITE("ops/layer_norm") {
     CHECK(support::same_bits(only.view(), dbeta.view()));
   }
 
-  TEST_CASE_TEMPLATE("layer_norm of a constant row is beta and of no rows does nothing", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("layer_norm of a constant row is beta and of no rows does nothing", T,
+                     TALPA_SCALARS) {
     context<cpu> ctx(1);
     matrix<T, cpu> x(1, 3), gamma(1, 3), beta(1, 3), y(1, 3);
     for (index d = 0; d < 3; ++d) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/random.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/limit_experts.hpp>
 
@@ -28,8 +29,8 @@ bool on(const matrix<std::uint32_t, cpu>& mask, index n, index e) {
 }  // namespace
 
 TEST_SUITE("ops/limit_experts") {
-  TEST_CASE_TEMPLATE("limit_experts agrees with sorting for any threads and strides", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("limit_experts agrees with sorting for any threads and strides", T,
+                     TALPA_SCALARS) {
     support::test_random random(3);
     const index tokens = support::sanitized ? 128 : 640;
     for (const index experts : {1, 5, 32, 33, 70}) {

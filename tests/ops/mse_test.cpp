@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/mse.hpp>
@@ -14,8 +15,8 @@ using support::table;
 using support::to_table;
 
 TEST_SUITE("ops/mse") {
-  TEST_CASE_TEMPLATE("mse and its gradient agree with the reference for any threads", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("mse and its gradient agree with the reference for any threads", T,
+                     TALPA_SCALARS) {
     support::test_random random(12);
     constexpr index rows = 700, cols = 70;
     const matrix<T, cpu> y = support::random_matrix<T>(random, rows, cols);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/mul.hpp>
@@ -15,7 +16,7 @@ using support::table;
 using support::to_table;
 
 TEST_SUITE("ops/mul") {
-  TEST_CASE_TEMPLATE("mul overwrites or accumulates the elementwise product", T, float, double) {
+  TEST_CASE_TEMPLATE("mul overwrites or accumulates the elementwise product", T, TALPA_SCALARS) {
     support::test_random random(5);
     const matrix<T, cpu> a = support::random_matrix<T>(random, 700, 70);
     const matrix<T, cpu> b = support::random_matrix<T>(random, 700, 70);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/noise.hpp>
@@ -19,8 +20,8 @@ std::uint64_t at(index n, index d) { return static_cast<std::uint64_t>(n * cols 
 }  // namespace
 
 TEST_SUITE("ops/noise") {
-  TEST_CASE_TEMPLATE("noise is the stream's, whatever the stride and the threads", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("noise is the stream's, whatever the stride and the threads", T,
+                     TALPA_SCALARS) {
     support::test_random random(15);
     const auto x = support::random_matrix<T>(random, rows, cols);
     const auto raw = support::random_matrix<T>(random, rows, cols, 3.0);

@@ -2,6 +2,7 @@
 #include "support/padded.hpp"
 #include "support/random.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/packed_gemm.hpp>
@@ -124,8 +125,8 @@ TEST_SUITE("ops/packed_gemm") {
     CHECK(is(15, 13, 52, 54));
   }
 
-  TEST_CASE_TEMPLATE("a packed product agrees with plain loops over random shapes", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("a packed product agrees with plain loops over random shapes", T,
+                     TALPA_SCALARS) {
     test_random random(31);
     for (int i = 0; i < 30; ++i) {
       const T alpha = i % 4 == 0 ? T{1} : static_cast<T>(random.uniform(-2.0, 2.0));
@@ -136,7 +137,7 @@ TEST_SUITE("ops/packed_gemm") {
   }
 
   TEST_CASE_TEMPLATE("a packed product agrees with plain loops at the edges of tiles and tasks", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     using tile = detail::register_tile<T>;
     test_random random(32);
     for (const index m : {index{0}, index{1}, tile::rows, tile::rows + 1}) {
@@ -147,11 +148,43 @@ TEST_SUITE("ops/packed_gemm") {
       }
     }
     compare<T>(2 * detail::tile_task_rows + 5, 9, 3, T{1}, T{1}, random, 3);
-    compare<T>(3, detail::tile_task_cols + 9, 5, T{1}, T{0}, random, 3);
-    compare<T>(7, 19, 2 * detail::tile_depth + 3, T{-1}, T{0.5}, random, 2);
+    compare<T>(3, 5 * tile::cols + 9, 5, T{1}, T{0}, random, 3);
+    compare<T>(7, 19, 2 * detail::tile_depth<T> + 3, T{-1}, T{0.5}, random, 2);
   }
 
-  TEST_CASE_TEMPLATE("pieces of a large right operand make up the whole", T, float, double) {
+  TEST_CASE_TEMPLATE("tasks make up a product, whatever the number of threads", T, TALPA_SCALARS) {
+    using tile = detail::register_tile<T>;
+    for (const index m : {index{0}, index{1}, tile::rows + 1, index{512}, index{4099}}) {
+      for (const index n : {index{1}, tile::cols + 1, index{768}}) {
+        for (const index threads : {1, 2, 3, 16, 200}) {
+          CAPTURE(m);
+          CAPTURE(n);
+          CAPTURE(threads);
+          const detail::tile_tasks_of<T> cut(m, n, 5000, threads);
+          CHECK(cut.depth <= detail::tile_depth<T>);
+          CHECK(cut.first_row(0) == 0);
+          CHECK(cut.first_row(cut.row_tasks) >= m);
+          for (index task = 0; task < cut.row_tasks; ++task) {
+            const index rows = cut.first_row(task + 1) - cut.first_row(task);
+            CHECK(rows % tile::rows == 0);
+            CHECK((rows > 0 || m == 0));
+            CHECK(rows <= std::max<index>(tile::rows, detail::tile_task_rows));
+            CHECK(rows * cut.depth <= cut.block_size());
+          }
+          CHECK((cut.col_tasks - 1) * cut.cols < n);
+          CHECK(cut.col_tasks * cut.cols >= n);
+          // With one thread nothing of a is packed twice.
+          if (threads == 1) CHECK(cut.col_tasks == 1);
+        }
+      }
+    }
+    // Two threads have as much to do.
+    const detail::tile_tasks_of<T> two(512, 768, 768, 2);
+    CHECK(two.row_tasks % 2 == 0);
+    CHECK(two.col_tasks == 1);
+  }
+
+  TEST_CASE_TEMPLATE("pieces of a large right operand make up the whole", T, TALPA_SCALARS) {
     test_random random(33);
     const index k = detail::packed_depth + 10, n = detail::packed_cols + 7;
     // Small integers: sums are exact in any order.
@@ -168,9 +201,9 @@ TEST_SUITE("ops/packed_gemm") {
                            d.view()) == "");
   }
 
-  TEST_CASE_TEMPLATE("any number of threads and of rows gives the same bits", T, float, double) {
+  TEST_CASE_TEMPLATE("any number of threads and of rows gives the same bits", T, TALPA_SCALARS) {
     test_random random(34);
-    const index m = 2 * detail::tile_task_rows + 3, n = detail::tile_task_cols + 33;
+    const index m = 2 * detail::tile_task_rows + 3, n = 5 * detail::register_tile<T>::cols + 33;
     const index k = support::sanitized ? 20 : 300;
     const matrix<T, cpu> a = random_matrix<T>(random, m, k), b = random_matrix<T>(random, k, n);
     context<cpu> serial(1);
@@ -193,7 +226,7 @@ TEST_SUITE("ops/packed_gemm") {
     }
   }
 
-  TEST_CASE_TEMPLATE("registers of every width give the same bits", T, float, double) {
+  TEST_CASE_TEMPLATE("registers of every width give the same bits", T, TALPA_SCALARS) {
     test_random random(35);
     const index depth = 37;
     const matrix<T, cpu> a = random_matrix<T>(random, 16, depth);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/ragged_gate.hpp>
@@ -13,8 +14,8 @@
 namespace talpa::ragged_gate_test {
 
 TEST_SUITE("ops/ragged_gate") {
-  TEST_CASE_TEMPLATE("each block is scaled by the gate and the scale of its expert", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("each block is scaled by the gate and the scale of its expert", T,
+                     TALPA_SCALARS) {
     constexpr index tokens = 300, experts = 3, ranks = 7, most = 4;
     std::vector<index> blocks{0, 1, 5, 7}, offsets{0, 170, 170, 300};
     const vector_view<const index, cpu> of_bank{blocks.data(), 4}, of_slots{offsets.data(), 4};

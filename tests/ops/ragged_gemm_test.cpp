@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/cpu_products.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/ragged_gemm.hpp>
@@ -33,8 +34,8 @@ struct layout {
 }  // namespace
 
 TEST_SUITE("ops/ragged_gemm") {
-  TEST_CASE_TEMPLATE("each slot meets the block of its group, and nothing beyond it", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("each slot meets the block of its group, and nothing beyond it", T,
+                     TALPA_SCALARS) {
     const layout l;
     support::test_random random(3);
     const matrix<T, cpu> bank = support::random_matrix<T>(random, l.rows, l.cols);

@@ -2,6 +2,7 @@
 #include "support/laws.hpp"
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/rank_gate.hpp>
@@ -41,7 +42,7 @@ TEST_SUITE("ops/rank_gate") {
     CHECK(dz(0, 3) == 42.0f);
   }
 
-  TEST_CASE_TEMPLATE("rank_gate agrees with plain loops over strided shapes", T, float, double) {
+  TEST_CASE_TEMPLATE("rank_gate agrees with plain loops over strided shapes", T, TALPA_SCALARS) {
     support::test_random random(41);
     for (int i = 0; i < 20; ++i) {
       const index tokens = 1 + random.below(300), experts = 1 + random.below(9);
@@ -112,8 +113,8 @@ TEST_SUITE("ops/rank_gate") {
         [] { return 0; }));
   }
 
-  TEST_CASE_TEMPLATE("in place and with any number of threads the bits are the same", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("in place and with any number of threads the bits are the same", T,
+                     TALPA_SCALARS) {
     support::test_random random(43);
     const index tokens = 700, experts = 3, ranks = 5;
     const matrix<T, cpu> gates = support::random_matrix<T>(random, tokens, experts);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/rank_share.hpp>
@@ -18,7 +19,7 @@ using support::to_table;
 
 TEST_SUITE("ops/rank_share") {
   TEST_CASE_TEMPLATE("spread, collapse and the gradient of gates are those of the formula", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     constexpr index tokens = 700, experts = 5, ranks = 7;
     support::test_random random(6);
     const matrix<T, cpu> gates = support::random_matrix<T>(random, tokens, experts);

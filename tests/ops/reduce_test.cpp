@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/reduce.hpp>
@@ -35,7 +36,7 @@ TEST_SUITE("ops/reduce") {
   }
 
   TEST_CASE_TEMPLATE("column_sum has the same bits for any threads and agrees with the reference",
-                     T, float, double) {
+                     T, TALPA_SCALARS) {
     support::test_random random(7);
     const matrix<T, cpu> x = support::random_matrix<T>(random, rows, cols);
     const table expected = support::column_sums(to_table(x.view()));
@@ -72,8 +73,8 @@ TEST_SUITE("ops/reduce") {
   }
 
   TEST_CASE_TEMPLATE(
-      "sum_of_squares has the same bits for any threads and agrees with the reference", T, float,
-      double) {
+      "sum_of_squares has the same bits for any threads and agrees with the reference", T,
+      TALPA_SCALARS) {
     support::test_random random(8);
     const matrix<T, cpu> x = support::random_matrix<T>(random, rows, cols);
     const double expected =

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/routing_sums.hpp>
@@ -127,7 +128,7 @@ struct reads_noise {
 }  // namespace
 
 TEST_SUITE("ops/routing_sums") {
-  TEST_CASE_TEMPLATE("routing_sums adds up an example worked by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("routing_sums adds up an example worked by hand", T, TALPA_SCALARS) {
     // Rows (0, ln 3), (0, 0) and padding: p = (1/4, 3/4), (1/2, 1/2); z = ln 4, ln 2;
     // H = ln 4 - 3/4 ln 3, ln 2.
     routed_layer<T> layer(3, 2);
@@ -155,7 +156,7 @@ TEST_SUITE("ops/routing_sums") {
   }
 
   TEST_CASE_TEMPLATE("routing_sums agrees with loops in double for any shape and grouping", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     test_random random(16);
     context<cpu> ctx(2);
     for (const index experts : {1, 3, 32, 33, 64, 65, 130}) {
@@ -299,8 +300,8 @@ TEST_SUITE("ops/routing_sums") {
     }
   }
 
-  TEST_CASE_TEMPLATE("the rows of routing_sums have the same bits for every lane group", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("the rows of routing_sums have the same bits for every lane group", T,
+                     TALPA_SCALARS) {
     test_random random(46);
     std::vector<std::byte> memory(lane_scratch::bytes_for(100, 32));
     for (const index experts : {1, 2, 5, 31, 32, 33, 64, 100}) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/scale.hpp>
@@ -10,7 +11,7 @@
 namespace talpa::scale_test {
 
 TEST_SUITE("ops/scale") {
-  TEST_CASE_TEMPLATE("scale multiplies every element, in place too", T, float, double) {
+  TEST_CASE_TEMPLATE("scale multiplies every element, in place too", T, TALPA_SCALARS) {
     support::test_random random(4);
     const matrix<T, cpu> x = support::random_matrix<T>(random, 700, 70);
     const T alpha = T{0.3f};

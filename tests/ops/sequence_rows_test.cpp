@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/sequence_rows.hpp>
@@ -14,7 +15,7 @@
 namespace talpa::sequence_rows_test {
 
 TEST_SUITE("ops/sequence_rows") {
-  TEST_CASE_TEMPLATE("rows are repeated and added up", T, float, double) {
+  TEST_CASE_TEMPLATE("rows are repeated and added up", T, TALPA_SCALARS) {
     support::test_random random(3);
     for (const index length : {1, 2, 33}) {
       const index sequences = 40, cols = 37;

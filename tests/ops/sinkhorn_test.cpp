@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/sinkhorn.hpp>
@@ -56,7 +57,7 @@ std::vector<double> slow_columns(const std::vector<std::vector<double>>& u, inde
 TEST_SUITE("ops/sinkhorn") {
   // exp(u) = (1, 1), (1, 3). Rows: r = 1/4, 1/8. Columns: 1/4 + 1/8 = 3/8 and 1/4 + 3/8 = 5/8,
   // so c = 4/3 and 4/5.
-  TEST_CASE_TEMPLATE("one iteration by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("one iteration by hand", T, TALPA_SCALARS) {
     matrix<T, cpu> u(2, 2);
     u(1, 1) = static_cast<T>(std::log(3.0));
     const auto s = scale(u, {}, 0.0, 1);
@@ -72,8 +73,8 @@ TEST_SUITE("ops/sinkhorn") {
     CHECK(testing::first_difference(scale(u, {}, 0.0, 0).column, matrix<T, cpu>(1, 2)) == "");
   }
 
-  TEST_CASE_TEMPLATE("sinkhorn agrees with plain exponentials, and the plan has its sums", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("sinkhorn agrees with plain exponentials, and the plan has its sums", T,
+                     TALPA_SCALARS) {
     support::test_random random(4);
     for (const index experts : {1, 2, 7, 33}) {
       for (const index tokens : {1, 5, 256, 700}) {

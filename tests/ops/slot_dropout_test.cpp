@@ -2,6 +2,7 @@
 #include "support/padded.hpp"
 #include "support/random.hpp"
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/segments.hpp>
@@ -39,8 +40,8 @@ struct routed_slots {
 }  // namespace
 
 TEST_SUITE("ops/slot_dropout") {
-  TEST_CASE_TEMPLATE("a slot drops what dropout of all tokens and experts drops", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("a slot drops what dropout of all tokens and experts drops", T,
+                     TALPA_SCALARS) {
     const routed_slots routed;
     const segments<cpu>& s = routed.s;
     support::test_random random(15);

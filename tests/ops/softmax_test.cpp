@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/softmax.hpp>
@@ -41,8 +42,8 @@ TEST_SUITE("ops/softmax") {
     CHECK(support::difference(y.view(), table(1, 3, {0.125, 0.25, 0.625}), bound) == "");
   }
 
-  TEST_CASE_TEMPLATE("softmax and its gradient agree with the reference for any threads", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("softmax and its gradient agree with the reference for any threads", T,
+                     TALPA_SCALARS) {
     support::test_random random(10);
     for (const index cols : {index{1}, index{5}, index{16}, index{70}}) {
       CAPTURE(cols);
@@ -103,7 +104,7 @@ TEST_SUITE("ops/softmax") {
     }
   }
 
-  TEST_CASE_TEMPLATE("softmax of huge, masked and broken rows", T, float, double) {
+  TEST_CASE_TEMPLATE("softmax of huge, masked and broken rows", T, TALPA_SCALARS) {
     context<cpu> ctx(1);
     const T inf = std::numeric_limits<T>::infinity();
     const T nan = std::numeric_limits<T>::quiet_NaN();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/svd.hpp>
@@ -87,7 +88,7 @@ void check_svd(const matrix<T, cpu>& w, index zeros = 0) {
 }  // namespace
 
 TEST_SUITE("ops/svd") {
-  TEST_CASE_TEMPLATE("a weight is the sum of its singular triplets", T, float, double) {
+  TEST_CASE_TEMPLATE("a weight is the sum of its singular triplets", T, TALPA_SCALARS) {
     support::test_random random(8);
     for (const auto& shape :
          {std::pair<index, index>{1, 1}, {1, 5}, {5, 1}, {4, 4}, {7, 12}, {12, 7}, {33, 20}}) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/unit_rows.hpp>
@@ -14,7 +15,7 @@
 namespace talpa::unit_rows_test {
 
 TEST_SUITE("ops/unit_rows") {
-  TEST_CASE_TEMPLATE("rows are divided by their length", T, float, double) {
+  TEST_CASE_TEMPLATE("rows are divided by their length", T, TALPA_SCALARS) {
     support::test_random random(3);
     for (const index cols : {1, 2, 8, 33, 65}) {
       const matrix<T, cpu> x = support::random_matrix<T>(random, 300, cols);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/weight_norm.hpp>
@@ -14,7 +15,7 @@
 namespace talpa::weight_norm_test {
 
 TEST_SUITE("ops/weight_norm") {
-  TEST_CASE_TEMPLATE("lengths, ratios and shifts of rows", T, float, double) {
+  TEST_CASE_TEMPLATE("lengths, ratios and shifts of rows", T, TALPA_SCALARS) {
     support::test_random random(3);
     constexpr index rows = 300;
     for (const index cols : {1, 5, 65}) {

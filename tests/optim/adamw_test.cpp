@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/count_allocations.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/adamw.hpp>
@@ -39,7 +40,7 @@ void set_grad(parameter<T, cpu>& p, const matrix<T, cpu>& gradient) {
 }  // namespace
 
 TEST_SUITE("optim/adamw") {
-  TEST_CASE_TEMPLATE("adamw follows the reference over many steps", T, float, double) {
+  TEST_CASE_TEMPLATE("adamw follows the reference over many steps", T, TALPA_SCALARS) {
     constexpr index rows = 6, cols = 5, steps = 200;
     constexpr double rate = 0.01, decay = 0.1, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
     test_random random(43);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -50,7 +51,7 @@ TEST_SUITE("optim/clip") {
   }
 
   TEST_CASE_TEMPLATE("the norm agrees with the reference and has the same bits for any threads", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     support::test_random random(40);
     const matrix<T, cpu> ga = support::random_matrix<T>(random, 700, 70);
     const matrix<T, cpu> gb = support::random_matrix<T>(random, 3, 9);
@@ -80,8 +81,8 @@ TEST_SUITE("optim/clip") {
     }
   }
 
-  TEST_CASE_TEMPLATE("a norm that is not finite is returned and changes nothing", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("a norm that is not finite is returned and changes nothing", T,
+                     TALPA_SCALARS) {
     context<cpu> ctx(1);
     for (const T bad : {std::numeric_limits<T>::quiet_NaN(), std::numeric_limits<T>::infinity(),
                         std::numeric_limits<T>::max()}) {

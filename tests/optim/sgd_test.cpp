@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/count_allocations.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/fill.hpp>
@@ -38,7 +39,7 @@ void set_grad(parameter<T, cpu>& p, const matrix<T, cpu>& gradient) {
 }  // namespace
 
 TEST_SUITE("optim/sgd") {
-  TEST_CASE_TEMPLATE("sgd follows the reference over many steps", T, float, double) {
+  TEST_CASE_TEMPLATE("sgd follows the reference over many steps", T, TALPA_SCALARS) {
     constexpr index rows = 6, cols = 5, steps = 60;
     for (const double momentum : {0.0, 0.875}) {
       for (const bool nesterov : {false, true}) {

@@ -2,6 +2,7 @@
 #include "selectors/sided.hpp"
 #include "selectors/slow_selection.hpp"
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/selectors/top_k.hpp>
@@ -64,7 +65,7 @@ void compare(index experts, index k) {
 
 TEST_SUITE("routing/gate_weight") {
   // p = (1, 3, 2, 4) / 10; of 0.3 and 0.4 the softmax is 1 / (1 + e^0.1) and the rest.
-  TEST_CASE_TEMPLATE("softmax_probability by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("softmax_probability by hand", T, TALPA_SCALARS) {
     const auto u = support::row_matrix<T>({0.0, std::log(3.0), std::log(2.0), std::log(4.0)});
     const auto dg = support::row_matrix<T>({9.0, 1.0, 9.0, 0.0});
     const auto found = support::run_sided<T>(selector{.k = 2}, u, dg);
@@ -76,14 +77,14 @@ TEST_SUITE("routing/gate_weight") {
     CHECK(support::difference(found.dlogits.view(),
                               {1, 4, {0.01 * d, 0.33 * d, 0.02 * d, -0.36 * d}}, bound) == "");
   }
-  TEST_CASE_TEMPLATE("softmax_probability agrees with whole Jacobians", T, float, double) {
+  TEST_CASE_TEMPLATE("softmax_probability agrees with whole Jacobians", T, TALPA_SCALARS) {
     compare<T>(1, 1);
     compare<T>(2, 1);
     compare<T>(8, 2);
     compare<T>(33, 5);
     compare<T>(65, 65);
   }
-  TEST_CASE_TEMPLATE("laws of top_k with softmax_probability", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of top_k with softmax_probability", T, TALPA_SCALARS) {
     support::obeys(testing::selector_laws<T>(selector{.k = 1}, 1));
     support::obeys(testing::selector_laws<T>(selector{.k = 2}, 2));
     support::obeys(testing::selector_laws<T>(selector{.k = 2}, 8));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/routed.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/routing_sums.hpp>
@@ -91,7 +92,7 @@ TEST_SUITE("routing/statistics") {
   }
 
   TEST_CASE_TEMPLATE("measure merges batches on the backend and reports merge on the host", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     test_random random(7);
     const routed_layer<T> first = random_layer<T>(random, 90, 6, 2, 4);
     const routed_layer<T> second = random_layer<T>(random, 260, 6, 3);

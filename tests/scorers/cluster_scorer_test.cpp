@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/bias.hpp>
@@ -121,7 +122,7 @@ TEST_SUITE("scorers/cluster_scorer") {
     CHECK_THROWS_AS(scorer.forward(ctx, p, x, logits.view(), mode::training, batch), value_error);
   }
 
-  TEST_CASE_TEMPLATE("laws of cluster_scorer", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of cluster_scorer", T, TALPA_SCALARS) {
     // Sums over up to 1100 tokens, embeddings of size up to about 5 and a factor 2.
     const testing::scorer_claims claims{.reads_tokens = false, .amplification = 64.0};
     const cluster_scorer scorer{.clusters = 4, .width = 3, .temperature = 0.5, .noise = 0.1};

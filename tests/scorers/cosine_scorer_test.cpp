@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/exp_scale.hpp>
@@ -87,7 +88,7 @@ TEST_SUITE("scorers/cosine_scorer") {
                          "talpa::cosine_scorer: 'epsilon' is -1, expected > 0", value_error);
   }
 
-  TEST_CASE_TEMPLATE("laws of cosine_scorer", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of cosine_scorer", T, TALPA_SCALARS) {
     // Two lengths that divide by no less than about a fiftieth, and the factor 2.
     const testing::scorer_claims claims{.amplification = 512.0};
     for (const bool learned : {false, true}) {

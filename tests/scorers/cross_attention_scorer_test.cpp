@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/bias.hpp>
@@ -156,7 +157,7 @@ TEST_SUITE("scorers/cross_attention_scorer") {
                          shape_error);
   }
 
-  TEST_CASE_TEMPLATE("laws of cross_attention_scorer", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of cross_attention_scorer", T, TALPA_SCALARS) {
     // Scores of size up to about 16 C in an exponent, and sums over up to 1100 tokens.
     const testing::scorer_claims claims{.own_row = false, .amplification = 512.0};
     support::obeys(testing::scorer_laws<T>(cross_attention_scorer{.query_row = 1}, claims,

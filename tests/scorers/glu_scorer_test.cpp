@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/activation.hpp>
@@ -79,7 +80,7 @@ TEST_SUITE("scorers/glu_scorer") {
     }
   }
 
-  TEST_CASE_TEMPLATE("laws of glu_scorer", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of glu_scorer", T, TALPA_SCALARS) {
     // A product of two linear maps, each of size up to D times the largest input.
     const testing::scorer_claims claims{.amplification = 256.0};
     support::obeys(testing::scorer_laws<T>(glu_scorer{}, claims));

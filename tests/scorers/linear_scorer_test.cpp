@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/bias.hpp>
@@ -48,7 +49,7 @@ TEST_SUITE("scorers/linear_scorer") {
     CHECK(p.bias.grad()(0, 1) == -1.0f);
   }
 
-  TEST_CASE_TEMPLATE("laws of linear_scorer", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of linear_scorer", T, TALPA_SCALARS) {
     for (const bool bias : {false, true}) {
       CAPTURE(bias);
       const linear_scorer scorer{.bias = bias};

@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/add.hpp>
@@ -155,7 +156,7 @@ TEST_SUITE("scorers/lora_scorer") {
     CHECK_NOTHROW(scorer.forward(ctx, p, x, logits.view(), mode::inference, none));
   }
 
-  TEST_CASE_TEMPLATE("laws of lora_scorer", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of lora_scorer", T, TALPA_SCALARS) {
     // A sum of two maps, one through 4 ranks, times s = 4 and, with dropout, 4 / 3.
     const testing::scorer_claims claims{.amplification = 64.0};
     const adapted scorer{.rank = 4};

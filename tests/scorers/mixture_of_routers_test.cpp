@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/activation.hpp>
@@ -242,7 +243,7 @@ TEST_SUITE("scorers/mixture_of_routers") {
         value_error);
   }
 
-  TEST_CASE_TEMPLATE("laws of mixture_of_routers", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of mixture_of_routers", T, TALPA_SCALARS) {
     // Exponentials of sub-logits of size up to about 20, a logarithm, and R inner maps.
     const testing::scorer_claims claims{.amplification = 64.0};
     support::obeys(testing::scorer_laws<T>(by_probability{}, claims));

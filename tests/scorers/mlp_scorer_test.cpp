@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/activation.hpp>
@@ -129,7 +130,7 @@ TEST_SUITE("scorers/mlp_scorer") {
                          "talpa::mlp_scorer: 'epsilon' is 0, expected > 0", value_error);
   }
 
-  TEST_CASE_TEMPLATE("laws of mlp_scorer", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of mlp_scorer", T, TALPA_SCALARS) {
     // The second map multiplies the errors of the first by H weights of size about 1, and a length
     // divides by no less than a tenth.
     const testing::scorer_claims claims{.amplification = 64.0};

@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/add.hpp>
@@ -157,7 +158,7 @@ TEST_SUITE("scorers/noisy") {
                          "talpa::jittered: 'width' is 1, expected a number in [0, 1)", value_error);
   }
 
-  TEST_CASE_TEMPLATE("laws of noisy and jittered", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of noisy and jittered", T, TALPA_SCALARS) {
     // Normal numbers below 9 multiply what softplus makes of a linear map.
     const testing::scorer_claims claims{.amplification = 64.0};
     support::obeys(testing::scorer_laws<T>(noisy<linear_scorer>{}, claims));

@@ -2,6 +2,7 @@
 #include "support/cpu_products.hpp"
 #include "support/laws.hpp"
 #include "support/random.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/bias.hpp>
@@ -143,7 +144,7 @@ TEST_SUITE("scorers/task_mixture") {
                          value_error);
   }
 
-  TEST_CASE_TEMPLATE("laws of task_mixture", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of task_mixture", T, TALPA_SCALARS) {
     // Exponentials of logits of size up to about 30, and sums over up to 1100 tokens.
     const testing::scorer_claims claims{.amplification = 128.0};
     support::obeys(testing::scorer_laws<T>(mixture{.alpha = 0.5, .width = 4}, claims,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "selectors/coupled.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/assign_balanced.hpp>
@@ -27,7 +28,7 @@ using experts = std::vector<index>;
 
 TEST_SUITE("selectors/base_assignment") {
   // Both tokens like expert 0 better: ln 3 + ln 3 is more than ln 4 + 0.
-  TEST_CASE_TEMPLATE("base_assignment on two tokens, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("base_assignment on two tokens, by hand", T, TALPA_SCALARS) {
     matrix<T, cpu> u(2, 2);
     u(0, 0) = static_cast<T>(std::log(4.0));
     u(0, 1) = static_cast<T>(std::log(3.0));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/selectors/biased_top_k.hpp>
 #include <talpa/testing/selector_laws.hpp>
@@ -27,19 +28,19 @@ void laws(Selector selector, const testing::selector_claims& claims) {
 
 TEST_SUITE("selectors/biased_top_k") {
   // Gates are at most `scale`, and so are their derivatives.
-  TEST_CASE_TEMPLATE("laws of biased_top_k by sigmoid", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of biased_top_k by sigmoid", T, TALPA_SCALARS) {
     laws<T>(biased_top_k<>{.k = 2, .scale = 2.5},
             {.shift_invariant = false, .gate_floor = 1.0, .slope = 2.5});
     laws<T>(biased_top_k<score::sigmoid, gate::raw>{.k = 3},
             {.shift_invariant = false, .gate_floor = 1.0});
   }
-  TEST_CASE_TEMPLATE("laws of biased_top_k by softmax", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of biased_top_k by softmax", T, TALPA_SCALARS) {
     laws<T>(biased_top_k<score::softmax, gate::raw>{.k = 2}, {});
     if (std::same_as<T, double>) return;  // weights in double are top_k's business
     laws<float>(biased_top_k<score::softmax>{.k = 3}, {});
   }
   // Groups are neighbours, so permuting experts changes them.
-  TEST_CASE_TEMPLATE("laws of biased_top_k with groups", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of biased_top_k with groups", T, TALPA_SCALARS) {
     for (const index experts : {4, 8, 32, 64}) {
       CAPTURE(experts);
       support::obeys(testing::selector_laws<T>(

@@ -2,6 +2,7 @@
 #include "selectors/sided.hpp"
 #include "selectors/slow_selection.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/selectors/biased_top_k.hpp>
@@ -140,7 +141,7 @@ void compare(const biased_top_k<Score, Weight>& selector, index experts) {
 
 TEST_SUITE("selectors/biased_top_k") {
   // s = (1/2, 3/4, 1/4, 4/5); b = (0.4, 0, 0.5, -0.4), so s + b = (0.9, 0.75, 0.75, 0.4).
-  TEST_CASE_TEMPLATE("by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("by hand", T, TALPA_SCALARS) {
     const auto u = row_matrix<T>({0.0, std::log(3.0), -std::log(3.0), std::log(4.0)});
     const auto b = row_matrix<T>({0.4, 0.0, 0.5, -0.4}), dg = row_matrix<T>({1.0, 0.0, 0.0, 9.0});
     // Sigmoids of numbers below 2, a sum of two, a quotient and a product.
@@ -179,7 +180,7 @@ TEST_SUITE("selectors/biased_top_k") {
               {.k = 3, .n_groups = 3, .topk_groups = 2}) == indices{3});
   }
 
-  TEST_CASE_TEMPLATE("agree with sorting on thousands of rows", T, float, double) {
+  TEST_CASE_TEMPLATE("agree with sorting on thousands of rows", T, TALPA_SCALARS) {
     for (const index experts : {1, 2, 6, 12, 36, 66}) {
       CAPTURE(experts);
       const index k = std::min<index>(experts, 3), groups = experts % 6 == 0 ? 6 : 1;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/limit_experts.hpp>
 #include <talpa/cpu/overlay_rows.hpp>
@@ -25,7 +26,7 @@ void laws(const Selector& selector, const testing::selector_claims& claims = {})
 }  // namespace
 
 TEST_SUITE("selectors/broadcast") {
-  TEST_CASE_TEMPLATE("laws of broadcast with few slots", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of broadcast with few slots", T, TALPA_SCALARS) {
     using limited = broadcast<top_k<gate::raw>, entropy::shannon, slots::per_sequence>;
     laws<limited, T>({.inner = {.k = 2}, .threshold = 0.7, .slots = {.most = 5}});
     support::obeys(testing::selector_laws<T>(limited{.inner = {.k = 1}}, 1));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/overlay_rows.hpp>
 #include <talpa/selectors/broadcast.hpp>
@@ -24,7 +25,7 @@ void laws(const Selector& selector) {
 }  // namespace
 
 TEST_SUITE("selectors/broadcast") {
-  TEST_CASE_TEMPLATE("laws of broadcast round a selector of rows", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of broadcast round a selector of rows", T, TALPA_SCALARS) {
     laws<broadcast<top_k<gate::raw>>, T>({.inner = {.k = 2}, .threshold = 0.7});
     support::obeys(testing::selector_laws<T>(broadcast<top_k<gate::raw>>{.inner = {.k = 1}}, 1));
   }
@@ -33,7 +34,7 @@ TEST_SUITE("selectors/broadcast") {
     laws<broadcast<top_k<gate::softmax_selected>>, float>({.inner = {.k = 2}, .threshold = 0.8});
     laws<broadcast<top_p<gate::renormalised>, entropy::tsallis>, float>({.threshold = 0.6});
   }
-  TEST_CASE_TEMPLATE("laws of broadcast that is off", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of broadcast that is off", T, TALPA_SCALARS) {
     laws<broadcast<top_k<gate::raw>>, T>(
         {.inner = {.k = 2}, .threshold = 0.0, .broadcasting = false});
   }

@@ -3,6 +3,7 @@
 #include "selectors/slow_mass.hpp"
 #include "support/laws.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/limit_experts.hpp>
@@ -134,7 +135,7 @@ void compare(index k, double threshold) {
 
 TEST_SUITE("selectors/broadcast") {
   // p = (1, 3, 2, 4) / 10: H = 1.27985 nats = 0.92322 ln 4. The best is expert 3.
-  TEST_CASE_TEMPLATE("broadcast on four experts, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("broadcast on four experts, by hand", T, TALPA_SCALARS) {
     const matrix<T, cpu> u = one_row<T>({0.0, std::log(3.0), std::log(2.0), std::log(4.0)});
     const matrix<T, cpu> dg = one_row<T>({9.0, 1.0, -9.0, 0.0});
     const double bound = support::rounding_bound<T>(2.0 * (4.0 + 4.0), 10.0);
@@ -160,7 +161,7 @@ TEST_SUITE("selectors/broadcast") {
     compare<gate::softmax_selected>(2, 0.0);
   }
 
-  TEST_CASE_TEMPLATE("an entropy equal to the threshold broadcasts", T, float, double) {
+  TEST_CASE_TEMPLATE("an entropy equal to the threshold broadcasts", T, TALPA_SCALARS) {
     // Two of two: -2 (0.5 ln 0.5) / ln 2 is exactly one, whatever ln rounds to.
     const matrix<T, cpu> u = one_row<T>({3.0, 3.0});
     CHECK(experts_of(route(over_top_k{.inner = {.k = 1}, .threshold = 1.0}, u), 0) ==
@@ -255,7 +256,7 @@ TEST_SUITE("selectors/broadcast") {
     CHECK(dropped > 0);
   }
 
-  TEST_CASE_TEMPLATE("laws round a selector with control, bias and modes", T, float, double) {
+  TEST_CASE_TEMPLATE("laws round a selector with control, bias and modes", T, TALPA_SCALARS) {
     for (const index count : {2, 8, 33}) {
       CAPTURE(count);
       support::obeys(testing::selector_laws<T>(broadcast<with_extras>{.threshold = 0.8}, count));

@@ -3,6 +3,7 @@
 #include "support/laws.hpp"
 #include "support/random.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/select.hpp>
@@ -43,7 +44,7 @@ matrix<T, cpu> backward(const matrix<T, cpu>& logits, const routing<T, cpu>& r,
 TEST_SUITE("selectors/dense") {
   // Logits ln 1, ln 3, ln 4: p = (1, 3, 4) / 8. With dg = (0, 1, -1) the mean is -1/8, and
   // du = p (dg + 1/8) = (1/64, 27/64, -28/64).
-  TEST_CASE_TEMPLATE("dense on three experts, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("dense on three experts, by hand", T, TALPA_SCALARS) {
     matrix<T, cpu> u(1, 3), dg(1, 3);
     u(0, 1) = static_cast<T>(std::log(3.0));
     u(0, 2) = static_cast<T>(std::log(4.0));
@@ -57,7 +58,7 @@ TEST_SUITE("selectors/dense") {
                               {1, 3, {1.0 / 64.0, 27.0 / 64.0, -28.0 / 64.0}}, bound) == "");
   }
 
-  TEST_CASE_TEMPLATE("laws of dense", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of dense", T, TALPA_SCALARS) {
     for (const index experts : {1, 2, 8, 33, 65, 200}) {
       if (support::sanitized && experts > 65) continue;
       CAPTURE(experts);
@@ -65,7 +66,7 @@ TEST_SUITE("selectors/dense") {
     }
   }
 
-  TEST_CASE_TEMPLATE("dense agrees with a slow softmax on thousands of rows", T, float, double) {
+  TEST_CASE_TEMPLATE("dense agrees with a slow softmax on thousands of rows", T, TALPA_SCALARS) {
     support::test_random random(17);
     for (const index experts : {1, 2, 7, 32, 33, 65, 200}) {
       CAPTURE(experts);

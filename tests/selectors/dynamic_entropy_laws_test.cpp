@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/selectors/dynamic_entropy.hpp>
 #include <talpa/testing/selector_laws.hpp>
@@ -21,7 +22,7 @@ void laws(const Selector& selector) {
 }  // namespace
 
 TEST_SUITE("selectors/dynamic_entropy") {
-  TEST_CASE_TEMPLATE("laws of dynamic_entropy", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of dynamic_entropy", T, TALPA_SCALARS) {
     laws<dynamic_entropy<>, T>({});
   }
   // Weights in double are top_k's business.

@@ -2,6 +2,7 @@
 #include "selectors/coupled.hpp"
 #include "selectors/slow_mass.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/selectors/dense.hpp>
@@ -90,7 +91,7 @@ void compare(const Entropy& kind) {
 TEST_SUITE("selectors/dynamic_entropy") {
   // p = (1, 3, 2, 4) / 10. Tsallis with q = 2: H = (1 - 0.3) / (3 / 4) = 14 / 15. By rank the sums
   // are 0.4, 0.7, 0.9, 1.
-  TEST_CASE_TEMPLATE("dynamic_entropy on four experts, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("dynamic_entropy on four experts, by hand", T, TALPA_SCALARS) {
     using selector = dynamic_entropy<entropy::tsallis, gate::raw>;
     const matrix<T, cpu> u = one_row<T>({0.0, std::log(3.0), std::log(2.0), std::log(4.0)});
     const matrix<T, cpu> dg = one_row<T>({9.0, 1.0, -9.0, 0.0});
@@ -124,8 +125,8 @@ TEST_SUITE("selectors/dynamic_entropy") {
     compare<entropy::renyi, gate::raw>({.q = 2.0});
   }
 
-  TEST_CASE_TEMPLATE("threshold 1 switches the entropy off, for equal logits too", T, float,
-                     double) {
+  TEST_CASE_TEMPLATE("threshold 1 switches the entropy off, for equal logits too", T,
+                     TALPA_SCALARS) {
     for (const index count : {2, 3, 5, 6, 7, 33}) {
       CAPTURE(count);
       const matrix<T, cpu> u(1, count);

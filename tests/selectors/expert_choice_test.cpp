@@ -2,6 +2,7 @@
 #include "selectors/coupled.hpp"
 #include "selectors/slow_selection.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/limit_experts.hpp>
@@ -96,7 +97,7 @@ void compare_with_reference(index tokens, index count, double factor, std::uint6
 TEST_SUITE("selectors/expert_choice") {
   // p = (1, 9), (6, 4), (2, 8), (7, 3) in tenths. c = floor(4 * 1 / 2) = 2: expert 0 takes tokens
   // 3 and 1, expert 1 takes 0 and 2.
-  TEST_CASE_TEMPLATE("expert_choice on four tokens, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("expert_choice on four tokens, by hand", T, TALPA_SCALARS) {
     const double tenths[] = {1, 9, 6, 4, 2, 8, 7, 3};
     matrix<T, cpu> u(4, 2);
     for (index i = 0; i < 8; ++i) u.data()[i] = static_cast<T>(std::log(tenths[i]));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/selectors/intervene.hpp>
 #include <talpa/selectors/top_k.hpp>
@@ -10,7 +11,7 @@
 namespace talpa::intervene_laws_test {
 
 TEST_SUITE("selectors/intervene") {
-  TEST_CASE_TEMPLATE("laws of intervene", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of intervene", T, TALPA_SCALARS) {
     using changed = intervene<top_k<gate::raw>>;
     const auto laws = [](const changed& selector, index experts) {
       CAPTURE(experts);
@@ -24,7 +25,7 @@ TEST_SUITE("selectors/intervene") {
   }
   // The law of masked experts leaves token 2, 5, 8... only one: a block of that one would leave the
   // row nothing, which is another law. The sizes avoid that.
-  TEST_CASE_TEMPLATE("laws of intervene that blocks", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of intervene that blocks", T, TALPA_SCALARS) {
     using changed = intervene<top_k<gate::renormalised>>;
     const auto laws = [](const changed& selector, index experts, index tokens) {
       CAPTURE(experts);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "selectors/coupled.hpp"
 #include "selectors/slow_mass.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/limit_experts.hpp>
@@ -120,7 +121,7 @@ TEST_SUITE("selectors/intervene") {
   }
 
   // p = (1, 3, 2, 4) / 10.
-  TEST_CASE_TEMPLATE("block and stimulate by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("block and stimulate by hand", T, TALPA_SCALARS) {
     const matrix<T, cpu> u = one_row<T>({0.0, std::log(3.0), std::log(2.0), std::log(4.0)});
     const double bound = rounding_bound<T>(2.0 * (4.0 + 4.0), 1.0);
     // Without expert 3 the others share the rest: 1/6, 3/6, 2/6.
@@ -143,7 +144,7 @@ TEST_SUITE("selectors/intervene") {
     CHECK(difference(both.gates.view(), {1, 4, {0.375, 0.0, 0.0, 0.0}}, bound) == "");
   }
 
-  TEST_CASE_TEMPLATE("agrees with the inner selector on changed logits", T, float, double) {
+  TEST_CASE_TEMPLATE("agrees with the inner selector on changed logits", T, TALPA_SCALARS) {
     const top_k<gate::raw> raw{.k = 2};
     const top_k<gate::renormalised> renormalised{.k = 2};
     compare<T>(raw, 3, {1}, {}, 61);

@@ -3,6 +3,7 @@
 #include "selectors/slow_selection.hpp"
 #include "support/laws.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/optim/sparsity_controller.hpp>
 #include <talpa/selectors/rectified.hpp>
@@ -18,7 +19,7 @@ namespace talpa::rectified_test {
 
 TEST_SUITE("selectors/rectified") {
   // Every number is exact: nothing is computed.
-  TEST_CASE_TEMPLATE("rectified by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("rectified by hand", T, TALPA_SCALARS) {
     const auto u = support::row_matrix<T>({-1.0, 0.0, 2.0, 0.5});
     const auto found =
         support::run_sided<T>(rectified{}, u, support::row_matrix<T>({3.0, 4.0, 5.0, -6.0}));
@@ -30,7 +31,7 @@ TEST_SUITE("selectors/rectified") {
     }
   }
 
-  TEST_CASE_TEMPLATE("rectified is relu on thousands of rows", T, float, double) {
+  TEST_CASE_TEMPLATE("rectified is relu on thousands of rows", T, TALPA_SCALARS) {
     for (const index experts : {1, 2, 7, 33, 65}) {
       support::test_random random(5 + static_cast<std::uint64_t>(experts));
       const auto u = support::eventful_logits<T>(random, support::many_rows(1000), experts);
@@ -48,7 +49,7 @@ TEST_SUITE("selectors/rectified") {
     }
   }
 
-  TEST_CASE_TEMPLATE("laws of rectified", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of rectified", T, TALPA_SCALARS) {
     for (const index experts : {1, 2, 8, 33, 65}) {
       CAPTURE(experts);
       support::obeys(testing::selector_laws<T>(rectified{}, experts,

@@ -2,6 +2,7 @@
 #include "selectors/coupled.hpp"
 #include "selectors/slow_selection.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/sinkhorn.hpp>
@@ -69,7 +70,7 @@ std::vector<std::vector<double>> slow_plan(const matrix<double, cpu>& u, const b
 TEST_SUITE("selectors/sinkhorn") {
   // Both tokens like expert 0 better, token 0 more so. With d1 = (1, x) the plan has equal columns
   // when 1/(1 + x/8) + 1/(1 + x/2) = 1, x = 4: token 0 has (8, 4) / 12, token 1 (2, 4) / 6.
-  TEST_CASE_TEMPLATE("sinkhorn on two tokens, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("sinkhorn on two tokens, by hand", T, TALPA_SCALARS) {
     matrix<T, cpu> u(2, 2);
     u(0, 0) = static_cast<T>(std::log(8.0));
     u(1, 0) = static_cast<T>(std::log(2.0));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/scorers/linear_scorer.hpp>
 #include <talpa/selectors/sparsegen.hpp>
@@ -25,14 +26,14 @@ void laws(const Selector& selector, double slope, index fewest = 1) {
 }  // namespace
 
 TEST_SUITE("selectors/sparsegen") {
-  TEST_CASE_TEMPLATE("laws of fixed_sparsegen", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of fixed_sparsegen", T, TALPA_SCALARS) {
     laws<T>(fixed_sparsegen{}, 1.0);
     laws<T>(fixed_sparsegen{.lambda = -2.0}, 1.0);
     // Two experts lie too far apart to share: the gates are constant.
     laws<T>(fixed_sparsegen{.lambda = 0.75}, 4.0, 8);
   }
   // A control of at most 2 leaves 1 - lambda at least softplus(-2) = 0.127.
-  TEST_CASE_TEMPLATE("laws of sparsegen", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of sparsegen", T, TALPA_SCALARS) {
     laws<T>(sparsegen<linear_scorer>{}, 1.0 / 0.127);
   }
 }

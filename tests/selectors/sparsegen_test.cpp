@@ -2,6 +2,7 @@
 #include "selectors/sided.hpp"
 #include "selectors/slow_selection.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/selectors/sparsegen.hpp>
@@ -103,7 +104,7 @@ void compare(const Selector& selector, index experts, Size size) {
 
 TEST_SUITE("selectors/sparsegen") {
   // Sparsemax of (1, 0.5, -1): tau = (1.5 - 1) / 2 = 0.25, p = (0.75, 0.25, 0).
-  TEST_CASE_TEMPLATE("by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("by hand", T, TALPA_SCALARS) {
     const auto u = row_matrix<T>({1.0, 0.5, -1.0}), dg = row_matrix<T>({3.0, 1.0, 9.0});
     const auto found = run_sided<T>(fixed_sparsegen{}, u, dg);
     // Each number here is exact.
@@ -130,7 +131,7 @@ TEST_SUITE("selectors/sparsegen") {
                           9.0 * bound));
   }
 
-  TEST_CASE_TEMPLATE("agree with sorting on thousands of rows", T, float, double) {
+  TEST_CASE_TEMPLATE("agree with sorting on thousands of rows", T, TALPA_SCALARS) {
     for (const index experts : {1, 2, 3, 8, 33, 65}) {
       CAPTURE(experts);
       compare<T>(learned{}, experts, [](double c) { return std::log1p(std::exp(-c)) + 0.01; });

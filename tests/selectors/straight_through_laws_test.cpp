@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/selectors/straight_through.hpp>
 #include <talpa/testing/selector_laws.hpp>
@@ -11,7 +12,7 @@ namespace talpa::straight_through_laws_test {
 using namespace support;
 
 TEST_SUITE("selectors/straight_through") {
-  TEST_CASE_TEMPLATE("straight_through obeys the laws of selectors in training", T, float, double) {
+  TEST_CASE_TEMPLATE("straight_through obeys the laws of selectors in training", T, TALPA_SCALARS) {
     // Its gradient stands in for the derivative, which is zero.
     const testing::selector_claims claims{.derivative = false};
     obeys(testing::selector_laws<T>(straight_through{.k = 1}, 1, claims));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/random.hpp"
 #include "support/reference.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/select.hpp>
@@ -42,7 +43,7 @@ matrix<T, cpu> gradient_of(const straight_through& selector, const matrix<T, cpu
 }  // namespace
 
 TEST_SUITE("selectors/straight_through") {
-  TEST_CASE_TEMPLATE("straight_through on three experts, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("straight_through on three experts, by hand", T, TALPA_SCALARS) {
     // p = (1, 3, 4) / 8; the best is expert 2. dg = (8, 0, -8): sum of p dg is -3.
     matrix<T, cpu> u(1, 3), dg(1, 3);
     u(0, 1) = static_cast<T>(std::log(3.0));
@@ -79,7 +80,7 @@ TEST_SUITE("selectors/straight_through") {
   }
 
   TEST_CASE_TEMPLATE("gates are those of top_k with hard gates, at inference the mask too", T,
-                     float, double) {
+                     TALPA_SCALARS) {
     test_random random(32);
     for (const index experts : {1, 5, 32, 65}) {
       CAPTURE(experts);

@@ -3,6 +3,7 @@
 #include "selectors/slow_selection.hpp"
 #include "support/laws.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/selectors/learned_threshold.hpp>
@@ -107,7 +108,7 @@ void compare(const Selector& selector, index experts, bool by_margin, bool raw, 
 
 TEST_SUITE("selectors/threshold") {
   // p = (1, 3, 2, 4) / 10.
-  TEST_CASE_TEMPLATE("threshold on four experts, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("threshold on four experts, by hand", T, TALPA_SCALARS) {
     const matrix<T, cpu> u = row_matrix<T>({0.0, std::log(3.0), std::log(2.0), std::log(4.0)});
     const matrix<T, cpu> dg = row_matrix<T>({9.0, 1.0, -9.0, 0.0});
     // Four exponentials of logits of size one or two, their sum and a division.
@@ -134,7 +135,7 @@ TEST_SUITE("selectors/threshold") {
   }
 
   // c = 0: th = 1 / 4 / 2; a = (-0.025, 0.175, 0.075, 0.275), sum over three 0.525.
-  TEST_CASE_TEMPLATE("learned_threshold on four experts, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("learned_threshold on four experts, by hand", T, TALPA_SCALARS) {
     const matrix<T, cpu> u = row_matrix<T>({0.0, std::log(3.0), std::log(2.0), std::log(4.0)});
     const matrix<T, cpu> dg = row_matrix<T>({9.0, 1.0, 0.0, 0.0}), c = row_matrix<T>({0.0});
     const auto found = run_sided<T>(learned{}, u, dg, c);
@@ -150,7 +151,7 @@ TEST_SUITE("selectors/threshold") {
     CHECK(support::within(static_cast<double>(found.dcontrol(0, 0)), 0.0, 8.0 * bound));
   }
 
-  TEST_CASE_TEMPLATE("agree with plain loops on thousands of rows", T, float, double) {
+  TEST_CASE_TEMPLATE("agree with plain loops on thousands of rows", T, TALPA_SCALARS) {
     for (const index experts : {1, 2, 5, 8, 33, 65}) {
       CAPTURE(experts);
       for (const double least : {0.07, 0.23, 0.61}) {

@@ -2,6 +2,7 @@
 #include "selectors/slow_selection.hpp"
 #include "support/random.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/cpu/select.hpp>
@@ -126,7 +127,7 @@ void compare_with_reference(index tokens, index count, index k, std::uint64_t se
 
 TEST_SUITE("selectors/top_k") {
   // Logits ln 1, ln 3, ln 2, ln 4: p = (1, 3, 2, 4) / 10. Top 2 are experts 3 and 1.
-  TEST_CASE_TEMPLATE("top_k on four experts, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("top_k on four experts, by hand", T, TALPA_SCALARS) {
     const matrix<T, cpu> u = row<T>({0.0, std::log(3.0), std::log(2.0), std::log(4.0)});
     const matrix<T, cpu> dg = row<T>({9.0, 1.0, -9.0, 0.0});
     const double bound = support::rounding_bound<T>(2.0 * (4.0 + 4.0), 1.0);
@@ -183,7 +184,7 @@ TEST_SUITE("selectors/top_k") {
     }
   }
 
-  TEST_CASE_TEMPLATE("top_k breaks ties by the lower expert index", T, float, double) {
+  TEST_CASE_TEMPLATE("top_k breaks ties by the lower expert index", T, TALPA_SCALARS) {
     const top_k<gate::raw> two{.k = 2};
     CHECK(experts_of(select(two, row<T>({5.0, 5.0, 5.0, 5.0})), 0) == experts{0, 1});
     CHECK(experts_of(select(two, row<T>({1.0, 5.0, 5.0, 5.0})), 0) == experts{1, 2});
@@ -214,7 +215,7 @@ TEST_SUITE("selectors/top_k") {
     }
   }
 
-  TEST_CASE_TEMPLATE("denormal logits are told apart", T, float, double) {
+  TEST_CASE_TEMPLATE("denormal logits are told apart", T, TALPA_SCALARS) {
     const double least = static_cast<double>(std::numeric_limits<T>::denorm_min());
     const auto r = select(top_k<gate::raw>{.k = 2}, row<T>({-least, 0.0, least, 2.0 * least}));
     CHECK(experts_of(r, 0) == experts{2, 3});
@@ -223,7 +224,7 @@ TEST_SUITE("selectors/top_k") {
     CHECK(r.gates(0, 3) == T{0.25});
   }
 
-  TEST_CASE_TEMPLATE("the largest finite logits overflow nothing", T, float, double) {
+  TEST_CASE_TEMPLATE("the largest finite logits overflow nothing", T, TALPA_SCALARS) {
     const double most = static_cast<double>(std::numeric_limits<T>::max());
     const matrix<T, cpu> u = row<T>({-most, most, 0.0, most});
     const auto raw = select(top_k<gate::raw>{.k = 3}, u);
@@ -235,7 +236,7 @@ TEST_SUITE("selectors/top_k") {
     CHECK(support::difference(du.view(), {1, 4, {0.0, 0.5, 0.0, -0.5}}, 0.0) == "");
   }
 
-  TEST_CASE_TEMPLATE("k = E with raw gates is dense, bit for bit", T, float, double) {
+  TEST_CASE_TEMPLATE("k = E with raw gates is dense, bit for bit", T, TALPA_SCALARS) {
     for (const index count : {1, 3, 32, 70}) {
       CAPTURE(count);
       support::test_random random(7);

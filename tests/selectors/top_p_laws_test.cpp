@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/selectors/top_p.hpp>
 #include <talpa/testing/selector_laws.hpp>
@@ -21,7 +22,7 @@ void laws(const Selector& selector) {
 }  // namespace
 
 TEST_SUITE("selectors/top_p") {
-  TEST_CASE_TEMPLATE("laws of top_p", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of top_p", T, TALPA_SCALARS) {
     laws<top_p<gate::raw>, T>({.p = 0.7});
     laws<top_p<gate::raw, crossing::dropped>, T>({.p = 0.75, .min_k = 2});
   }

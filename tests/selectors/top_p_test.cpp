@@ -2,6 +2,7 @@
 #include "selectors/coupled.hpp"
 #include "selectors/slow_mass.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
 #include <talpa/selectors/dense.hpp>
@@ -56,7 +57,7 @@ void compare() {
 
 TEST_SUITE("selectors/top_p") {
   // p = (1, 3, 2, 4) / 10; by rank 4, 3, 2, 1 with sums 0.4, 0.7, 0.9, 1.
-  TEST_CASE_TEMPLATE("top_p on four experts, by hand", T, float, double) {
+  TEST_CASE_TEMPLATE("top_p on four experts, by hand", T, TALPA_SCALARS) {
     const matrix<T, cpu> u = one_row<T>({0.0, std::log(3.0), std::log(2.0), std::log(4.0)});
     const matrix<T, cpu> dg = one_row<T>({9.0, 1.0, -9.0, 0.0});
     // Four exponentials of logits of size one or two, their sum and a division.
@@ -90,7 +91,7 @@ TEST_SUITE("selectors/top_p") {
   }
 
   // Equal logits of two, four or eight experts: every sum is exact.
-  TEST_CASE_TEMPLATE("a sum equal to p crosses where inclusive", T, float, double) {
+  TEST_CASE_TEMPLATE("a sum equal to p crosses where inclusive", T, TALPA_SCALARS) {
     const matrix<T, cpu> u = one_row<T>({2.0, 2.0, 2.0, 2.0});
     CHECK(experts_of(route(huang{.p = 0.5}, u), 0) == experts{0, 1, 2});
     CHECK(experts_of(route(huang{.p = 0.5, .inclusive = true}, u), 0) == experts{0, 1});
@@ -109,7 +110,7 @@ TEST_SUITE("selectors/top_p") {
   }
 
   // Sums that round above one must not drop the last experts.
-  TEST_CASE_TEMPLATE("p = 1 is dense, bit for bit", T, float, double) {
+  TEST_CASE_TEMPLATE("p = 1 is dense, bit for bit", T, TALPA_SCALARS) {
     for (const index count : {1, 3, 6, 32, 49, 70}) {
       CAPTURE(count);
       support::test_random random(11);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/laws.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 
 #include <talpa/cpu/fill.hpp>
 #include <talpa/cpu/group_loss.hpp>
@@ -115,7 +116,7 @@ TEST_SUITE("testing/loss_laws") {
     CHECK(finds(fault::gradient_where_masked, "a logit of -inf gives a finite value"));
   }
 
-  TEST_CASE_TEMPLATE("laws of the losses of the library", T, float, double) {
+  TEST_CASE_TEMPLATE("laws of the losses of the library", T, TALPA_SCALARS) {
     for (const index experts :
          std::is_same_v<T, float> ? std::vector<index>{1, 5} : std::vector<index>{1, 2, 5, 33}) {
       // tests/losses/ has more than 32 experts under a sanitizer, too.

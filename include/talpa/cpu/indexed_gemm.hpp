@@ -184,7 +184,7 @@ void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product,
   if (y.empty()) return;
   const workspace<cpu>::scope scope(ctx.scratch);
   // Panels of the bank begin where the pieces of the product's columns do.
-  const tile_tasks_of<register_tile<T>> cut(y.rows, y.cols, b.rows());
+  const tile_tasks_of<T> cut(y.rows, y.cols, b.rows(), ctx.threads);
   const index panels = ceil_div(cut.cols, width);
   const auto copies =
       ctx.scratch.take<T>(cut.col_tasks * panels, (bank.rows + more.w.rows) * width);

@@ -74,8 +74,10 @@ struct register_tile {
                               __attribute__((always_inline)) { sum[i][j] += left * right[j]; });
       });
       // Panels come from L3 or memory when they are first read.
-      __builtin_prefetch(
-          reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(row) + 16 * panel_bytes));
+      unrolled<panels>([&](auto p) __attribute__((always_inline)) {
+        __builtin_prefetch(reinterpret_cast<const void*>(
+            reinterpret_cast<std::uintptr_t>(p == 0 ? row : row + second) + 16 * panel_bytes));
+      });
       a += rows;
       row += panel_width<T>;
     }

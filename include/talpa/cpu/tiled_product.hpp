@@ -13,14 +13,12 @@
 
 namespace talpa::detail {
 
-/// Most of K that a tile sums before it goes to c: a panel of b of this depth stays in L1.
-inline constexpr index tile_depth = 256;
+/// Most of K that a tile sums before it goes to c: each further piece of K reads and writes c once
+/// more.
+template <class T>
+inline constexpr index tile_depth = 3072 / static_cast<index>(sizeof(T));
 /// Most rows of c in one task: its block of a, tile_depth deep, stays in L2.
-inline constexpr index tile_task_rows = 144;
-/// Fewest columns of c in one task.
-inline constexpr index tile_task_cols = 512;
-/// Tasks that one product is cut into where its size allows.
-inline constexpr index tile_tasks = 16;
+inline constexpr index tile_task_rows = 84;
 /// Most of K and of the columns of b that are packed at a time, so that a product takes at most
 /// 8 MiB of scratch in floats for it.
 inline constexpr index packed_depth = 4096;
@@ -32,53 +30,64 @@ inline index piece(index size, index most, index unit) {
   return ceil_div(ceil_div(size, pieces), unit) * unit;
 }
 
+/// Rows that pack_panel turns at a time.
+inline constexpr index packed_side = 4;
+
+/// out[l * Width + i] = source(row + i, k + l) for i < packed_side and a cache line of l.
+template <index Width, class T>
+[[gnu::always_inline]] inline void pack_lines(matrix_view<const T, cpu> source, index row, index k,
+                                              T* out) {
+  constexpr index side = packed_side;
+  typedef T vector __attribute__((vector_size(side * sizeof(T))));
+  unrolled<panel_width<T> / side>([&](auto part) __attribute__((always_inline)) {
+    constexpr index at = part * side;
+    vector block[side];
+    unrolled<side>([&](auto i) __attribute__((always_inline)) {
+      __builtin_memcpy(&block[i], source.row(row + i) + k + at, sizeof(vector));
+    });
+    transpose_rows<side>(block);
+    unrolled<side>([&](auto l) __attribute__((always_inline)) {
+      __builtin_memcpy(out + (at + l) * Width, &block[l], sizeof(vector));
+    });
+  });
+}
+
 /// out[k][0..Width) = element k of vectors first, first + 1, ... of `source`, zero from `count` on,
 /// for k in [k0, k0 + depth). The vectors are rows of the source if `rows`, else its columns.
 template <index Width, class T>
 void pack_panel(matrix_view<const T, cpu> source, bool rows, index first, index count, index k0,
                 index depth, T* out) {
-  if (count < Width) std::fill_n(out, depth * Width, T{0});
+  const index some = std::min(Width, count);
+  if (some < Width) std::fill_n(out, depth * Width, T{0});
   if (!rows) {
     for (index k = 0; k < depth; ++k) {
       const T* const from = source.row(k0 + k) + first;
-      if (count >= Width) {
+      if (some == Width) {
         for (index i = 0; i < Width; ++i) out[k * Width + i] = from[i];
       } else {
-        for (index i = 0; i < count; ++i) out[k * Width + i] = from[i];
+        for (index i = 0; i < some; ++i) out[k * Width + i] = from[i];
       }
     }
     return;
   }
   // A cache line of each row at a time: strides that are powers of two share few sets of L1.
-  constexpr index line = panel_width<T>;
+  constexpr index line = panel_width<T>, side = packed_side;
+  constexpr bool turns = side * static_cast<index>(sizeof(T)) <= pack_bytes;
   for (index k = 0; k < depth; k += line) {
     const index length = std::min(line, depth - k);
-    index i = 0;
-    constexpr index side = 4;
-    if constexpr (side * static_cast<index>(sizeof(T)) <= pack_bytes) {
-      typedef T vector __attribute__((vector_size(side * sizeof(T))));
-      for (; length == line && i + side <= std::min(Width, count); i += side) {
-        unrolled<line / side>([&](auto part) __attribute__((always_inline)) {
-          const index at = k + part * side;
-          vector block[side];
-          unrolled<side>([&](auto r) __attribute__((always_inline)) {
-            __builtin_memcpy(&block[r], source.row(first + i + r) + k0 + at, sizeof(vector));
-          });
-          transpose_rows<side>(block);
-          unrolled<side>([&](auto l) __attribute__((always_inline)) {
-            __builtin_memcpy(out + (at + l) * Width + i, &block[l], sizeof(vector));
-          });
-        });
+    T* const to = out + k * Width;
+    if constexpr (turns) {
+      if (length == line && some >= side) {
+        index i = 0;
+        for (; i + side <= some; i += side) pack_lines<Width>(source, first + i, k0 + k, to + i);
+        // The last ones with some that are packed already.
+        if (i < some) pack_lines<Width>(source, first + some - side, k0 + k, to + some - side);
+        continue;
       }
     }
-    for (; i < std::min(Width, count); ++i) {
+    for (index i = 0; i < some; ++i) {
       const T* const from = source.row(first + i) + k0 + k;
-      T* const to = out + k * Width + i;
-      if (length == line) {
-        unrolled<line>([&](auto l) __attribute__((always_inline)) { to[l * Width] = from[l]; });
-      } else {
-        for (index l = 0; l < length; ++l) to[l * Width] = from[l];
-      }
+      for (index l = 0; l < length; ++l) to[l * Width + i] = from[l];
     }
   }
 }
@@ -103,21 +112,43 @@ index packed_size(index depth, index cols) {
   return ceil_div(cols, panel_width<T>) * panel_width<T> * depth;
 }
 
-/// How the rows and columns of a product are cut into tasks, by its shape and the tile alone.
-template <class Tile>
+/// How a product is cut into tasks. Cuts of rows and columns change no bit of the result, so they
+/// depend on the number of threads; those of K depend on it alone.
+template <class T, class Tile = register_tile<T>>
 struct tile_tasks_of {
-  tile_tasks_of(index m, index n, index k)
-      : rows(piece(m, tile_task_rows, Tile::rows)),
-        depth(piece(k, tile_depth, 1)),
-        row_tasks(ceil_div(m, rows)) {
-    const index wide = std::max<index>(1, ceil_div(n, tile_task_cols));
-    cols = piece(n, ceil_div(n, std::min(wide, ceil_div(tile_tasks, row_tasks))), Tile::cols);
+  tile_tasks_of(index m, index n, index k, index threads)
+      : depth(piece(k, tile_depth<T>, 1)), tiles_(ceil_div(m, Tile::rows)) {
+    // What it takes to pack a row of tiles, as a share of the time of one tile.
+    constexpr double packing = 0.7;
+    const index tiles_across = ceil_div(n, Tile::cols);
+    const index fewest = std::max<index>(1, ceil_div(tiles_, tile_task_rows / Tile::rows));
+    double best = 0.0;
+    for (index across = 1; across <= std::min(threads, std::max<index>(1, tiles_across));
+         across *= 2) {
+      const index wide = ceil_div(tiles_across, across);
+      for (index down = fewest; down <= std::max(fewest, std::min(tiles_, fewest + threads));
+           ++down) {
+        const index turns =
+            ceil_div(down * ceil_div(tiles_across, std::max<index>(1, wide)), threads);
+        const double time = static_cast<double>(turns * ceil_div(tiles_, down)) *
+                            (static_cast<double>(wide) + packing);
+        if (best != 0.0 && time >= best) continue;
+        best = time;
+        row_tasks = down;
+        cols = std::max<index>(1, wide) * Tile::cols;
+      }
+    }
     col_tasks = ceil_div(n, cols);
   }
+  /// First row of a task; the rows of all are as many tiles as those of another, or one more.
+  index first_row(index row_task) const { return row_task * tiles_ / row_tasks * Tile::rows; }
   /// Elements of the packed block of a that each thread needs.
-  index block_size() const { return rows * depth; }
+  index block_size() const { return ceil_div(tiles_, row_tasks) * Tile::rows * depth; }
 
-  index rows, depth, row_tasks, cols = 0, col_tasks = 0;
+  index depth, row_tasks = 1, cols = 0, col_tasks = 0;
+
+ private:
+  index tiles_;
 };
 
 /// All rows of a task and some of its columns, whose product is complete and lies in L2.
@@ -134,13 +165,15 @@ void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, tran
                    const T* b, index k, T beta, matrix_view<T, cpu> c, index width,
                    const Done& done) {
   constexpr index panel_cols = panel_width<T>;
-  const tile_tasks_of<Tile> cut(c.rows, c.cols, k);
+  const tile_tasks_of<T, Tile> cut(c.rows, c.cols, k, ctx.threads);
   const workspace<cpu>::scope scope(ctx.scratch);
   const auto blocks = ctx.scratch.take<T>(ctx.threads, cut.block_size());
 
   parallel_for(ctx, cut.row_tasks * cut.col_tasks, [&](index task, int thread) {
-    const index row = task / cut.col_tasks * cut.rows, col = task % cut.col_tasks * cut.cols;
-    const index rows = std::min(cut.rows, c.rows - row), cols = std::min(cut.cols, c.cols - col);
+    const index row = cut.first_row(task / cut.col_tasks);
+    const index col = task % cut.col_tasks * cut.cols;
+    const index rows = std::min(c.rows, cut.first_row(task / cut.col_tasks + 1)) - row;
+    const index cols = std::min(cut.cols, c.cols - col);
     T* const block = blocks.row(thread);
     for (index k0 = 0; k0 < k; k0 += cut.depth) {
       const index depth = std::min(cut.depth, k - k0);
@@ -201,7 +234,8 @@ std::size_t tiled_bytes(int threads, index n, index k) {
   const auto bytes = [](index elements) {
     return ceil_div(elements * static_cast<index>(sizeof(T)), unit) * unit;
   };
-  return static_cast<std::size_t>(bytes(panels) + bytes(threads * rows * std::min(k, tile_depth)));
+  return static_cast<std::size_t>(bytes(panels) +
+                                  bytes(threads * rows * std::min(k, tile_depth<T>)));
 }
 
 /// c = alpha op(a) op(b) + beta c, k > 0, b packed piece by piece into scratch.
@@ -210,7 +244,7 @@ void tiled_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, tran
                    matrix_view<const T, cpu> b, transpose tb, T beta, matrix_view<T, cpu> c) {
   const index k = cols_of(a, ta);
   const workspace<cpu>::scope scope(ctx.scratch);
-  const index depth = piece(k, packed_depth, tile_depth);
+  const index depth = piece(k, packed_depth, 1);
   const index cols = piece(c.cols, std::max(packed_cols, packed_depth * packed_cols / depth),
                            register_tile<T>::cols);
   const auto panels =
