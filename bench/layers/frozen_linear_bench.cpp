@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// W packed once, ops::gemm and Eigen's product, which is timed on one thread only: from two on it
-// opens regions of its own. frozen_linear.hpp says what is measured.
+// W packed once, as floats and as bfloat16, ops::gemm and Eigen's product, which is timed on one
+// thread only: from two on it opens regions of its own. frozen_linear.hpp says what is measured.
 #include "layers/frozen_linear.hpp"
 
 namespace {
@@ -11,6 +11,11 @@ using namespace talpa;
 const int registered = [] {
   bench::add_linear("layers/frozen_linear", [](benchmark::State& state, bench::linear_load& load) {
     std::vector<bench::linear_form> forms{load.with_packed()};
+    const packed_matrix<float, cpu> rounded(load.ctx, load.w, transpose::yes,
+                                            weight_storage::bfloat16);
+    forms.push_back({"bfloat16", [&] {
+                       ops::gemm(load.ctx, load.x, transpose::no, rounded, 0.0f, load.y.view());
+                     }});
     forms.push_back({"gemm", [&] {
                        ops::gemm(load.ctx, load.x, transpose::no, load.w, transpose::yes, 0.0f,
                                  load.y.view());

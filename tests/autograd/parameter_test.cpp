@@ -164,6 +164,36 @@ TEST_SUITE("autograd/parameter") {
     CHECK(p.packed() == nullptr);
   }
 
+  TEST_CASE("a value is packed in half the memory, and stays as it is") {
+    context<cpu> ctx(1);
+    matrix<float, cpu> w(3, 2);
+    w(2, 1) = 1.0f + 0x1p-10f;
+    parameter<float, cpu> p("weight", std::move(w));
+    p.freeze();
+    p.pack(ctx, packing::both, weight_storage::bfloat16);
+    REQUIRE(p.packed() != nullptr);
+    CHECK(p.packed_transpose()->bytes() == 2 * 16 * sizeof(bfloat16));
+    CHECK(std::as_const(p).value()(2, 1) == 1.0f + 0x1p-10f);
+    matrix<float, cpu> x(1, 2), y(1, 3);
+    x(0, 1) = 1.0f;
+    ops::gemm(ctx, x, transpose::no, *p.packed_transpose(), 0.0f, y.view());
+    CHECK(y(0, 2) == 1.0f);
+  }
+
+  TEST_CASE("packed copies stay where new ones are refused") {
+    context<cpu> ctx(1);
+    parameter<double, cpu> p("weight", matrix<double, cpu>(3, 2));
+    p.freeze();
+    p.pack(ctx);
+    const packed_matrix<double, cpu>* const before = p.packed();
+    CHECK_THROWS_WITH_AS(p.pack(ctx, packing::both, weight_storage::bfloat16),
+                         "talpa::packed_matrix: 'storage' is bfloat16, expected exact = storage of "
+                         "doubles",
+                         value_error);
+    CHECK(p.packed() == before);
+    CHECK(p.packed_transpose() != nullptr);
+  }
+
   TEST_CASE("a value that trains is not packed") {
     context<cpu> ctx(1);
     parameter<float, cpu> p = counted(3, 2);

@@ -5,8 +5,13 @@
 
 namespace talpa::detail {
 
-template struct register_tile<float>;
-template struct register_tile<double>;
+template <class T, class Stored>
+struct tile_loop {
+  static constexpr auto run = &stored_tile<T, Stored>::template run<Stored>;
+};
+template struct tile_loop<float, float>;
+template struct tile_loop<float, bfloat16>;
+template struct tile_loop<double, double>;
 
 template <class T>
 struct indexed_loops {

@@ -393,6 +393,24 @@ TEST_SUITE("ops/indexed_gemm") {
     }
   }
 
+  TEST_CASE("a sum on top of a product with a rounded weight has the bits of one after the other") {
+    test_random random(48);
+    const index tokens = 70, experts = 3, ranks = 2, inner = 33, cols = 70;
+    const routed_layer<float> layer = random_mask<float>(random, tokens, experts, 2.0);
+    context<cpu> ctx(2);
+    const segments<cpu> slots = segments_of(ctx, layer, 2);
+    const auto a = random_matrix<float>(random, tokens, inner);
+    const auto bank = random_matrix<float>(random, experts * ranks, cols);
+    const auto z = random_matrix<float>(random, slots.capacity(), ranks);
+    const packed_matrix<float, cpu> b(ctx, random_matrix<float>(random, inner, cols), transpose::no,
+                                      weight_storage::bfloat16);
+    matrix<float, cpu> y(tokens, cols), expected(tokens, cols);
+    ops::gemm(ctx, a, transpose::no, b, 0.0f, expected.view());
+    ops::indexed_expand(ctx, slots, z, bank, expected.view(), grad_mode::accumulate);
+    ops::indexed_expand(ctx, slots, z, bank, {a, &b}, y.view(), grad_mode::overwrite);
+    CHECK(testing::first_difference(y, expected) == "");
+  }
+
   TEST_CASE_TEMPLATE("a low-rank product joins the sum", T, TALPA_SCALARS) {
     test_random random(47);
     const index width = detail::indexed_tile<T>::sum_cols;

@@ -160,7 +160,7 @@ TEST_SUITE("ops/packed_gemm") {
           CAPTURE(m);
           CAPTURE(n);
           CAPTURE(threads);
-          const detail::tile_tasks_of<T> cut(m, n, 5000, threads);
+          const detail::tile_tasks_of<T, tile> cut(m, n, 5000, threads);
           CHECK(cut.depth <= detail::tile_depth<T>);
           CHECK(cut.first_row(0) == 0);
           CHECK(cut.first_row(cut.row_tasks) >= m);
@@ -179,7 +179,7 @@ TEST_SUITE("ops/packed_gemm") {
       }
     }
     // Two threads have as much to do.
-    const detail::tile_tasks_of<T> two(512, 768, 768, 2);
+    const detail::tile_tasks_of<T, tile> two(512, 768, 768, 2);
     CHECK(two.row_tasks % 2 == 0);
     CHECK(two.col_tasks == 1);
   }
@@ -199,6 +199,53 @@ TEST_SUITE("ops/packed_gemm") {
     CHECK(testing::first_difference(d, c) == "");
     CHECK(against_loops<T>(1.0, a.view(), transpose::no, b.view(), transpose::no, 0.0, d,
                            d.view()) == "");
+  }
+
+  TEST_CASE("a weight stored as bfloat16 has the bits of the rounded weight") {
+    test_random random(37);
+    using tile = detail::register_tile<float>;
+    struct shape {
+      index m, n, k;
+    };
+    for (const shape& s :
+         {shape{1, 1, 1}, shape{3, 17, 2}, shape{tile::rows + 1, tile::cols + 5, 7},
+          shape{2 * detail::tile_task_rows + 3, 2 * tile::cols, 31},
+          shape{2, 3, detail::tile_depth<float> + 5}}) {
+      for (const transpose tb : both) {
+        CAPTURE(s.m);
+        CAPTURE(s.k);
+        context<cpu> ctx(2);
+        auto a = operand<float>(random, s.m, s.k, transpose::no);
+        auto b = operand<float>(random, s.k, s.n, tb);
+        const matrix<float, cpu> before = random_matrix<float>(random, s.m, s.n);
+        const packed_matrix<float, cpu> packed(ctx, b.view(), tb, weight_storage::bfloat16);
+        const matrix_view<float, cpu> rounded = b.view();
+        for (index i = 0; i < rounded.rows; ++i) {
+          for (index j = 0; j < rounded.cols; ++j) {
+            rounded(i, j) = static_cast<float>(bfloat16(rounded(i, j)));
+          }
+        }
+        const packed_matrix<float, cpu> exact(ctx, b.view(), tb);
+        padded<float> c(before), expected(before);
+        ops::gemm(ctx, -2.0f, a.view(), transpose::no, packed, 0.5f, c.view());
+        ops::gemm(ctx, -2.0f, a.view(), transpose::no, exact, 0.5f, expected.view());
+        CHECK(testing::first_difference<float>(c.view(), expected.view()) == "");
+        CHECK(c.intact());
+        CHECK(packed.rows() == s.k);
+        CHECK(packed.cols() == s.n);
+        CHECK(packed.panels() == nullptr);
+        if (s.k % 2 == 0) CHECK(2 * packed.bytes() == exact.bytes());
+      }
+    }
+  }
+
+  TEST_CASE("doubles are not stored as bfloat16") {
+    context<cpu> ctx(1);
+    const matrix<double, cpu> b(2, 2);
+    CHECK_THROWS_WITH_AS(
+        (packed_matrix<double, cpu>(ctx, b, transpose::no, weight_storage::bfloat16)),
+        "talpa::packed_matrix: 'storage' is bfloat16, expected exact = storage of doubles",
+        value_error);
   }
 
   TEST_CASE_TEMPLATE("any number of threads and of rows gives the same bits", T, TALPA_SCALARS) {

@@ -37,5 +37,8 @@ namespace talpa::detail {
 
 TALPA_TEST_CPU_PRODUCTS(extern, float)
 TALPA_TEST_CPU_PRODUCTS(extern, double)
+extern template void panel_product<float>(context<cpu>&, float, matrix_view<const float, cpu>,
+                                          transpose, const bfloat16*, index, float,
+                                          matrix_view<float, cpu>);
 
 }  // namespace talpa::detail

@@ -30,7 +30,10 @@ struct affine_params {
     visit([](parameter<T, B>& p) { p.train(); });
   }
   /// Packs a frozen weight once for many products: `parameter::pack`.
-  void pack(context<B>& ctx, packing which = packing::both) { weight.pack(ctx, which); }
+  void pack(context<B>& ctx, packing which = packing::both,
+            weight_storage storage = weight_storage::exact) {
+    weight.pack(ctx, which, storage);
+  }
   bool trainable() const { return weight.trainable() || bias.trainable(); }
 };
 

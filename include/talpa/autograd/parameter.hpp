@@ -75,19 +75,23 @@ class parameter {
   /// view from before, do not reach them.
   ///
   /// Memory: D times O rounded up to a cache line for products with W^T, O times D rounded up for
-  /// those with W.
+  /// those with W; half of that as bfloat16.
   /// Determinism: a product with a packed copy may be rounded otherwise than without.
-  /// Throws: value_error when rows train.
-  void pack(context<B>& ctx, packing which = packing::both) {
+  /// weight_storage::bfloat16 rounds W itself to 8 significant bits, in products with packed
+  /// copies alone: value() and what reads it keep the exact one.
+  /// Throws: value_error when rows train, or when doubles are to be stored as bfloat16.
+  void pack(context<B>& ctx, packing which = packing::both,
+            weight_storage storage = weight_storage::exact) {
     if (trainable()) {
       detail::throw_value("parameter::pack", "value", "trainable",
                           detail::concat("frozen = state in which ", name_, " can be packed"));
     }
     const matrix_view<const T, B> w = std::as_const(*this).value();
+    auto transposed = std::make_shared<const packed_matrix<T, B>>(ctx, w, transpose::yes, storage);
     unpack();
-    packed_transpose_ = std::make_shared<const packed_matrix<T, B>>(ctx, w, transpose::yes);
+    packed_transpose_ = std::move(transposed);
     if (which == packing::both) {
-      packed_ = std::make_shared<const packed_matrix<T, B>>(ctx, w, transpose::no);
+      packed_ = std::make_shared<const packed_matrix<T, B>>(ctx, w, transpose::no, storage);
     }
   }
   /// Releases what pack made.

@@ -173,18 +173,18 @@ void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T,
   });
 }
 
-template <class T>
-void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product,
+/// `of_b` are the panels of product.b.
+template <class T, class Stored, class Tile = stored_tile<T, Stored>>
+void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product, const Stored* of_b,
                      const segments<cpu>& s, matrix_view<const T, cpu> z,
                      matrix_view<const T, cpu> bank, const low_rank_product<T, cpu>& more,
                      matrix_view<T, cpu> y, bool add) {
   constexpr index width = indexed_tile<T>::sum_cols;
-  static_assert(width % register_tile<T>::cols == 0);
-  const packed_matrix<T, cpu>& b = *product.b;
-  if (y.empty()) return;
+  static_assert(width % Tile::cols == 0);
+  const index depth = product.b->rows();
   const workspace<cpu>::scope scope(ctx.scratch);
   // Panels of the bank begin where the pieces of the product's columns do.
-  const tile_tasks_of<T> cut(y.rows, y.cols, b.rows(), ctx.threads);
+  const tile_tasks_of<T, Tile> cut(y.rows, y.cols, depth, ctx.threads);
   const index panels = ceil_div(cut.cols, width);
   const auto copies =
       ctx.scratch.take<T>(cut.col_tasks * panels, (bank.rows + more.w.rows) * width);
@@ -202,7 +202,7 @@ void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product,
                  y.row_range(block.row, block.rows).col_range(block.col, block.cols));
   };
   const T kept = add ? T{1} : T{0};
-  if (b.rows() == 0) {
+  if (depth == 0) {
     // No product: nothing is complete block by block.
     for (index i = 0; i < y.rows && !add; ++i) std::fill_n(y.row(i), y.cols, T{0});
     for (index col = 0; col < y.cols; col += cut.cols) {
@@ -213,8 +213,17 @@ void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product,
     }
     return;
   }
-  panel_product<T>(ctx, T{1}, product.a, transpose::no, b.panels(), b.rows(), kept, y, width,
-                   add_sums);
+  panel_product<T>(ctx, T{1}, product.a, transpose::no, of_b, depth, kept, y, width, add_sums);
+}
+
+template <class T>
+void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product,
+                     const segments<cpu>& s, matrix_view<const T, cpu> z,
+                     matrix_view<const T, cpu> bank, const low_rank_product<T, cpu>& more,
+                     matrix_view<T, cpu> y, bool add) {
+  if (y.empty()) return;
+  product.b->visit(
+      [&](const auto* of_b) { product_and_sum<T>(ctx, product, of_b, s, z, bank, more, y, add); });
 }
 
 template <class T>

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/core/half.hpp>
 #include <talpa/core/index.hpp>
 #include <talpa/core/matrix.hpp>
 #include <talpa/core/registers.hpp>
 
+#include <concepts>
 #include <cstdint>
 #include <type_traits>
 #include <utility>
 
 namespace talpa::detail {
 
-/// Bytes of one row of a panel: a cache line, whatever the instruction set, so that packed matrices
-/// have one layout in all translation units.
+/// Bytes of one row of a panel of T: a cache line, whatever the instruction set, so that packed
+/// matrices have one layout in all translation units. A pair of rows of bfloat16 is one, too.
 inline constexpr index panel_bytes = static_cast<index>(host_alignment);
 
 /// Columns of a panel.
@@ -29,11 +31,23 @@ template <index Count, class F>
   (std::make_integer_sequence<index, Count>{});
 }
 
+/// Rows of a panel that lie side by side, element by element: two of bfloat16, so that a word holds
+/// one of each and a shift or a mask makes it a float.
+template <class Stored>
+inline constexpr index paired_rows = std::same_as<Stored, bfloat16> ? 2 : 1;
+
+/// Rows of a panel of depth K, the last pair filled up with zeros.
+template <class Stored>
+constexpr index stored_depth(index k) {
+  return (k + paired_rows<Stored> - 1) / paired_rows<Stored> * paired_rows<Stored>;
+}
+
 /// A block of the result that stays in vector registers while K runs. Bytes is the width of a
 /// register, Registers their number.
 ///
 /// Each element is the sum over k, in ascending order from +0, of a[k] b[k], by multiply-adds where
-/// the machine has them: the same bits in every position and for every width.
+/// the machine has them: the same bits in every position and for every width. b is stored as T, or
+/// as bfloat16 for floats, which are widened when they are read.
 template <class T, index Bytes = register_bytes, index Registers = register_count>
 struct register_tile {
   static constexpr index lanes = Bytes / static_cast<index>(sizeof(T));
@@ -48,38 +62,65 @@ struct register_tile {
   // Aligned like its elements: c may lie anywhere.
   typedef T vector __attribute__((vector_size(Bytes), aligned(alignof(T)), may_alias));
   typedef T register_vector __attribute__((vector_size(Bytes)));
+  typedef std::uint32_t word_vector
+      __attribute__((vector_size(lanes * sizeof(std::uint32_t)), may_alias));
+
+  /// Row k + Half of b, lanes [column, column + lanes) of the panel that `row` is k of.
+  template <index Half>
+  [[gnu::always_inline]] static register_vector load(const T* row, index column) {
+    return *reinterpret_cast<const vector*>(row + column);
+  }
+  template <index Half>
+  [[gnu::always_inline]] static register_vector load(const bfloat16* row,
+                                                     index column) requires std::same_as<T, float> {
+    const word_vector words = *reinterpret_cast<const word_vector*>(row + 2 * column);
+    if constexpr (Half == 0) {
+      return (register_vector)(words << 16);
+    } else {
+      // From memory each time: gcc, which cannot know it here, would keep the mask on the stack.
+      static constexpr std::uint32_t upper_half = 0xffff0000u;
+      const std::uint32_t* mask = &upper_half;
+      asm("" : "+r"(mask));
+      return (register_vector)(words & *mask);
+    }
+  }
 
   /// c = alpha a b + beta c for the whole tile; beta == 0 ignores what c held.
-  /// a [depth][rows]; b[p] [depth][panel_width], aligned to a cache line.
-  [[gnu::noinline]] static void run(index depth, const T* a, const T* const (&b)[panels], T alpha,
-                                    T beta, T* c, index stride) {
+  /// a [depth][rows]; b[p] [depth][panel_width], aligned to a cache line; depth a multiple of
+  /// paired_rows.
+  template <class Stored>
+  [[gnu::noinline]] static void run(index depth, const T* a, const Stored* const (&b)[panels],
+                                    T alpha, T beta, T* c, index stride) {
     // By its declaration: nvcc 13 fails on a vector constant in a lambda.
     register_vector sum[rows][vectors] = {};
     unrolled<rows>([&](auto i) __attribute__((always_inline)) {
       __builtin_prefetch(c + i * stride, 1);
       __builtin_prefetch(c + i * stride + cols - 1, 1);
     });
-    const T* row = b[0];
+    const Stored* row = b[0];
     const index second = b[panels - 1] - b[0];
-    for (index k = 0; k < depth; ++k) {
-      register_vector right[vectors];
-      unrolled<vectors>([&](auto j) __attribute__((always_inline)) {
-        constexpr index column = j * lanes;
-        right[j] = *reinterpret_cast<const vector*>(
-            row + (column < panel_width<T> ? column : second + column - panel_width<T>));
-      });
-      unrolled<rows>([&](auto i) __attribute__((always_inline)) {
-        const T left = a[i];
-        unrolled<vectors>([&](auto j)
-                              __attribute__((always_inline)) { sum[i][j] += left * right[j]; });
+    constexpr index pair = paired_rows<Stored>;
+    for (index k = 0; k < depth; k += pair) {
+      unrolled<pair>([&](auto half) __attribute__((always_inline)) {
+        register_vector right[vectors];
+        unrolled<vectors>([&](auto j) __attribute__((always_inline)) {
+          constexpr index column = j * lanes;
+          right[j] = column < panel_width<T> ? load<half>(row, column)
+                                             : load<half>(row + second, column - panel_width<T>);
+        });
+        unrolled<rows>([&](auto i) __attribute__((always_inline)) {
+          const T left = a[half * rows + i];
+          unrolled<vectors>([&](auto j)
+                                __attribute__((always_inline)) { sum[i][j] += left * right[j]; });
+        });
       });
       // Panels come from L3 or memory when they are first read.
       unrolled<panels>([&](auto p) __attribute__((always_inline)) {
         __builtin_prefetch(reinterpret_cast<const void*>(
             reinterpret_cast<std::uintptr_t>(p == 0 ? row : row + second) + 16 * panel_bytes));
       });
-      a += rows;
-      row += panel_width<T>;
+      a += pair * rows;
+      row += pair * panel_width<T>;
     }
     if (beta == T{0}) {
       unrolled<rows>([&](auto i) __attribute__((always_inline)) {
@@ -98,8 +139,9 @@ struct register_tile {
   }
 
   /// The same for the first `tile_rows` rows and `tile_cols` columns, through a copy.
-  static void run_edge(index depth, const T* a, const T* const (&b)[panels], T alpha, T beta, T* c,
-                       index stride, index tile_rows, index tile_cols) {
+  template <class Stored>
+  static void run_edge(index depth, const T* a, const Stored* const (&b)[panels], T alpha, T beta,
+                       T* c, index stride, index tile_rows, index tile_cols) {
     alignas(host_alignment) T copy[rows * cols] = {};
     if (beta != T{0}) {
       for (index i = 0; i < tile_rows; ++i) {
@@ -112,5 +154,11 @@ struct register_tile {
     }
   }
 };
+
+/// The tile of a b stored as Stored: pairs of rows take as many registers more as a row of b.
+template <class T, class Stored>
+using stored_tile =
+    register_tile<T, register_bytes,
+                  register_count - (paired_rows<Stored> > 1 ? register_tile<T>::vectors : 0)>;
 
 }  // namespace talpa::detail

@@ -10,6 +10,7 @@
 #include <talpa/ops/gemm.hpp>
 
 #include <algorithm>
+#include <concepts>
 
 namespace talpa::detail {
 
@@ -92,32 +93,51 @@ void pack_panel(matrix_view<const T, cpu> source, bool rows, index first, index 
   }
 }
 
-/// Rows [k0, k0 + depth) and columns [first, first + cols) of op(b) as panels [depth, panel_width],
-/// one after the other.
-template <class T>
-void pack_panels(const context<cpu>& ctx, matrix_view<const T, cpu> b, transpose tb, index first,
-                 index cols, index k0, index depth, T* out) {
+/// Elements of panels of `cols` columns.
+template <class T, class Stored = T>
+index packed_size(index depth, index cols) {
+  return ceil_div(cols, panel_width<T>) * panel_width<T> * stored_depth<Stored>(depth);
+}
+
+/// Rows [k0, k0 + depth) and columns [first, first + cols) of op(b) as panels, one after the other:
+/// [depth, panel_width], or of bfloat16 [ceil(depth / 2), panel_width, 2].
+template <class T, class Stored>
+void pack_panels(context<cpu>& ctx, matrix_view<const T, cpu> b, transpose tb, index first,
+                 index cols, index k0, index depth, Stored* out) {
   constexpr index width = panel_width<T>;
-  parallel_for_blocks(ctx, ceil_div(cols, width), 8, [&](index panel, index panels, int) {
+  constexpr bool rounds = !std::same_as<T, Stored>;
+  const index size = packed_size<T, Stored>(depth, width);
+  const workspace<cpu>::scope scope(ctx.scratch);
+  const auto exact = ctx.scratch.take<T>(ctx.threads, rounds ? size : 0);
+  parallel_for_blocks(ctx, ceil_div(cols, width), 8, [&](index panel, index panels, int thread) {
     for (index p = panel; p < panel + panels; ++p) {
-      pack_panel<width, T>(b, tb == transpose::yes, first + p * width,
-                           std::min(width, cols - p * width), k0, depth, out + p * depth * width);
+      const auto pack = [&](T* values) {
+        pack_panel<width, T>(b, tb == transpose::yes, first + p * width,
+                             std::min(width, cols - p * width), k0, depth, values);
+      };
+      if constexpr (rounds) {
+        T* const values = exact.row(thread);
+        pack(values);
+        std::fill(values + depth * width, values + size, T{0});
+        Stored* to = out + p * size;
+        for (index k = 0; k < depth; k += 2) {
+          for (index j = 0; j < width; ++j) {
+            for (index half = 0; half < 2; ++half) *to++ = Stored(values[(k + half) * width + j]);
+          }
+        }
+      } else {
+        pack(out + p * size);
+      }
     }
   });
 }
 
-/// Elements of pack_panels' result.
-template <class T>
-index packed_size(index depth, index cols) {
-  return ceil_div(cols, panel_width<T>) * panel_width<T> * depth;
-}
-
 /// How a product is cut into tasks. Cuts of rows and columns change no bit of the result, so they
-/// depend on the number of threads; those of K depend on it alone.
-template <class T, class Tile = register_tile<T>>
+/// depend on the number of threads; those of K, which come after an even number of it, do not.
+template <class T, class Tile>
 struct tile_tasks_of {
   tile_tasks_of(index m, index n, index k, index threads)
-      : depth(piece(k, tile_depth<T>, 1)), tiles_(ceil_div(m, Tile::rows)) {
+      : depth(piece(k, tile_depth<T>, 2)), tiles_(ceil_div(m, Tile::rows)) {
     // What it takes to pack a row of tiles, as a share of the time of one tile.
     constexpr double packing = 0.7;
     const index tiles_across = ceil_div(n, Tile::cols);
@@ -160,9 +180,9 @@ struct finished_block {
 
 /// c = alpha op(a) b + beta c with b packed by pack_panels, k > 0; then done(block) for blocks that
 /// make up c, each `width` columns wide, a multiple of a tile's, but for the last of a piece.
-template <class T, class Tile = register_tile<T>, class Done>
+template <class T, class Stored, class Tile = stored_tile<T, Stored>, class Done>
 void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
-                   const T* b, index k, T beta, matrix_view<T, cpu> c, index width,
+                   const Stored* b, index k, T beta, matrix_view<T, cpu> c, index width,
                    const Done& done) {
   constexpr index panel_cols = panel_width<T>;
   const tile_tasks_of<T, Tile> cut(c.rows, c.cols, k, ctx.threads);
@@ -178,25 +198,28 @@ void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, tran
     for (index k0 = 0; k0 < k; k0 += cut.depth) {
       const index depth = std::min(cut.depth, k - k0);
       const T kept = k0 == 0 ? beta : T{1};
+      const index deep = stored_depth<Stored>(depth);
       for (index i = 0; i < rows; i += Tile::rows) {
+        T* const to = block + i * deep;
         pack_panel<Tile::rows, T>(a, ta == transpose::no, row + i, std::min(Tile::rows, rows - i),
-                                  k0, depth, block + i * depth);
+                                  k0, depth, to);
+        std::fill(to + depth * Tile::rows, to + deep * Tile::rows, T{0});
       }
       for (index j = 0; j < cols; j += Tile::cols) {
         const index tile_cols = std::min(Tile::cols, cols - j);
-        const T* panel[Tile::panels];
+        const Stored* panel[Tile::panels];
         for (index p = 0; p < Tile::panels; ++p) {
           // A tile that ends within its first panel reads that one twice and drops the second sums.
           const index at = col + j + (p * panel_cols < tile_cols ? p * panel_cols : 0);
-          panel[p] = b + at * k + k0 * panel_cols;
+          panel[p] = b + at * stored_depth<Stored>(k) + k0 * panel_cols;
         }
         for (index i = 0; i < rows; i += Tile::rows) {
           const index tile_rows = std::min(Tile::rows, rows - i);
           T* const out = c.row(row + i) + col + j;
           if (tile_rows == Tile::rows && tile_cols == Tile::cols) {
-            Tile::run(depth, block + i * depth, panel, alpha, kept, out, c.stride);
+            Tile::run(deep, block + i * deep, panel, alpha, kept, out, c.stride);
           } else {
-            Tile::run_edge(depth, block + i * depth, panel, alpha, kept, out, c.stride, tile_rows,
+            Tile::run_edge(deep, block + i * deep, panel, alpha, kept, out, c.stride, tile_rows,
                            tile_cols);
           }
         }
@@ -211,13 +234,13 @@ void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, tran
 }
 
 /// The product alone. Not inlined, so that a program may instantiate it in one place.
-template <class T>
+template <class T, class Stored>
 void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
-                   const T* b, index k, T beta, matrix_view<T, cpu> c);
+                   const Stored* b, index k, T beta, matrix_view<T, cpu> c);
 
-template <class T>
+template <class T, class Stored>
 void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
-                   const T* b, index k, T beta, matrix_view<T, cpu> c) {
+                   const Stored* b, index k, T beta, matrix_view<T, cpu> c) {
   panel_product<T>(ctx, alpha, a, ta, b, k, beta, c, c.cols, [](const finished_block&) {});
 }
 
@@ -235,7 +258,7 @@ std::size_t tiled_bytes(int threads, index n, index k) {
     return ceil_div(elements * static_cast<index>(sizeof(T)), unit) * unit;
   };
   return static_cast<std::size_t>(bytes(panels) +
-                                  bytes(threads * rows * std::min(k, tile_depth<T>)));
+                                  bytes(threads * rows * std::min(k + 1, tile_depth<T>)));
 }
 
 /// c = alpha op(a) op(b) + beta c, k > 0, b packed piece by piece into scratch.

@@ -8,6 +8,12 @@
 
 namespace talpa {
 
+/// What the elements of a packed matrix are stored as.
+enum class weight_storage {
+  exact,     ///< as they are
+  bfloat16,  ///< floats rounded to bfloat16, in half the memory; sums are formed in float
+};
+
 /// A matrix op(b) [K, N] in the layout in which products of backend B read their right operand:
 /// frozen weights are packed once and multiplied many times. It owns a copy of the values; later
 /// changes of b do not reach it.
