@@ -117,7 +117,7 @@ struct register_tile {
       // Panels come from L3 or memory when they are first read.
       unrolled<panels>([&](auto p) __attribute__((always_inline)) {
         __builtin_prefetch(reinterpret_cast<const void*>(
-            reinterpret_cast<std::uintptr_t>(p == 0 ? row : row + second) + 16 * panel_bytes));
+            reinterpret_cast<std::uintptr_t>(p == 0 ? row : row + second) + 32 * panel_bytes));
       });
       a += pair * rows;
       row += pair * panel_width<T>;

@@ -19,7 +19,7 @@ namespace talpa::detail {
 template <class T>
 inline constexpr index tile_depth = 3072 / static_cast<index>(sizeof(T));
 /// Most rows of c in one task: its block of a, tile_depth deep, stays in L2.
-inline constexpr index tile_task_rows = 84;
+inline constexpr index tile_task_rows = 140;
 /// Most of K and of the columns of b that are packed at a time, so that a product takes at most
 /// 8 MiB of scratch in floats for it.
 inline constexpr index packed_depth = 4096;
