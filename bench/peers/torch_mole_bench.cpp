@@ -156,6 +156,7 @@ void run(benchmark::State& state, form torch_form, const sizes& s) {
   for (auto _ : state) {
     const double torch_base = time_of([&] { torch_pass(&torch_mole::linear); });
     const double torch_all = time_of([&] { torch_pass(torch_form); });
+    torch_threads.rest();
     const double our_base = time_of(linear_pass), our_all = time_of(layer_pass);
     times.push_back(our_all);
     to_torch.push_back(our_all / torch_all);
