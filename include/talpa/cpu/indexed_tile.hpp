@@ -64,18 +64,28 @@ struct indexed_tile {
     });
   }
 
-  /// The sum of the lanes, by a tree.
-  static T total(const T (&lane)[lanes]) {
-    T sum[lanes];
-    unrolled<lanes>([&](auto l) __attribute__((always_inline)) { sum[l] = lane[l]; });
-    add_halves<lanes / 2>(sum);
-    return sum[0];
-  }
+  /// The sum of the lanes, by a tree: its first half and its second, each lane with its own.
+  static T total(const T (&lane)[lanes]) { return tree<lanes>(lane); }
 
-  template <index Half>
-  [[gnu::always_inline]] static void add_halves(T (&sum)[lanes]) {
-    unrolled<Half>([&](auto l) __attribute__((always_inline)) { sum[l] += sum[l + Half]; });
-    if constexpr (Half > 1) add_halves<Half / 2>(sum);
+  template <index Width>
+  [[gnu::always_inline]] static T tree(const T* lane) {
+    if constexpr (Width == 1) {
+      return lane[0];
+    } else if constexpr (Width == 2) {
+      return lane[0] + lane[1];
+    } else if constexpr (Width == 4) {
+      return (lane[0] + lane[2]) + (lane[1] + lane[3]);
+    } else {
+      // As vectors: element by element gcc goes through memory in pieces that do not fit together.
+      typedef T half __attribute__((vector_size(Width / 2 * sizeof(T)), aligned(alignof(T))));
+      half lower, upper;
+      __builtin_memcpy(&lower, lane, sizeof(half));
+      __builtin_memcpy(&upper, lane + Width / 2, sizeof(half));
+      lower += upper;
+      T sum[Width / 2];
+      __builtin_memcpy(sum, &lower, sizeof(half));
+      return tree<Width / 2>(sum);
+    }
   }
 
   /// Factors of some rows of a panel, one after the other from `first` on.
