@@ -36,6 +36,12 @@ double busy_seconds(F f) {
   return static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
 }
 
+/// Of the processor on one thread, else those that pass.
+template <class F>
+double seconds_on(int threads, F f) {
+  return threads == 1 ? busy_seconds(f) : seconds(f);
+}
+
 /// Normal numbers in a fresh matrix.
 inline matrix<float, cpu> normal_matrix(index rows, index cols, double deviation,
                                         generator& random) {

@@ -25,8 +25,7 @@ template <class Work>
 double rate_of(context<cpu>& ctx, double count, Work work) {
   const int threads = ctx.threads;
   const auto all = [&] { detail::parallel_for(ctx, threads, [&](index t, int) { work(t); }); };
-  const double time = threads == 1 ? busy_seconds(all) : seconds(all);
-  return threads * count / time;
+  return threads * count / seconds_on(threads, all);
 }
 
 /// The multiply-add peak: sums enough to hide its latency, none of them from memory.
@@ -95,9 +94,6 @@ struct linear_load {
 
 inline void time_linear(benchmark::State& state, linear_load& load,
                         const std::vector<linear_form>& forms) {
-  const auto time_of = [&](const std::function<void()>& pass) {
-    return load.ctx.threads == 1 ? busy_seconds(pass) : seconds(pass);
-  };
   struct figures {
     std::vector<double> shares, times;
   };
@@ -110,7 +106,7 @@ inline void time_linear(benchmark::State& state, linear_load& load,
   for (auto _ : state) {
     double total = 0.0;
     for (std::size_t i = 0; i < forms.size(); ++i) {
-      const double time = time_of(forms[i].pass), after = peak_rate(load.ctx);
+      const double time = seconds_on(load.ctx.threads, forms[i].pass), after = peak_rate(load.ctx);
       found[i].shares.push_back(200.0 * work / time / (before + after));
       found[i].times.push_back(time);
       peaks.push_back(after);

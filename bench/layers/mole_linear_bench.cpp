@@ -68,9 +68,7 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
     const auto saved = layer.forward(ctx, params, x, y, mode::training);
     if (w.backward) layer.backward(ctx, params, saved, x, dy, dx, grad_mode::overwrite);
   };
-  const auto time_of = [&](const auto& pass) {
-    return w.threads == 1 ? bench::busy_seconds(pass) : bench::seconds(pass);
-  };
+  const auto time_of = [&](const auto& pass) { return bench::seconds_on(w.threads, pass); };
   linear_pass();
   layer_pass();
   std::vector<double> ratios, linear_times;

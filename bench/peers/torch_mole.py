@@ -1,4 +1,4 @@
-#SPDX - License - Identifier : Apache - 2.0
+# SPDX-License-Identifier: Apache-2.0
 """torch_mole.py [--json FILE]: how long forward and backward of a mixture of LoRA experts over a
 frozen linear map take in PyTorch, beside that map, for the sizes of bench/cuda/device_bench.cu.
 

@@ -149,9 +149,7 @@ void run(benchmark::State& state, form torch_form, const sizes& s) {
     return;
   }
 
-  const auto time_of = [&](const auto& pass) {
-    return s.threads == 1 ? bench::busy_seconds(pass) : bench::seconds(pass);
-  };
+  const auto time_of = [&](const auto& pass) { return bench::seconds_on(s.threads, pass); };
   std::vector<double> times, to_torch, adapter_to_torch, overhead, torch_overhead;
   for (auto _ : state) {
     const double torch_base = time_of([&] { torch_pass(&torch_mole::linear); });

@@ -31,7 +31,7 @@ void run(benchmark::State& state, index tokens, index experts, index k) {
   };
   ours();
   theirs();
-  // The same experts in the same order: sums of gates by expert agree.
+  // The same experts and gates, as far as the sums of gates by expert tell.
   const torch::Tensor sums =
       torch::zeros({experts}).index_add_(0, experts_of.flatten(), gates.flatten());
   for (index e = 0; e < experts; ++e) {

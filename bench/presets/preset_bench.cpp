@@ -2,8 +2,8 @@
 //
 // Forward and backward of each preset that adapts a linear map, over that map alone, frozen and
 // packed, on one thread: `overhead_pct` is the median of layer / mean of its two neighbours - 1.
-// Elements of x are normal with the deviation `x`, and so are logits of routers as they are
-// initialised: with 1 most tokens are uncertain, with 5 few are. `active` is the mean number of
+// Elements of x are normal with the deviation `x`, with which the logits of routers grow: as they
+// are initialised, with 1 most tokens are uncertain, with 5 few are. `active` is the mean number of
 // experts a token uses, `entropy` the mean of its softmax in nats, `violation` that of the load.
 // mix_lora and those of PERFT adapt a whole network: layers/ffn_bench.cpp.
 #include "workloads.hpp"

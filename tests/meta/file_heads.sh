@@ -12,7 +12,7 @@ function complain(line, what) { print path ":" line ": " what; bad = 1 }
   name = path
   sub(/^.*\//, "", name)
   if (name ~ /[.](hpp|cuh|cpp|cu)$/) mark = "//"
-  else if (name ~ /^CMakeLists[.]txt$|[.](cmake|sh)$|[.](cmake|pc)[.]in$/ ||
+  else if (name ~ /^CMakeLists[.]txt$|[.](cmake|sh|py)$|[.](cmake|pc)[.]in$/ ||
            name ~ /^[.](clang-format|clang-tidy|gitignore)$/ || path ~ /^[.]ci\//) mark = "#"
   else next
   licence = mark " SPDX-License-Identifier: Apache-2.0"

@@ -73,12 +73,12 @@ class parameter {
   /// parameter share the packed ones, which live until a row trains, somebody asks a parameter that
   /// is not const for value(), or unpack(). Changes of borrowed memory by its owner, or through a
   /// view from before, do not reach them.
+  /// With weight_storage::bfloat16 products with packed copies see W rounded to 8 significant bits;
+  /// value() and what reads it keep the exact one.
   ///
   /// Memory: D times O rounded up to a cache line for products with W^T, O times D rounded up for
   /// those with W; half of that as bfloat16.
   /// Determinism: a product with a packed copy may be rounded otherwise than without.
-  /// weight_storage::bfloat16 rounds W itself to 8 significant bits, in products with packed
-  /// copies alone: value() and what reads it keep the exact one.
   /// Throws: value_error when rows train, or when doubles are to be stored as bfloat16.
   void pack(context<B>& ctx, packing which = packing::both,
             weight_storage storage = weight_storage::exact) {

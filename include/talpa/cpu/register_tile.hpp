@@ -39,7 +39,7 @@ inline constexpr index paired_rows = std::same_as<Stored, bfloat16> ? 2 : 1;
 /// Rows of a panel of depth K, the last pair filled up with zeros.
 template <class Stored>
 constexpr index stored_depth(index k) {
-  return (k + paired_rows<Stored> - 1) / paired_rows<Stored> * paired_rows<Stored>;
+  return ceil_div(k, paired_rows<Stored>) * paired_rows<Stored>;
 }
 
 /// A block of the result that stays in vector registers while K runs. Bytes is the width of a

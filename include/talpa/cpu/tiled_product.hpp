@@ -140,22 +140,20 @@ struct tile_tasks_of {
       : depth(piece(k, tile_depth<T>, 2)), tiles_(ceil_div(m, Tile::rows)) {
     // What it takes to pack a row of tiles, as a share of the time of one tile.
     constexpr double packing = 0.7;
-    const index tiles_across = ceil_div(n, Tile::cols);
+    const index tiles_across = std::max<index>(1, ceil_div(n, Tile::cols));
     const index fewest = std::max<index>(1, ceil_div(tiles_, tile_task_rows / Tile::rows));
+    const index most = std::max(fewest, std::min(tiles_, fewest + threads));
     double best = 0.0;
-    for (index across = 1; across <= std::min(threads, std::max<index>(1, tiles_across));
-         across *= 2) {
+    for (index across = 1; across <= std::min(threads, tiles_across); across *= 2) {
       const index wide = ceil_div(tiles_across, across);
-      for (index down = fewest; down <= std::max(fewest, std::min(tiles_, fewest + threads));
-           ++down) {
-        const index turns =
-            ceil_div(down * ceil_div(tiles_across, std::max<index>(1, wide)), threads);
+      for (index down = fewest; down <= most; ++down) {
+        const index turns = ceil_div(down * ceil_div(tiles_across, wide), threads);
         const double time = static_cast<double>(turns * ceil_div(tiles_, down)) *
                             (static_cast<double>(wide) + packing);
         if (best != 0.0 && time >= best) continue;
         best = time;
         row_tasks = down;
-        cols = std::max<index>(1, wide) * Tile::cols;
+        cols = wide * Tile::cols;
       }
     }
     col_tasks = ceil_div(n, cols);
