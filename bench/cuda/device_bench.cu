@@ -6,8 +6,13 @@
 #include <talpa/core/half.hpp>
 #include <talpa/cuda/add.hpp>
 #include <talpa/cuda/convert.hpp>
+#include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/gemm.cuh>
+#include <talpa/cuda/grouped_gemm.hpp>
 #include <talpa/cuda/mole_route.hpp>
+#include <talpa/cuda/segments.hpp>
+#include <talpa/cuda/slot_glu.hpp>
+#include <talpa/layers/fused_moe_ffn.hpp>
 #include <talpa/layers/fused_mole_linear.hpp>
 #include <talpa/selectors/dynamic_entropy.hpp>
 #include <talpa/selectors/top_k.hpp>
@@ -138,6 +143,64 @@ void layer_lines(context<gpu>& ctx, report& out, const std::string& label, const
   out.line("fused_mole_linear step " + at, us[5], "frozen linear and dx", us[5] / us[3]);
 }
 
+/// A mixture of SwiGLU networks at one size, in shares of the product's rate of today; the step
+/// with frozen experts, and with trained ones.
+void ffn_lines(context<gpu>& ctx, report& out, const ceilings& today, index tokens, index width,
+               index hidden, index experts, index chosen) {
+  using S = bfloat16;
+  const fused_moe_ffn<renormalised, S> layer{{chosen}, hidden, experts};
+  generator random(1);
+  const index rows = experts * hidden;
+  const float inward = 1.0f / std::sqrt(float(width)), outward = 1.0f / std::sqrt(float(hidden));
+  const auto gate = normal_matrix<S>(ctx, rows, width, inward, 3);
+  const auto up = normal_matrix<S>(ctx, rows, width, inward, 4);
+  const auto down = normal_matrix<S>(ctx, rows, width, outward, 5);
+  auto p = layer.init(ctx, gate.view(), up.view(), down.view(), random);
+  const auto wr = normal_matrix<float>(ctx, experts, width, inward, 6);
+  ops::convert(ctx, wr.view(), p.router.value());
+  layer.refresh(ctx, p);
+  const auto x = normal_matrix<S>(ctx, tokens, width, 1.0f, 7);
+  const auto dy = normal_matrix<S>(ctx, tokens, width, 1.0f, 8);
+  matrix<S, gpu> y(tokens, width), dx(tokens, width);
+  const auto forward = [&] {
+    const workspace<gpu>::scope scope(ctx.memory);
+    layer.forward(ctx, p, x.view(), y.view(), mode::training);
+  };
+  const auto step = [&] {
+    const workspace<gpu>::scope scope(ctx.memory);
+    const auto kept = layer.forward(ctx, p, x.view(), y.view(), mode::training);
+    layer.backward(ctx, p, kept, x.view(), dy.view(), dx.view(), grad_mode::overwrite,
+                   mode::training);
+  };
+  step_graph forward_graph(ctx, forward);
+  step_graph frozen(ctx, step);
+  layer.train_experts(ctx, p);
+  step_graph trained(ctx, step);
+  const std::vector<double> us = microseconds(ctx, {&forward_graph, &frozen, &trained});
+  const std::string at = " N:" + std::to_string(tokens) + " D:" + std::to_string(width) +
+                         " H:" + std::to_string(hidden) + " E:" + std::to_string(experts) +
+                         " k:" + std::to_string(chosen);
+  const double once = 6.0 * double(tokens * chosen) * double(width) * double(hidden);
+  const auto share = [&](double times, double time) {
+    return times * once / time / today.flop_per_us;
+  };
+  out.line("fused_moe_ffn forward" + at, us[0], "share of the product", share(1.0, us[0]));
+  out.line("fused_moe_ffn step, frozen experts" + at, us[1], "share of the product",
+           share(2.0, us[1]));
+  out.line("fused_moe_ffn step" + at, us[2], "share of the product", share(3.0, us[2]));
+
+  // One of its products by itself.
+  const workspace<gpu>::scope scope(ctx.memory);
+  const auto kept = layer.forward(ctx, p, x.view(), y.view(), mode::training);
+  const segments<gpu>& slots = kept.sorted.slots;
+  const double product = microseconds(ctx, [&] {
+    ops::mixed_grouped_gemm(ctx, slots.offsets, x.view(), slots.token_of_slot,
+                            std::as_const(p.gate_up_stored).view(), transpose::yes, kept.ab);
+  });
+  out.line("grouped product, rows by token" + at, product, "share of the product",
+           2.0 / 3.0 * once / product / today.flop_per_us);
+}
+
 /// Each launch of one size by itself.
 void stage_lines(context<gpu>& ctx, report& out, index tokens, index width, index experts,
                  index rank) {
@@ -243,6 +306,9 @@ int run(const char* path) {
   layer_lines(ctx, out, "top-2", renormalised{2}, 16384, 2048, 8, 16);
   layer_lines(ctx, out, "top-2", renormalised{2}, 32, 4096, 8, 16);
   stage_lines(ctx, out, 16384, 4096, 8, 16);
+  ffn_lines(ctx, out, today, 16384, 2048, 2816, 8, 2);
+  ffn_lines(ctx, out, today, 4096, 2048, 1024, 64, 8);
+  ffn_lines(ctx, out, today, 32, 2048, 2816, 8, 2);
   for (const index tokens : {index{65536}, index{4096}}) {
     routing_line(ctx, out, today, "top_k k:2", renormalised{2}, tokens, 8);
     routing_line(ctx, out, today, "top_k k:8", renormalised{8}, tokens, 64);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch_mole.py [--json FILE]: how long forward and backward of a mixture of LoRA experts over a
-frozen linear map take in PyTorch, beside that map, for the sizes of bench/cuda/device_bench.cu.
+frozen linear map take in PyTorch, beside that map, and those of a mixture of SwiGLU networks, for the
+sizes of bench/cuda/device_bench.cu.
 
 loop         per expert: where, gather, two products, index_add_ (as public MoLE code does)
 dense        all experts' ranks at once, masked by the gates
@@ -64,6 +65,48 @@ class Mole(torch.nn.Module):
         return y.index_add(0, token, out * gates.reshape(-1)[order, None])
 
 
+class Ffn(torch.nn.Module):
+    """SwiGLU experts, as fused_moe_ffn has them."""
+
+    def __init__(self, width, hidden, experts, chosen):
+        super().__init__()
+        options = dict(device="cuda", dtype=torch.bfloat16)
+        self.experts, self.chosen = experts, chosen
+        self.router = torch.nn.Parameter(torch.randn(experts, width, **options) * width**-0.5)
+        self.gate_up = torch.nn.Parameter(
+            torch.randn(experts, width, 2 * hidden, **options) * width**-0.5)
+        self.down = torch.nn.Parameter(
+            torch.randn(experts, hidden, width, **options) * hidden**-0.5)
+
+    def route(self, x):
+        p = torch.softmax((x @ self.router.t()).float(), dim=-1)
+        top, chosen = p.topk(self.chosen, dim=-1)
+        return (top / top.sum(-1, keepdim=True)).to(x.dtype), chosen
+
+    def loop(self, x):
+        gates, chosen = self.route(x)
+        y = torch.zeros_like(x)
+        for e in range(self.experts):
+            token, place = torch.where(chosen == e)
+            if token.numel() == 0:
+                continue
+            a, b = (x[token] @ self.gate_up[e]).chunk(2, dim=-1)
+            out = (F.silu(a) * b) @ self.down[e]
+            y.index_add_(0, token, out * gates[token, place, None])
+        return y
+
+    def grouped(self, x):
+        gates, chosen = self.route(x)
+        order = torch.argsort(chosen.reshape(-1), stable=True)
+        counts = torch.zeros(self.experts, device=x.device, dtype=torch.int32).scatter_add(
+            0, chosen.reshape(-1), torch.ones_like(chosen.reshape(-1), dtype=torch.int32))
+        offsets = torch.cumsum(counts, 0).to(torch.int32)
+        token = order // self.chosen
+        a, b = torch._grouped_mm(x[token], self.gate_up, offs=offsets).chunk(2, dim=-1)
+        out = torch._grouped_mm(F.silu(a) * b, self.down, offs=offsets)
+        return torch.zeros_like(x).index_add(0, token, out * gates.reshape(-1)[order, None])
+
+
 def microseconds(run, rounds=9):
     for _ in range(3):
         run()
@@ -79,6 +122,25 @@ def microseconds(run, rounds=9):
 
     times = min(200, max(3, int(2e4 / once(3))))
     return statistics.median(once(times) for _ in range(rounds))
+
+
+def runs(layer, x, dy):
+    """What makes of a function of x its forward alone, and its forward and backward."""
+
+    def forward(f):
+        def run():
+            with torch.no_grad():
+                f(x)
+        return run
+
+    def step(f):
+        def run():
+            f(x).backward(dy)
+            x.grad = None
+            layer.zero_grad(set_to_none=True)
+        return run
+
+    return forward, step
 
 
 def main():
@@ -100,19 +162,7 @@ def main():
         x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         dy = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
 
-        def forward(f):
-            def run():
-                with torch.no_grad():
-                    f(x)
-            return run
-
-        def step(f):
-            def run():
-                f(x).backward(dy)
-                x.grad = None
-                layer.zero_grad(set_to_none=True)
-            return run
-
+        forward, step = runs(layer, x, dy)
         linear = lambda t: t @ layer.base.t()
         base, base_step = microseconds(forward(linear)), microseconds(step(linear))
         line(f"frozen linear forward {at}", base, "itself", base)
@@ -125,6 +175,25 @@ def main():
                 line(f"{name} step {at}", microseconds(step(f)), "frozen linear and dx", base_step)
             except Exception as error:  # a peer that this torch cannot run
                 print(f"{name} {at}: {type(error).__name__}: {str(error).splitlines()[0]}")
+    for tokens, width, hidden, experts, chosen in ((16384, 2048, 2816, 8, 2),
+                                                   (4096, 2048, 1024, 64, 8)):
+        at = f"N:{tokens} D:{width} H:{hidden} E:{experts} k:{chosen}"
+        layer = Ffn(width, hidden, experts, chosen)
+        x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        dy = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
+        forward, step = runs(layer, x, dy)
+        base = base_step = frozen_step = 0.0
+        for name, f in (("ffn loop", layer.loop), ("ffn grouped_mm", layer.grouped)):
+            us, us_step = microseconds(forward(f)), microseconds(step(f))
+            layer.gate_up.requires_grad_(False)
+            layer.down.requires_grad_(False)
+            us_frozen = microseconds(step(f))
+            layer.requires_grad_(True)
+            if base == 0.0:
+                base, base_step, frozen_step = us, us_step, us_frozen
+            line(f"{name} forward {at}", us, "ffn loop", base)
+            line(f"{name} step, frozen experts {at}", us_frozen, "ffn loop", frozen_step)
+            line(f"{name} step {at}", us_step, "ffn loop", base_step)
     if file:
         with open(file, "w") as out:
             json.dump(lines, out, indent=1)

@@ -66,6 +66,7 @@
 #include <talpa/cuda/noise.hpp>
 #include <talpa/cuda/overlay_rows.hpp>
 #include <talpa/cuda/pair_gates.hpp>
+#include <talpa/cuda/quad.hpp>
 #include <talpa/cuda/ragged_gate.hpp>
 #include <talpa/cuda/ragged_gemm.hpp>
 #include <talpa/cuda/rank_gate.hpp>
@@ -80,8 +81,11 @@
 #include <talpa/cuda/sgd.hpp>
 #include <talpa/cuda/sinkhorn.hpp>
 #include <talpa/cuda/slot_dropout.hpp>
+#include <talpa/cuda/slot_glu.hpp>
 #include <talpa/cuda/slot_product.hpp>
 #include <talpa/cuda/softmax.hpp>
+#include <talpa/cuda/tensor_tile.hpp>
+#include <talpa/cuda/tile_operand.hpp>
 #include <talpa/cuda/unit_rows.hpp>
 #include <talpa/cuda/warp_tile.hpp>
 #include <talpa/cuda/weight_norm.hpp>
@@ -99,6 +103,7 @@
 #include <talpa/layers/allocation.hpp>
 #include <talpa/layers/dense_ffn.hpp>
 #include <talpa/layers/factored_ffn.hpp>
+#include <talpa/layers/fused_moe_ffn.hpp>
 #include <talpa/layers/fused_mole_linear.hpp>
 #include <talpa/layers/infer.hpp>
 #include <talpa/layers/input_dropout.hpp>
@@ -172,6 +177,7 @@
 #include <talpa/ops/sgd.hpp>
 #include <talpa/ops/sinkhorn.hpp>
 #include <talpa/ops/slot_dropout.hpp>
+#include <talpa/ops/slot_glu.hpp>
 #include <talpa/ops/softmax.hpp>
 #include <talpa/ops/svd.hpp>
 #include <talpa/ops/unit_rows.hpp>

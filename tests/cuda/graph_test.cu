@@ -8,9 +8,14 @@
 #include <talpa/cuda/convert.hpp>
 #include <talpa/cuda/copy.hpp>
 #include <talpa/cuda/fill.hpp>
+#include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/group_loss.hpp>
+#include <talpa/cuda/grouped_gemm.hpp>
 #include <talpa/cuda/mole_route.hpp>
 #include <talpa/cuda/routing_sums.hpp>
+#include <talpa/cuda/segments.hpp>
+#include <talpa/cuda/slot_glu.hpp>
+#include <talpa/layers/fused_moe_ffn.hpp>
 #include <talpa/layers/fused_mole_linear.hpp>
 #include <talpa/losses/load_balance.hpp>
 #include <talpa/optim/adamw.hpp>
@@ -41,6 +46,37 @@ matrix<S, cpu> batch_of(int step) {
 struct weights {
   matrix<float, cpu> a, b, router;
 };
+
+/// load(i) and a step for each i < steps; from the second on the step is a replayed graph if
+/// `captured`, and no memory is taken.
+template <class Load, class Step>
+void repeat(context<gpu>& ctx, bool captured, int steps, const Load& load, const Step& step) {
+  load(0);
+  step();
+  ctx.synchronise();
+  const index allocations = ctx.memory.allocations() + ctx.scratch.allocations();
+  cudaGraphExec_t instance = nullptr;
+  for (int i = 1; i < steps; ++i) {
+    load(i);
+    if (!captured) {
+      step();
+    } else {
+      if (instance == nullptr) {
+        cudaGraph_t graph = nullptr;
+        REQUIRE(cudaStreamBeginCapture(ctx.stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
+        step();
+        REQUIRE(cudaStreamEndCapture(ctx.stream, &graph) == cudaSuccess);
+        REQUIRE(cudaGraphInstantiate(&instance, graph, 0) == cudaSuccess);
+        cudaGraphDestroy(graph);
+      }
+      REQUIRE(cudaGraphLaunch(instance, ctx.stream) == cudaSuccess);
+    }
+    ctx.synchronise();
+  }
+  if (instance != nullptr) cudaGraphExecDestroy(instance);
+  CHECK(ctx.memory.allocations() + ctx.scratch.allocations() == allocations);
+}
+
 weights train(bool captured, int steps) {
   context<gpu> ctx;
   const layer_type layer{{2}, lora{.rank = 8}, 8};
@@ -75,41 +111,53 @@ weights train(bool captured, int steps) {
     to_device<S, gpu>(batch.view().col_range(0, inputs), x.view().col_range(0, inputs));
     to_device<S, gpu>(batch.view().col_range(inputs, outputs), dy.view().col_range(0, outputs));
   };
-  load(0);
-  step();
-  ctx.synchronise();
-  const index allocations = ctx.memory.allocations() + ctx.scratch.allocations();
-  cudaGraphExec_t instance = nullptr;
-  for (int i = 1; i < steps; ++i) {
-    load(i);
-    if (!captured) {
-      step();
-    } else {
-      if (instance == nullptr) {
-        cudaGraph_t graph = nullptr;
-        REQUIRE(cudaStreamBeginCapture(ctx.stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
-        step();
-        REQUIRE(cudaStreamEndCapture(ctx.stream, &graph) == cudaSuccess);
-        REQUIRE(cudaGraphInstantiate(&instance, graph, 0) == cudaSuccess);
-        cudaGraphDestroy(graph);
-      }
-      REQUIRE(cudaGraphLaunch(instance, ctx.stream) == cudaSuccess);
-    }
-    ctx.synchronise();
-  }
-  if (instance != nullptr) cudaGraphExecDestroy(instance);
-  CHECK(ctx.memory.allocations() + ctx.scratch.allocations() == allocations);
+  repeat(ctx, captured, steps, load, step);
   return {to_host(p.a.value()), to_host(p.b.value()), to_host(p.router.value())};
+}
+
+/// The same for experts of which each is a network.
+weights train_ffn(bool captured, int steps) {
+  context<gpu> ctx;
+  constexpr index hidden = 24, experts = 5;
+  const fused_moe_ffn<top_k<gate::renormalised>, S> layer{{2}, hidden, experts};
+  generator random(1);
+  const auto bank =
+      to_device<gpu>(batch_of(-1).view().row_range(0, experts * hidden).col_range(0, inputs));
+  auto p = layer.init(ctx, std::as_const(bank).view(), std::as_const(bank).view(),
+                      std::as_const(bank).view(), random);
+  layer.train_experts(ctx, p);
+  matrix<S, gpu> x(tokens, inputs), dy(tokens, inputs), y(tokens, inputs), dx(tokens, inputs);
+  parameter_group<float, gpu> group{.learning_rate = 0.01};
+  group.add(p);
+  adamw<float, gpu> optimiser({group});
+  const auto step = [&] {
+    const workspace<gpu>::scope scope(ctx.memory);
+    const auto kept = layer.forward(ctx, p, std::as_const(x).view(), y.view(), mode::training);
+    layer.backward(ctx, p, kept, std::as_const(x).view(), std::as_const(dy).view(), dx.view(),
+                   grad_mode::overwrite, mode::training);
+    optimiser.step(ctx);
+    optimiser.zero_grad(ctx);
+    layer.refresh(ctx, p);
+  };
+  const auto load = [&](int i) {
+    const matrix<S, cpu> batch = batch_of(i);
+    to_device<S, gpu>(batch.view().col_range(0, inputs), x.view());
+    to_device<S, gpu>(batch_of(i + 50).view().col_range(0, inputs), dy.view());
+  };
+  repeat(ctx, captured, steps, load, step);
+  return {to_host(p.gate_up.value()), to_host(p.down.value()), to_host(p.router.value())};
 }
 
 }  // namespace
 
 TEST_SUITE("cuda/graph") {
   TEST_CASE("a captured step, replayed on other tokens, does what the step does") {
-    const weights eager = train(false, 5), replayed = train(true, 5);
-    CHECK(support::bit_difference(replayed.a, eager.a) == "");
-    CHECK(support::bit_difference(replayed.b, eager.b) == "");
-    CHECK(support::bit_difference(replayed.router, eager.router) == "");
+    for (const auto run : {train, train_ffn}) {
+      const weights eager = run(false, 5), replayed = run(true, 5);
+      CHECK(support::bit_difference(replayed.a, eager.a) == "");
+      CHECK(support::bit_difference(replayed.b, eager.b) == "");
+      CHECK(support::bit_difference(replayed.router, eager.router) == "");
+    }
   }
 }
 

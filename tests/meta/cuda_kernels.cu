@@ -21,6 +21,19 @@ void fused(talpa::context<gpu>& ctx, const Selector& selector) {
                  talpa::mode::training);
 }
 
+void ffn(talpa::context<gpu>& ctx) {
+  using S = talpa::bfloat16;
+  const talpa::fused_moe_ffn<talpa::top_k<talpa::gate::renormalised>, S> layer{{2}, 64, 8};
+  talpa::generator random(1);
+  const talpa::matrix<S, gpu> bank(8 * 64, 64), x(8, 64);
+  talpa::matrix<S, gpu> y(8, 64), dx(8, 64);
+  auto p = layer.init(ctx, bank.view(), bank.view(), bank.view(), random);
+  layer.train_experts(ctx, p);
+  const auto kept = layer.forward(ctx, p, x.view(), y.view(), talpa::mode::training);
+  layer.backward(ctx, p, kept, x.view(), x.view(), dx.view(), talpa::grad_mode::overwrite,
+                 talpa::mode::training);
+}
+
 template <class T>
 void grouped(talpa::context<gpu>& ctx) {
   using router = talpa::router<talpa::linear_scorer, talpa::top_p<talpa::gate::raw>>;
@@ -51,5 +64,6 @@ int main() {
   talpa::context<gpu> ctx;
   fused(ctx, talpa::top_k<talpa::gate::renormalised>{2});
   fused(ctx, talpa::dynamic_entropy<>{});
+  ffn(ctx);
   grouped<float>(ctx);
 }

@@ -67,6 +67,10 @@ struct float16 {
 template <class T>
 concept storage_scalar = floating<T> || std::same_as<T, bfloat16> || std::same_as<T, float16>;
 
+/// Storage of 16 bits, half a float: what tensor cores multiply.
+template <class T>
+concept half_storage = std::same_as<T, bfloat16> || std::same_as<T, float16>;
+
 /// What sums over stored numbers are formed in: double for double, else float.
 template <storage_scalar T>
 using sum_type = std::conditional_t<std::same_as<T, double>, double, float>;

@@ -26,6 +26,7 @@ struct gather_impl<cpu> {
   template <class T>
   static void combine(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> x,
                       matrix_view<T, cpu> y, grad_mode mode) {
+    static_assert(floating<T>, "talpa: ops::combine adds up halves on a device only");
     detail::parallel_for_blocks(ctx, y.rows, task_rows, [&](index first, index rows, int) {
       for (index n = first; n < first + rows; ++n) {
         T* const to = y.row(n);

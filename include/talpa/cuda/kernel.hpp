@@ -27,7 +27,23 @@
 //   block.shuffle(x, l, lanes)   x of lane l of this warp
 //   block.shuffle_xor(x, d, lanes)   x of the lane whose number differs by the bits d
 //   block.sync_lanes(lanes)      barrier of these lanes, also for what they wrote to memory
+//   block.copy_async(to, from)   16 bytes into shared memory, both aligned to 16. Nobody may look
+//                                before the wait
+//   block.commit_copies()        the copies of this thread so far, since the last call, are a group
+//   block.template wait_copies<Left>()   all but the last Left groups of this thread have arrived
+//   block.template load_fragments<Transposed>(to, line)   four blocks of 8 x 8 numbers of 16 bits
+//                                from shared memory by the lanes of a warp: lane l names line l % 8
+//                                of block l / 8, 8 numbers aligned to 16 bytes. Word i of a lane is
+//                                numbers 2 (l % 4) and the next of line l / 4 of block i; if
+//                                Transposed, number l / 4 of lines 2 (l % 4) and the next
+//   block.template multiply_add<S>(sums, a, b)   sums += a b by the warp on tensor cores: 16 M rows
+//                                and 8 N columns, 16 terms of type S. Fragments have four words:
+//                                lines l / 4 and l / 4 + 8 with terms 2 (l % 4) and the next, then
+//                                the same lines with terms 8 further on; a line is a row of a[M] or
+//                                a column of b[N / 2]. sums[m][n] of a lane: row l / 4 of 16,
+//                                columns 2 (l % 4) and the next of 8; then row l / 4 + 8
 //
+// What needs the lanes of a whole warp (load_fragments, multiply_add) is a collective of all 32.
 // `lanes` are bits: each of these lanes makes the same call, together. No collective stands under a
 // condition on which they may disagree.
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/core/error.hpp>
+#include <talpa/core/half.hpp>
 #include <talpa/core/storage.hpp>
 #include <talpa/cuda/kernel.hpp>
 
@@ -10,6 +11,7 @@
 #include <cstddef>
 #include <cuda_runtime_api.h>
 #include <string>
+#include <type_traits>
 
 namespace talpa::detail {
 
@@ -92,6 +94,74 @@ struct device_block {
   }
   TALPA_HD void sync_lanes(std::uint32_t lanes) const {
     NV_IF_ELSE_TARGET(NV_IS_DEVICE, (__syncwarp(lanes);), (static_cast<void>(lanes);))
+  }
+
+  // What follows needs compute capability 8.0.
+  TALPA_HD void copy_async(void* to, const void* from) const {
+    NV_DISPATCH_TARGET(NV_PROVIDES_SM_80,
+                       (asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                                         static_cast<unsigned>(__cvta_generic_to_shared(to))),
+                                     "l"(__cvta_generic_to_global(from))
+                                     : "memory");),
+                       NV_IS_DEVICE, (__trap();))
+  }
+  TALPA_HD void commit_copies() const {
+    NV_IF_TARGET(NV_PROVIDES_SM_80, (asm volatile("cp.async.commit_group;" ::: "memory");))
+  }
+  template <int Left>
+  TALPA_HD void wait_copies() const {
+    NV_IF_TARGET(NV_PROVIDES_SM_80, (asm volatile("cp.async.wait_group %0;" ::"n"(Left)
+                                                  : "memory");))
+  }
+  template <bool Transposed>
+  TALPA_HD void load_fragments(std::uint32_t (&to)[4], const void* line) const {
+    if constexpr (Transposed) {
+      NV_DISPATCH_TARGET(
+          NV_PROVIDES_SM_80,
+          (asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                        : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                        : "r"(static_cast<unsigned>(__cvta_generic_to_shared(line)))
+                        : "memory");),
+          NV_IS_DEVICE, (__trap();))
+    } else {
+      NV_DISPATCH_TARGET(
+          NV_PROVIDES_SM_80,
+          (asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                        : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                        : "r"(static_cast<unsigned>(__cvta_generic_to_shared(line)))
+                        : "memory");),
+          NV_IS_DEVICE, (__trap();))
+    }
+  }
+  template <class S, int M, int N>
+  TALPA_HD void multiply_add(float (&sums)[M][N][4], const std::uint32_t (&a)[M][4],
+                             const std::uint32_t (&b)[N / 2][4]) const {
+    TALPA_UNROLL
+    for (int m = 0; m < M; ++m) {
+      TALPA_UNROLL
+      for (int n = 0; n < N; ++n) {
+        float(&d)[4] = sums[m][n];
+        const std::uint32_t(&x)[4] = a[m];
+        const std::uint32_t y0 = b[n / 2][n % 2], y1 = b[n / 2][2 + n % 2];
+        if constexpr (std::is_same_v<S, bfloat16>) {
+          NV_DISPATCH_TARGET(
+              NV_PROVIDES_SM_80,
+              (asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+                            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                            : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y0), "r"(y1));),
+              NV_IS_DEVICE, (__trap();))
+        } else {
+          NV_DISPATCH_TARGET(
+              NV_PROVIDES_SM_80,
+              (asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
+                            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                            : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y0), "r"(y1));),
+              NV_IS_DEVICE, (__trap();))
+        }
+      }
+    }
   }
 };
 

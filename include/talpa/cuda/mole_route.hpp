@@ -1,31 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/cuda/quad.hpp>
 #include <talpa/cuda/select.hpp>
 #include <talpa/ops/mole_route.hpp>
 
-#include <cstdint>
-
 namespace talpa::kernels {
-
-/// Four neighbouring numbers, one access to memory.
-template <class T>
-struct alignas(4 * sizeof(T)) quad {
-  T v[4];
-};
-template <class T>
-TALPA_HD quad<T> load_quad(const T* p) {
-  return *reinterpret_cast<const quad<T>*>(p);
-}
-template <class T>
-TALPA_HD void store_quad(T* p, const quad<T>& q) {
-  *reinterpret_cast<quad<T>*>(p) = q;
-}
-/// Whether every fourth number of every row of a view begins a quad.
-template <class T, class B>
-bool holds_quads(const matrix_view<T, B>& m) {
-  return reinterpret_cast<std::uintptr_t>(m.data) % (4 * sizeof(T)) == 0 && m.stride % 4 == 0;
-}
 
 /// Numbers of a row gated in rank space: scale g x of column j, 0 beyond the ranks. An expert that
 /// is off gives 0, whatever x is.

@@ -15,7 +15,8 @@ struct ragged_gemm_impl<B> {
                       vector_view<const index, B> blocks, matrix_view<const T, B> a,
                       matrix_view<const T, B> bank, transpose tb, matrix_view<T, B> c,
                       grad_mode c_mode) {
-    kernels::multiply_slots(ctx, offsets, kernels::unequal_blocks{blocks.data}, a, bank, tb, c,
+    kernels::multiply_slots(ctx, offsets, kernels::unequal_blocks{blocks.data},
+                            kernels::slot_rows<T, B>{a}, bank, tb, c,
                             c_mode == grad_mode::accumulate);
   }
 
@@ -26,8 +27,9 @@ struct ragged_gemm_impl<B> {
                        matrix_view<const T, B> b, std::span<const row_run> runs,
                        matrix_view<T, B> dbank) {
     for (const row_run& run : runs) {
-      kernels::add_slot_products(ctx, offsets, kernels::unequal_blocks{blocks.data}, a, b, run,
-                                 dbank, index{0}, offsets.size - 1);
+      kernels::add_slot_products(ctx, offsets, kernels::unequal_blocks{blocks.data}, a,
+                                 kernels::slot_rows<T, B>{b}, run, dbank, index{0},
+                                 offsets.size - 1);
     }
   }
 };

@@ -4,23 +4,19 @@
 #include <talpa/core/row_run.hpp>
 #include <talpa/core/view.hpp>
 #include <talpa/cuda/kernel.hpp>
+#include <talpa/cuda/quad.hpp>
+#include <talpa/cuda/tensor_tile.hpp>
+#include <talpa/cuda/tile_operand.hpp>
 #include <talpa/ops/gemm.hpp>
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 
 // Products of the slots of each expert with its block of a stacked bank. Where the slots of an
 // expert begin only the device knows, so each block of threads finds its expert from the offsets.
 
 namespace talpa::kernels {
-
-/// Element (i, k) of an operand is data[i * outer_step + k * inner_step], i < outer; one of the
-/// steps is 1.
-template <class T>
-struct tile_operand {
-  const T* data;
-  index outer_step, inner_step, outer;
-};
 
 /// A tile [M, N] of a product by a block of 256 threads, through shared memory K terms at a time;
 /// 4 x 4 sums a thread. Of narrow tiles several groups of threads sum every so many-th term each,
@@ -30,17 +26,17 @@ struct product_tile {
   static constexpr int threads = 256, m = M, n = N;
 
   static constexpr std::size_t shared_bytes() {
-    const std::size_t slabs = sizeof(quad) * K * a_stride + sizeof(T) * K * b_stride;
+    const std::size_t slabs = sizeof(sum_quad) * K * a_stride + sizeof(T) * K * b_stride;
     return std::max(slabs, sizeof(T) * (groups - 1) * M * N);
   }
 
-  /// put(m, n, sum over k < inner of a(m, k) b(n, k)) for m < M, n < N inside both operands. All
-  /// threads of the block call it together.
+  /// put(m, n, sum over k < inner of a(m, k) b(n, k)) for m < M, n < N inside both operands, whose
+  /// rows stand in order. All threads of the block call it together.
   template <class Block, class Put>
   TALPA_HD static void run(Block& block, const tile_operand<T>& a, const tile_operand<T>& b,
-                           index inner, Put put) {
-    quad* const as = block.template shared<quad>();         // [K, M / 4]
-    T* const bs = reinterpret_cast<T*>(as + K * a_stride);  // [K, N]
+                           index inner, const Put& put) {
+    sum_quad* const as = block.template shared<sum_quad>();  // [K, M / 4]
+    T* const bs = reinterpret_cast<T*>(as + K * a_stride);   // [K, N]
     const int thread = block.thread();
     const int group = thread / group_threads, inside = thread % group_threads;
     const int row = inside / columns, col = inside % columns;
@@ -65,7 +61,7 @@ struct product_tile {
       of_b.fetch(left - K, next_b);
       TALPA_UNROLL
       for (int k = 0; k < K; k += groups) {
-        const quad x = as[(k + group) * a_stride + row];
+        const sum_quad x = as[(k + group) * a_stride + row];
         TALPA_UNROLL
         for (int j = 0; j < 4; ++j) {
           const T y = bs[(k + group) * b_stride + col + j * columns];
@@ -104,7 +100,7 @@ struct product_tile {
 
  private:
   /// Four neighbours, read from shared memory at once.
-  struct alignas(16) quad {
+  struct alignas(16) sum_quad {
     T values[4];
   };
   // One more a row keeps threads that store neighbours of k off each other's banks.
@@ -148,15 +144,58 @@ struct product_tile {
   };
 };
 
-/// f(tile) with the tile for products of which one side has `narrow` elements.
-template <class T, class F>
+/// f(tile) with the tile for products of which one side has `narrow` elements. AlongA, AlongB: as
+/// tensor_tile says; tiles of whole numbers find out themselves.
+template <class S, bool AlongA, bool AlongB, class F>
 void with_product_tile(index narrow, F f) {
-  if (narrow <= 16) {
-    f(product_tile<T, 64, 16, 32>{});
+  if constexpr (half_storage<S>) {
+    if (narrow <= 32) {
+      f(tensor_tile<S, 128, 32, AlongA, AlongB>{});
+    } else {
+      f(tensor_tile<S, 128, 128, AlongA, AlongB>{});
+    }
+  } else if (narrow <= 16) {
+    f(product_tile<S, 64, 16, 32>{});
   } else {
-    f(product_tile<T, 64, 64, 16>{});
+    f(product_tile<S, 64, 64, 16>{});
   }
 }
+
+/// Puts sums into a block of c, or adds them to what is there. With Turned rows of the tile are
+/// columns of c.
+template <class C, class Sum, bool Turned>
+struct block_writer {
+  C* c;  // element (0, 0) of the block
+  index stride;
+  bool keeps, quads;
+
+  template <class B>
+  TALPA_HD block_writer(matrix_view<C, B> of, index row, index col, bool keeps_)
+      : c(of.row(row) + col),
+        stride(of.stride),
+        keeps(keeps_),
+        quads(stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(c) % (4 * sizeof(C)) == 0) {}
+
+  TALPA_HD void operator()(int m, int n, Sum sum) const {
+    C& to = Turned ? c[n * stride + m] : c[m * stride + n];
+    to = static_cast<C>(keeps ? static_cast<Sum>(to) + sum : sum);
+  }
+  TALPA_HD void four(int m, int n, const quad<Sum>& sums) const {
+    if (Turned || !quads) {
+      TALPA_UNROLL
+      for (int j = 0; j < 4; ++j) (*this)(m, n + j, sums.v[j]);
+      return;
+    }
+    C* const to = c + m * stride + n;
+    quad<C> result{};
+    if (keeps) result = load_quad(to);
+    TALPA_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      result.v[j] = static_cast<C>(keeps ? static_cast<Sum>(result.v[j]) + sums.v[j] : sums.v[j]);
+    }
+    store_quad(to, result);
+  }
+};
 
 /// Bank rows of group e, all groups alike.
 struct equal_blocks {
@@ -169,16 +208,35 @@ struct unequal_blocks {
   TALPA_HD index first(index e) const { return starts[e]; }
 };
 
+/// Rows of a matrix by slot: slot s is row rows[s], or row s where there are no `rows`.
+template <class S, class B>
+struct slot_rows {
+  matrix_view<const S, B> of;
+  const std::int32_t* rows = nullptr;
+
+  /// Operand whose rows are the slots from `first` on, as outer or as inner dimension; from column
+  /// `col`.
+  TALPA_HD tile_operand<S> outer(index first, index slots) const {
+    if (rows == nullptr) return {of.row(first), of.stride, 1, slots};
+    return {of.data, of.stride, 1, slots, rows + first};
+  }
+  TALPA_HD tile_operand<S> inner(index first, index col, index cols) const {
+    if (rows == nullptr) return {of.row(first) + col, 1, of.stride, cols};
+    return {of.data + col, 1, of.stride, cols, rows + first};
+  }
+};
+
 /// c_s (+)= a_s op(block of its group). The tiles of group e are those from offsets[e] / M + e on:
 /// its slots need no more of them than lie in front of those of group e + 1. So S / M + E tiles
 /// suffice, and the group of one is found by bisection.
-template <class T, class B, class Blocks, class Tile>
+template <class S, class C, class B, class Blocks, class Tile>
 struct slot_product {
   vector_view<const index, B> offsets;
   Blocks blocks;
-  matrix_view<const T, B> a, bank;
+  slot_rows<S, B> a;
+  matrix_view<const S, B> bank;
   bool transposed;
-  matrix_view<T, B> c;
+  matrix_view<C, B> c;
   bool keeps;
   index column_tiles;
 
@@ -192,48 +250,50 @@ struct slot_product {
       (offsets[middle] / Tile::m + middle <= tile ? e : beyond) = middle;
     }
     const index first = offsets[e] + (tile - offsets[e] / Tile::m - e) * Tile::m;
-    const index last = offsets[e + 1] < a.rows ? offsets[e + 1] : a.rows;
+    const index last = offsets[e + 1] < c.rows ? offsets[e + 1] : c.rows;
     const index bank_row = blocks.first(e), rows = blocks.first(e + 1) - bank_row;
     const index outer = transposed ? rows : bank.cols;
     if (first >= last || col >= outer) return;
-    const tile_operand<T> left{a.row(first), a.stride, 1, last - first};
-    const tile_operand<T> right{transposed ? bank.row(bank_row + col) : bank.row(bank_row) + col,
+    const tile_operand<S> right{transposed ? bank.row(bank_row + col) : bank.row(bank_row) + col,
                                 transposed ? bank.stride : 1, transposed ? 1 : bank.stride,
                                 outer - col};
-    Tile::run(block, left, right, transposed ? bank.cols : rows, [&](int m, int n, T sum) {
-      T& to = c(first + m, col + n);
-      to = keeps ? to + sum : sum;
-    });
+    Tile::run(block, a.outer(first, last - first), right, transposed ? bank.cols : rows,
+              block_writer<C, sum_type<S>, false>(c, first, col, keeps));
   }
 };
 
-template <class T, class B, class Blocks>
+template <class S, class C, class B, class Blocks>
 void multiply_slots(context<B>& ctx, vector_view<const index, B> offsets, const Blocks& blocks,
-                    matrix_view<const T, B> a, matrix_view<const T, B> bank, transpose tb,
-                    matrix_view<T, B> c, bool keeps) {
+                    const slot_rows<S, B>& a, matrix_view<const S, B> bank, transpose tb,
+                    matrix_view<C, B> c, bool keeps) {
   if (c.empty() || offsets.size < 2) return;
-  with_product_tile<T>(c.cols, [&](auto tile) {
+  const auto run = [&](auto tile) {
     using tile_type = decltype(tile);
     const index row_tiles = c.rows / tile_type::m + offsets.size - 1;
     const index column_tiles = ceil_div(c.cols, tile_type::n);
     detail::launch<tile_type::threads>(
         ctx, row_tiles * column_tiles, tile_type::shared_bytes(),
-        slot_product<T, B, Blocks, tile_type>{offsets, blocks, a, bank, tb == transpose::yes, c,
-                                              keeps, column_tiles});
-  });
+        slot_product<S, C, B, Blocks, tile_type>{offsets, blocks, a, bank, tb == transpose::yes, c,
+                                                 keeps, column_tiles});
+  };
+  if (tb == transpose::yes) {
+    with_product_tile<S, true, true>(c.cols, run);
+  } else {
+    with_product_tile<S, true, false>(c.cols, run);
+  }
 }
 
-/// Rows of `run` of the bank's gradient += a_e^T b_e, the slots of a group in order; `turned` puts
-/// the columns of b on the long side of a tile.
-template <class T, class B, class Blocks, class Tile>
+/// Rows of `run` of the bank's gradient += a_e^T b_e, the slots of a group in order; with Turned
+/// the columns of b are on the long side of a tile.
+template <class S, class B, class Blocks, class Tile, bool Turned>
 struct slot_product_gradient {
   vector_view<const index, B> offsets;
   Blocks blocks;
-  matrix_view<const T, B> a, b;
+  matrix_view<const S, B> a;
+  slot_rows<S, B> b;
   row_run run;
-  matrix_view<T, B> dbank;
+  matrix_view<sum_type<S>, B> dbank;
   index first_group;
-  bool turned;
   index row_tiles, column_tiles;
 
   template <class Block>
@@ -242,42 +302,36 @@ struct slot_product_gradient {
     const index e = first_group + block.index() / (row_tiles * column_tiles);
     const index begin = blocks.first(e), end = blocks.first(e + 1);
     const index from = (begin > run.first ? begin : run.first) +
-                       tile / column_tiles * (turned ? Tile::n : Tile::m);
+                       tile / column_tiles * (Turned ? Tile::n : Tile::m);
     const index to = end < run.first + run.rows ? end : run.first + run.rows;
-    const index col = tile % column_tiles * (turned ? Tile::m : Tile::n);
+    const index col = tile % column_tiles * (Turned ? Tile::m : Tile::n);
     // No further than the rows there are, whatever the routing counted.
     const index last = offsets[e + 1] < a.rows ? offsets[e + 1] : a.rows;
     const index first = offsets[e], slots = last - first;
     if (from >= to || slots <= 0) return;
-    const T* const of_a = a.row(first) + (from - begin);
-    const T* const of_b = b.row(first) + col;
-    const index rows = to - from, cols = b.cols - col;
-    const tile_operand<T> left{turned ? of_b : of_a, 1, turned ? b.stride : a.stride,
-                               turned ? cols : rows};
-    const tile_operand<T> right{turned ? of_a : of_b, 1, turned ? a.stride : b.stride,
-                                turned ? rows : cols};
-    const index grad_row = run.grad_first + from - run.first;
-    Tile::run(block, left, right, slots, [&](int m, int n, T sum) {
-      dbank(grad_row + (turned ? n : m), col + (turned ? m : n)) += sum;
-    });
+    const tile_operand<S> of_a{a.row(first) + (from - begin), 1, a.stride, to - from};
+    const tile_operand<S> of_b = b.inner(first, col, b.of.cols - col);
+    Tile::run(block, Turned ? of_b : of_a, Turned ? of_a : of_b, slots,
+              block_writer<sum_type<S>, sum_type<S>, Turned>(
+                  dbank, run.grad_first + from - run.first, col, true));
   }
 };
 
 /// For the groups [first_group, first_group + groups), of which each has at most a.cols rows.
-template <class T, class B, class Blocks>
+template <class S, class B, class Blocks>
 void add_slot_products(context<B>& ctx, vector_view<const index, B> offsets, const Blocks& blocks,
-                       matrix_view<const T, B> a, matrix_view<const T, B> b, const row_run& run,
-                       matrix_view<T, B> dbank, index first_group, index groups) {
-  if (run.rows == 0 || b.empty() || a.cols == 0) return;
-  with_product_tile<T>(a.cols, [&](auto tile) {
+                       matrix_view<const S, B> a, const slot_rows<S, B>& b, const row_run& run,
+                       matrix_view<sum_type<S>, B> dbank, index first_group, index groups) {
+  if (run.rows == 0 || dbank.empty() || a.empty()) return;
+  with_product_tile<S, false, false>(a.cols, [&](auto tile) {
     using tile_type = decltype(tile);
-    const bool turned = tile_type::n < tile_type::m;
+    constexpr bool turned = tile_type::n < tile_type::m;
     const index row_tiles = ceil_div(a.cols, turned ? tile_type::n : tile_type::m);
-    const index column_tiles = ceil_div(b.cols, turned ? tile_type::m : tile_type::n);
+    const index column_tiles = ceil_div(b.of.cols, turned ? tile_type::m : tile_type::n);
     detail::launch<tile_type::threads>(
         ctx, groups * row_tiles * column_tiles, tile_type::shared_bytes(),
-        slot_product_gradient<T, B, Blocks, tile_type>{
-            offsets, blocks, a, b, run, dbank, first_group, turned, row_tiles, column_tiles});
+        slot_product_gradient<S, B, Blocks, tile_type, turned>{
+            offsets, blocks, a, b, run, dbank, first_group, row_tiles, column_tiles});
   });
 }
 

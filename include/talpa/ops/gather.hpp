@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/core/half.hpp>
 #include <talpa/ops/segments.hpp>
 
 namespace talpa::ops {
@@ -34,10 +35,11 @@ void gather(context<B>& ctx, const segments<B>& s, input<T, B> x, matrix_view<T,
 /// Backward: dx[s] = dy[token_of_slot[s]], which is gather.
 /// Shapes: x [S, D] with S the capacity of `s`, y [N, D].
 /// Edges: a token without slots gets zero (overwrite) or keeps what it had (accumulate).
+/// Halves are added up in float and rounded once, on a device.
 /// Cost: reads S D, writes N D elements; no atomics.
 /// Determinism: one fixed order of additions a token; same bits for any number of threads.
 /// Throws: shape_error.
-template <class B, floating T>
+template <class B, storage_scalar T>
 void combine(context<B>& ctx, const segments<B>& s, input<T, B> x, matrix_view<T, B> y,
              grad_mode mode) {
   check_shape("ops::combine", "x", x, s.capacity(), x.cols, "places for slots, any width");

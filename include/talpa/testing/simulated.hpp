@@ -11,6 +11,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -211,7 +212,72 @@ class simulated_block {
     return bits;
   }
 
+  /// Nothing arrives before the wait.
+  void copy_async(void* to, const void* from) const { copies_.push_back({to, from, groups_}); }
+  void commit_copies() const { ++groups_; }
+  template <int Left>
+  void wait_copies() const {
+    std::size_t done = 0;
+    for (; done < copies_.size() && copies_[done].group < groups_ - Left; ++done) {
+      std::memcpy(copies_[done].to, copies_[done].from, 16);
+    }
+    copies_.erase(copies_.begin(), copies_.begin() + static_cast<std::ptrdiff_t>(done));
+  }
+  template <bool Transposed>
+  void load_fragments(std::uint32_t (&to)[4], const void* line) const {
+    const std::uint64_t* const lines =
+        own_warp().show(thread_ % 32, reinterpret_cast<std::uintptr_t>(line), whole_warp);
+    const int g = thread_ % 32 / 4, t = thread_ % 4;
+    for (int i = 0; i < 4; ++i) {
+      std::uint16_t pair[2];
+      for (int j = 0; j < 2; ++j) {
+        const int row = Transposed ? 2 * t + j : g, column = Transposed ? g : 2 * t + j;
+        pair[j] = reinterpret_cast<const std::uint16_t*>(lines[8 * i + row])[column];
+      }
+      std::memcpy(&to[i], pair, sizeof(pair));
+    }
+  }
+  template <class S, int M, int N>
+  void multiply_add(float (&sums)[M][N][4], const std::uint32_t (&a)[M][4],
+                    const std::uint32_t (&b)[N / 2][4]) const {
+    struct fragments {
+      const std::uint32_t (*a)[4];
+      const std::uint32_t (*b)[4];
+    };
+    const fragments mine{a, b};
+    const std::uint64_t* const lanes =
+        own_warp().show(thread_ % 32, reinterpret_cast<std::uintptr_t>(&mine), whole_warp);
+    const auto of = [&](int lane) { return *reinterpret_cast<const fragments*>(lanes[lane]); };
+    const int g = thread_ % 32 / 4, t = thread_ % 4;
+    // Term k of line `line` of 16, from the lane that holds it.
+    const auto term = [&](const std::uint32_t(*x)[4], int line, int k) {
+      const std::uint32_t word = x[0][(line / 8) + k / 8 * 2];
+      const auto half = static_cast<std::uint16_t>(word >> (k % 2 * 16));
+      return static_cast<float>(__builtin_bit_cast(S, half));
+    };
+    for (int m = 0; m < M; ++m) {
+      for (int n = 0; n < N; ++n) {
+        for (int i = 0; i < 4; ++i) {
+          const int row = g + i / 2 * 8, column = n % 2 * 8 + 2 * t + i % 2;
+          for (int k = 0; k < 16; ++k) {
+            const int owner = k % 8 / 2;
+            sums[m][n][i] += term(of(row % 8 * 4 + owner).a + m, row, k) *
+                             term(of(column % 8 * 4 + owner).b + n / 2, column, k);
+          }
+        }
+      }
+    }
+    sync_lanes(whole_warp);  // the fragments of others are read
+  }
+
  private:
+  static constexpr std::uint32_t whole_warp = 0xffffffffu;
+  struct copy {
+    void* to;
+    const void* from;
+    int group;
+  };
+
   simulated_block_state::warp& own_warp() const {
     return state_.warps[static_cast<std::size_t>(thread_ / 32)];
   }
@@ -219,6 +285,8 @@ class simulated_block {
   simulated_block_state& state_;
   int thread_;
   talpa::index block_, count_;
+  mutable std::vector<copy> copies_;
+  mutable int groups_ = 0;
 };
 
 template <>

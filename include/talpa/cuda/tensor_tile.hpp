@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <talpa/core/half.hpp>
+#include <talpa/core/view.hpp>
+#include <talpa/cuda/kernel.hpp>
+#include <talpa/cuda/quad.hpp>
+#include <talpa/cuda/tile_operand.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace talpa::kernels {
+
+/// `depth` terms of Size rows of a left operand, or columns of a right one, in shared memory: lines
+/// of chunks of 8 neighbours, 16 bytes. With Along a line is a row with its terms; without it is a
+/// term with all rows. The order of the chunks in a line depends on the line so that eight lines of
+/// a block of fragments lie in different banks.
+template <class S, int Size, bool Along>
+struct operand_slab {
+  static constexpr int depth = 32;
+  static constexpr int line_chunks = (Along ? depth : Size) / 8;
+  static constexpr int lines = Along ? Size : depth;
+  static constexpr int size = Size * depth;  // numbers
+  static_assert(line_chunks == 4 || line_chunks % 8 == 0);
+
+  /// Where a chunk begins.
+  TALPA_HD static int place(int line, int chunk) {
+    return 8 * (line * line_chunks + (chunk ^ (line_chunks == 4 ? line / 2 % 4 : line % 8)));
+  }
+
+  /// Fragments of rows `outer` .. outer + 15 and terms `term` .. term + 15.
+  template <class Block>
+  TALPA_HD static void load(const Block& block, const S* slab, int outer, int term,
+                            std::uint32_t (&to)[4]) {
+    const int lane = block.thread() % 32;
+    if constexpr (Along) {
+      block.template load_fragments<false>(to,
+                                           slab + place(outer + lane % 16, term / 8 + lane / 16));
+    } else {
+      block.template load_fragments<true>(
+          to, slab + place(term + lane / 16 * 8 + lane % 8, outer / 8 + lane / 8 % 2));
+    }
+  }
+};
+
+/// What a thread copies of an operand, slab after slab from the first term on: the chunks of one
+/// column of a slab, `apart` lines from each other.
+template <class S, int Size, bool Along, int Threads>
+class slab_reader {
+  using slab_type = operand_slab<S, Size, Along>;
+  static constexpr int depth = slab_type::depth;
+  static constexpr int apart = Threads / slab_type::line_chunks;
+  static constexpr int count = slab_type::lines / apart;
+  // So the order of the chunks in a line is the same for all of them.
+  static_assert(slab_type::lines % apart == 0 && apart % 8 == 0);
+
+ public:
+  TALPA_HD slab_reader(const tile_operand<S>& o, index inner, int thread)
+      : data_(o.data),
+        rows_(o.rows),
+        step_(Along ? o.outer_step : o.inner_step),
+        left_(static_cast<int>(inner)),
+        line_(thread / slab_type::line_chunks),
+        chunk_(thread % slab_type::line_chunks),
+        place_(slab_type::place(line_, chunk_)) {
+    const int outer = o.outer < Size ? static_cast<int>(o.outer) : Size;
+    aligned_ = step_ % 8 == 0 && reinterpret_cast<std::uintptr_t>(data_) % 16 == 0;
+    if constexpr (Along) {
+      // Sums of rows that do not exist go nowhere, so that any numbers do for their terms.
+      TALPA_UNROLL
+      for (int i = 0; i < count; ++i) {
+        const int line = line_ + i * apart;
+        from_[i] = data_ + o.row(line < outer ? line : 0) * step_ + 8 * chunk_;
+      }
+      across_ = 8;
+    } else {
+      across_ = outer - 8 * chunk_;
+      if (across_ <= 0) {
+        chunk_ = 0;
+        across_ = outer < 8 ? outer : 8;
+      }
+      find_rows();
+    }
+    whole_ = aligned_ && across_ >= 8;
+  }
+
+  /// Copies the next slab; zeros for terms that do not exist.
+  template <class Block>
+  TALPA_HD void copy(const Block& block, S* slab) {
+    S* const to = slab + place_;
+    if (whole_ && left_ >= depth) {
+      TALPA_UNROLL
+      for (int i = 0; i < count; ++i) block.copy_async(to + i * place_step, from_[i]);
+    } else {
+      TALPA_UNROLL
+      for (int i = 0; i < count; ++i) copy_some(block, to + i * place_step, i);
+    }
+    left_ -= depth;
+    if constexpr (Along) {
+      TALPA_UNROLL
+      for (int i = 0; i < count; ++i) from_[i] += depth;
+    } else {
+      data_ += rows_ == nullptr ? depth * step_ : 0;
+      rows_ += rows_ == nullptr ? 0 : depth;
+      find_rows();
+    }
+  }
+
+ private:
+  static constexpr int place_step = apart * slab_type::line_chunks * 8;
+
+  /// Where the terms of the next slab stand, found one slab ahead.
+  TALPA_HD void find_rows() {
+    TALPA_UNROLL
+    for (int i = 0; i < count; ++i) {
+      const int line = line_ + i * apart;
+      if (line < left_) {
+        const index row = rows_ == nullptr ? index{line} : index{rows_[line]};
+        from_[i] = data_ + row * step_ + 8 * chunk_;
+      }
+    }
+  }
+  template <class Block>
+  TALPA_HD void copy_some(const Block& block, S* to, int i) const {
+    int numbers = Along ? left_ - 8 * chunk_ : line_ + i * apart < left_ ? across_ : 0;
+    if (aligned_ && numbers >= 8) {
+      block.copy_async(to, from_[i]);
+    } else {
+      for (int j = 0; j < 8; ++j) to[j] = j < numbers ? from_[i][j] : static_cast<S>(0.0f);
+    }
+  }
+
+  const S* data_;
+  const std::int32_t* rows_;
+  index step_;
+  int left_;  // terms
+  int line_, chunk_, place_;
+  int across_;  // numbers from the chunk's first on, with rows beside each other
+  bool aligned_, whole_;
+  const S* from_[count];
+};
+
+/// A tile [M, N] of a product on tensor cores, with sums in float, by a block of four or eight
+/// warps. Slabs of the operands travel to shared memory while earlier ones are multiplied; the sums
+/// go out through shared memory, so that neighbours leave together. AlongA, AlongB: whether the
+/// terms of a row of a, of a column of b, are neighbours, else rows or columns are.
+template <half_storage S, int M, int N, bool AlongA, bool AlongB>
+struct tensor_tile {
+  static constexpr int threads = M * N > 128 * 128 ? 256 : 128, m = M, n = N;
+
+  static constexpr std::size_t shared_bytes() {
+    return std::max(sizeof(S) * stages * stage_size, sizeof(float) * M * sum_stride);
+  }
+
+  /// put(m, n, sum over k < inner of a(m, k) b(n, k)) for m < M, n < N inside both operands, or
+  /// put.four(m, n, sums) for columns n .. n + 3. All threads of the block call it together.
+  template <class Block, class Put>
+  TALPA_HD static void run(Block& block, const tile_operand<S>& a, const tile_operand<S>& b,
+                           index inner, const Put& put) {
+    S* const slabs = block.template shared<S>();
+    const int thread = block.thread();
+    const int row = thread / 32 / warp_columns * warp_m,
+              column = thread / 32 % warp_columns * warp_n;
+    const int count = static_cast<int>((inner + depth - 1) / depth);
+    slab_reader<S, M, AlongA, threads> of_a(a, inner, thread);
+    slab_reader<S, N, AlongB, threads> of_b(b, inner, thread);
+    const auto copy = [&](int slab) {
+      if (slab < count) {
+        S* const to = slabs + slab % stages * stage_size;
+        of_a.copy(block, to);
+        of_b.copy(block, to + slab_a::size);
+      }
+      block.commit_copies();
+    };
+    float sums[warp_m / 16][warp_n / 8][4] = {};
+    TALPA_UNROLL
+    for (int slab = 0; slab < stages - 1; ++slab) copy(slab);
+    for (int slab = 0; slab < count; ++slab) {
+      block.template wait_copies<stages - 2>();
+      block.sync();  // this slab is there for all, and nobody reads the one before
+      copy(slab + stages - 1);
+      const S* const here = slabs + slab % stages * stage_size;
+      TALPA_UNROLL
+      for (int term = 0; term < depth; term += 16) {
+        std::uint32_t x[warp_m / 16][4], y[warp_n / 16][4];
+        TALPA_UNROLL
+        for (int i = 0; i < warp_m / 16; ++i) {
+          slab_a::load(block, here, row + 16 * i, term, x[i]);
+        }
+        TALPA_UNROLL
+        for (int j = 0; j < warp_n / 16; ++j) {
+          slab_b::load(block, here + slab_a::size, column + 16 * j, term, y[j]);
+        }
+        block.template multiply_add<S>(sums, x, y);
+      }
+    }
+    block.sync();                                       // the slabs have served
+    float* const out = block.template shared<float>();  // [M, N]
+    const int lane = thread % 32;
+    TALPA_UNROLL
+    for (int i = 0; i < warp_m / 16; ++i) {
+      TALPA_UNROLL
+      for (int j = 0; j < warp_n / 8; ++j) {
+        float* const to =
+            out + (row + 16 * i + lane / 4) * sum_stride + column + 8 * j + lane % 4 * 2;
+        to[0] = sums[i][j][0];
+        to[1] = sums[i][j][1];
+        to[8 * sum_stride] = sums[i][j][2];
+        to[8 * sum_stride + 1] = sums[i][j][3];
+      }
+    }
+    block.sync();
+    for (int i = thread; i < M * (N / 4); i += threads) {
+      const int to_m = i / (N / 4), to_n = i % (N / 4) * 4;
+      if (to_m >= a.outer) break;
+      const quad<float> four = load_quad(out + to_m * sum_stride + to_n);
+      if (to_n + 3 < b.outer) {
+        put.four(to_m, to_n, four);
+      } else {
+        TALPA_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          if (to_n + j < b.outer) put(to_m, to_n + j, four.v[j]);
+        }
+      }
+    }
+  }
+
+ private:
+  using slab_a = operand_slab<S, M, AlongA>;
+  using slab_b = operand_slab<S, N, AlongB>;
+  static constexpr int depth = slab_a::depth, stages = 4, stage_size = slab_a::size + slab_b::size;
+  // A warp takes a square where both sides are long.
+  static constexpr int warp_columns = N >= 64 ? 2 : 1, warp_n = N / warp_columns,
+                       warp_m = M * warp_columns * 32 / threads;
+  static_assert(warp_m % 16 == 0 && warp_n % 16 == 0);
+  // Eight more a row: the four rows of a half warp lie in different banks.
+  static constexpr int sum_stride = N + 8;
+};
+
+}  // namespace talpa::kernels

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "products.hpp"
+#include "support/parity.hpp"
+#include "support/stored.hpp"
+
+#include <talpa/cpu/add.hpp>
+#include <talpa/cpu/bias.hpp>
+#include <talpa/cpu/copy.hpp>
+#include <talpa/cpu/dropout.hpp>
+#include <talpa/cpu/fill.hpp>
+#include <talpa/cpu/gated_activation.hpp>
+#include <talpa/cpu/gather.hpp>
+#include <talpa/cpu/gemm.hpp>
+#include <talpa/cpu/grouped_gemm.hpp>
+#include <talpa/cpu/rank_gate.hpp>
+#include <talpa/cpu/reduce.hpp>
+#include <talpa/cpu/scale.hpp>
+#include <talpa/cpu/segments.hpp>
+#include <talpa/cpu/select.hpp>
+#include <talpa/cuda/add.hpp>
+#include <talpa/cuda/convert.hpp>
+#include <talpa/cuda/gather.hpp>
+#include <talpa/cuda/grouped_gemm.hpp>
+#include <talpa/cuda/segments.hpp>
+#include <talpa/cuda/select.hpp>
+#include <talpa/cuda/slot_glu.hpp>
+#include <talpa/layers/fused_moe_ffn.hpp>
+#include <talpa/layers/moe_ffn.hpp>
+#include <talpa/scorers/linear_scorer.hpp>
+#include <talpa/selectors/dynamic_entropy.hpp>
+#include <talpa/selectors/top_k.hpp>
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace talpa::fused_moe_ffn_test {
+using support::device;
+using support::random_stored;
+using support::whole;
+
+namespace {
+
+using renormalised = top_k<gate::renormalised>;
+
+struct sizes {
+  index tokens, features, hidden, experts;
+};
+
+/// Which experts have master weights.
+enum class training { none, some, all };
+
+/// One forward and backward on the device, and moe_ffn of the host in double with the same weights
+/// and the mask of the device.
+template <class S, class Selector>
+void compare(const Selector& selector, const sizes& z, training which) {
+  CAPTURE(z.tokens);
+  CAPTURE(z.experts);
+  support::test_random random(11);
+  generator numbers(7), other(7);
+  context<device> ctx;
+  const fused_moe_ffn<Selector, S> layer{selector, z.hidden, z.experts};
+  const index rows = z.experts * z.hidden;
+  const auto gate = random_stored<S>(random, rows, z.features, 0.3);
+  const auto up = random_stored<S>(random, rows, z.features, 0.3);
+  const auto down = random_stored<S>(random, rows, z.features, 0.3);
+  const auto on = [](const matrix<S, cpu>& m) { return to_device<device>(m.view()); };
+  const auto gate_on = on(gate), up_on = on(up), down_on = on(down);
+  auto p = layer.init(ctx, gate_on.view(), up_on.view(), down_on.view(), numbers, "ffn.");
+  const std::vector<index> last{z.experts - 1};
+  if (which == training::all) layer.train_experts(ctx, p);
+  if (which == training::some) layer.train_experts(ctx, p, last);
+  layer.refresh(ctx, p);  // rounds numbers that have been rounded before
+  CHECK(p.router.name() == "ffn.router.weight");
+  CHECK(p.down.name() == "ffn.expert.down");
+
+  const auto x = random_stored<S>(random, z.tokens, z.features);
+  const auto dy = random_stored<S>(random, z.tokens, z.features);
+  const auto x_on = on(x), dy_on = on(dy);
+  matrix<std::uint8_t, cpu> real(1, z.tokens);
+  for (index n = 0; n < z.tokens; ++n) real(0, n) = n % 5 == 3 ? 0 : 1;
+  const auto real_on = to_device<device>(real.view());
+  matrix<S, device> y(z.tokens, z.features), dx(z.tokens, z.features);
+  const auto kept =
+      layer.forward(ctx, p, x_on.view(), y.view(), mode::training, {real_on.data(), z.tokens});
+  CHECK(ctx.memory.used() <= layer.template saved_bytes<device>(z.tokens));
+  layer.backward(ctx, p, kept, x_on.view(), dy_on.view(), dx.view(), grad_mode::overwrite,
+                 mode::training);
+  ctx.synchronise();
+  const auto mask = to_host(kept.mask);
+
+  using slow = moe_ffn<router<linear_scorer, Selector>, swiglu>;
+  const slow reference{
+      .router = {{}, selector}, .expert = {.hidden = z.hidden}, .experts = z.experts};
+  context<cpu> host(1);
+  auto q = reference.template init<double, cpu>(z.features, other);
+  const auto set = [](parameter<double, cpu>& to, const matrix<double, cpu>& from) {
+    for (index i = 0; i < from.size(); ++i) to.value().data[i] = from.data()[i];
+  };
+  set(q.expert.gate, whole<S>(gate.view()));
+  set(q.expert.up, whole<S>(up.view()));
+  set(q.expert.down, whole<S>(down.view()));
+  set(q.router.scorer.weight, whole<S>(to_host(std::as_const(p.router_stored).view()).view()));
+  if (which == training::some) reference.expert.train_experts(q.expert, last);
+  const auto xd = whole<S>(x.view()), dyd = whole<S>(dy.view());
+  matrix<double, cpu> yd(z.tokens, z.features), dxd(z.tokens, z.features);
+  batch_info<double, cpu> batch;
+  batch.replay = mask.view();
+  batch.padding_mask = {real.data(), z.tokens};
+  const auto keptd = reference.forward(host, q, xd, yd.view(), mode::training, batch);
+  reference.backward(host, q, keptd, xd, dyd, dxd.view(), grad_mode::overwrite);
+  if (z.tokens == 0) return;
+
+  // On its way a number is rounded to the storage six times at most (a or b, z, the row of a slot,
+  // of a token; dz, da or db, twice for dx), each time independently of the others.
+  const double limit = std::sqrt(6.0) * support::storage_roundoff<S>();
+  const auto compare_one = [&](const std::string& what, const matrix<double, cpu>& got,
+                               const matrix<double, cpu>& wanted) {
+    CAPTURE(what);
+    CHECK(support::distance(got, wanted) <= limit);
+  };
+  compare_one("y", whole<S>(to_host(std::as_const(y).view()).view()), yd);
+  compare_one("dx", whole<S>(to_host(std::as_const(dx).view()).view()), dxd);
+  compare_one("dWr", support::in_double(to_host(p.router.grad())),
+              matrix<double, cpu>(q.router.scorer.weight.grad()));
+  if (which == training::none) {
+    CHECK(!p.down.exists());
+    return;
+  }
+  compare_one("dD", support::in_double(to_host(p.down.grad())),
+              matrix<double, cpu>(q.expert.down.grad()));
+  const auto both = support::in_double(to_host(p.gate_up.grad()));
+  matrix<double, cpu> wanted(both.rows(), both.cols());
+  const auto dgate = q.expert.gate.grad(), dup = q.expert.up.grad();
+  for (index r = 0; r < dgate.rows; ++r) {
+    const index to = r / z.hidden * 2 * z.hidden + r % z.hidden;
+    for (index c = 0; c < z.features; ++c) {
+      wanted(to, c) = dgate(r, c);
+      wanted(to + z.hidden, c) = dup(r, c);
+    }
+  }
+  compare_one("dG, dU", both, wanted);
+}
+
+}  // namespace
+
+TEST_SUITE("cuda/fused_moe_ffn") {
+  TEST_CASE_TEMPLATE("forward and backward agree with moe_ffn of the host", S, bfloat16, float16) {
+    compare<S>(renormalised{2}, {support::device_size(37, 2049), 24, 40, 5}, training::all);
+    compare<S>(renormalised{1}, {9, 17, 11, 3}, training::some);
+    compare<S>(renormalised{1}, {7, 16, 8, 1}, training::none);
+    compare<S>(renormalised{2}, {0, 16, 16, 4}, training::all);
+  }
+
+  TEST_CASE("a router that sends uncertain tokens to all experts agrees, too") {
+    compare<bfloat16>(dynamic_entropy<>{.threshold = 0.7},
+                      {support::device_size(33, 1025), 32, 24, 6}, training::all);
+  }
+
+  TEST_CASE("what does not fit is refused before any work") {
+    using S = bfloat16;
+    using layer_type = fused_moe_ffn<renormalised, S>;
+    context<device> ctx;
+    generator random(3);
+    const layer_type layer{{2}, 3, 4};
+    const matrix<S, device> bank(12, 8), other(12, 7);
+    CHECK_THROWS_WITH_AS(layer.init(ctx, bank.view(), other.view(), bank.view(), random),
+                         "talpa::fused_moe_ffn: 'up' has shape [12, 7], expected [12, 8] = shape "
+                         "of gate",
+                         shape_error);
+    auto p = layer.init(ctx, bank.view(), bank.view(), bank.view(), random);
+    matrix<S, device> x(3, 8), y(3, 8), wide(3, 9);
+    CHECK_THROWS_WITH_AS(layer.forward(ctx, p, wide.view(), y.view(), mode::training),
+                         "talpa::fused_moe_ffn: 'x' has shape [3, 9], expected [3, 8] = tokens, "
+                         "width of the layer",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(layer.forward(ctx, p, x.view(), wide.view(), mode::training),
+                         "talpa::fused_moe_ffn: 'y' has shape [3, 9], expected [3, 8] = tokens, "
+                         "width of the layer",
+                         shape_error);
+    CHECK(ctx.memory.used() == 0);
+    const auto kept = layer.forward(ctx, p, x.view(), y.view(), mode::training);
+    CHECK_THROWS_WITH_AS(
+        layer.backward(ctx, p, kept, x.view(), wide.view(), {}, grad_mode::ignore, mode::training),
+        "talpa::fused_moe_ffn: 'dy' has shape [3, 9], expected [3, 8] = tokens, "
+        "width of the layer",
+        shape_error);
+    CHECK_THROWS_WITH_AS((layer_type{{2}, 0, 4}).validate(),
+                         "talpa::fused_moe_ffn: 'hidden' is 0, expected >= 1 = neurons of one "
+                         "expert",
+                         value_error);
+    CHECK_THROWS_WITH_AS((layer_type{{2}, 3, 0}).validate(),
+                         "talpa::fused_moe_ffn: 'experts' is 0, expected >= 1 = at least one "
+                         "expert",
+                         value_error);
+  }
+}
+
+}  // namespace talpa::fused_moe_ffn_test
