@@ -48,9 +48,10 @@ struct product_body {
     std::uint32_t x[1][4], y[1][4];
     TALPA_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const int at = (line + i % 2 * 8) * 16 + pair + i / 2 * 8;
-      x[0][i] = a[at].bits | static_cast<std::uint32_t>(a[at + 1].bits) << 16;
-      y[0][i] = b[at].bits | static_cast<std::uint32_t>(b[at + 1].bits) << 16;
+      const int left = (line + i % 2 * 8) * 16 + pair + i / 2 * 8;
+      const int right = (line + i / 2 * 8) * 16 + pair + i % 2 * 8;
+      x[0][i] = a[left].bits | static_cast<std::uint32_t>(a[left + 1].bits) << 16;
+      y[0][i] = b[right].bits | static_cast<std::uint32_t>(b[right + 1].bits) << 16;
     }
     float sums[1][2][4] = {};
     block.template multiply_add<S>(sums, x, y);

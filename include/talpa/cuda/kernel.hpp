@@ -37,11 +37,12 @@
 //                                numbers 2 (l % 4) and the next of line l / 4 of block i; if
 //                                Transposed, number l / 4 of lines 2 (l % 4) and the next
 //   block.template multiply_add<S>(sums, a, b)   sums += a b by the warp on tensor cores: 16 M rows
-//                                and 8 N columns, 16 terms of type S. Fragments have four words:
-//                                lines l / 4 and l / 4 + 8 with terms 2 (l % 4) and the next, then
-//                                the same lines with terms 8 further on; a line is a row of a[M] or
-//                                a column of b[N / 2]. sums[m][n] of a lane: row l / 4 of 16,
-//                                columns 2 (l % 4) and the next of 8; then row l / 4 + 8
+//                                and 8 N columns, 16 terms of type S. Fragments have four words of
+//                                two terms each, 2 (l % 4) and the next. a[M]: row l / 4, row l / 4
+//                                + 8, then the same rows with terms 8 further on. b[N / 2]: column
+//                                l / 4 with these terms, with terms 8 further on, then column l / 4
+//                                + 8 likewise. sums[m][n] of a lane: row l / 4 of 16, columns
+//                                2 (l % 4) and the next of 8; then row l / 4 + 8
 //
 // What needs the lanes of a whole warp (load_fragments, multiply_add) is a collective of all 32.
 // `lanes` are bits: each of these lanes makes the same call, together. No collective stands under a

@@ -101,7 +101,7 @@ struct device_block {
     NV_DISPATCH_TARGET(NV_PROVIDES_SM_80,
                        (asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                                          static_cast<unsigned>(__cvta_generic_to_shared(to))),
-                                     "l"(__cvta_generic_to_global(from))
+                                     "l"(from)
                                      : "memory");),
                        NV_IS_DEVICE, (__trap();))
   }
@@ -142,22 +142,22 @@ struct device_block {
       for (int n = 0; n < N; ++n) {
         float(&d)[4] = sums[m][n];
         const std::uint32_t(&x)[4] = a[m];
-        const std::uint32_t y0 = b[n / 2][n % 2], y1 = b[n / 2][2 + n % 2];
+        const std::uint32_t y0 = b[n / 2][n % 2 * 2], y1 = b[n / 2][n % 2 * 2 + 1];
         if constexpr (std::is_same_v<S, bfloat16>) {
           NV_DISPATCH_TARGET(
               NV_PROVIDES_SM_80,
-              (asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-                            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                            : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y0), "r"(y1));),
+              (asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+                   "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                   : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                   : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y0), "r"(y1));),
               NV_IS_DEVICE, (__trap();))
         } else {
           NV_DISPATCH_TARGET(
               NV_PROVIDES_SM_80,
-              (asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
-                            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                            : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y0), "r"(y1));),
+              (asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
+                   "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                   : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                   : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y0), "r"(y1));),
               NV_IS_DEVICE, (__trap();))
         }
       }

@@ -226,6 +226,20 @@ struct slot_rows {
   }
 };
 
+/// Tile `block` of a grid of tiles: panels of 16 rows of tiles, in a panel column by column, so that
+/// the tiles that run together share rows and columns alike.
+struct tile_place {
+  index row, column;
+
+  TALPA_HD tile_place(index block, index rows, index columns) {
+    constexpr index panel = 16;
+    const index first = block / (panel * columns) * panel;
+    const index height = rows - first < panel ? rows - first : panel;
+    row = first + block % (panel * columns) % height;
+    column = block % (panel * columns) / height;
+  }
+};
+
 /// c_s (+)= a_s op(block of its group). The tiles of group e are those from offsets[e] / M + e on:
 /// its slots need no more of them than lie in front of those of group e + 1. So S / M + E tiles
 /// suffice, and the group of one is found by bisection.
@@ -238,12 +252,12 @@ struct slot_product {
   bool transposed;
   matrix_view<C, B> c;
   bool keeps;
-  index column_tiles;
+  index row_tiles, column_tiles;
 
   template <class Block>
   TALPA_HD void operator()(Block& block) const {
-    const index tile = block.index() / column_tiles;
-    const index col = block.index() % column_tiles * Tile::n;
+    const tile_place place(block.index(), row_tiles, column_tiles);
+    const index tile = place.row, col = place.column * Tile::n;
     index e = 0, beyond = offsets.size - 1;
     while (beyond - e > 1) {
       const index middle = (e + beyond) / 2;
@@ -274,7 +288,7 @@ void multiply_slots(context<B>& ctx, vector_view<const index, B> offsets, const 
     detail::launch<tile_type::threads>(
         ctx, row_tiles * column_tiles, tile_type::shared_bytes(),
         slot_product<S, C, B, Blocks, tile_type>{offsets, blocks, a, bank, tb == transpose::yes, c,
-                                                 keeps, column_tiles});
+                                                 keeps, row_tiles, column_tiles});
   };
   if (tb == transpose::yes) {
     with_product_tile<S, true, true>(c.cols, run);

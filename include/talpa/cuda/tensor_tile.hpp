@@ -30,19 +30,49 @@ struct operand_slab {
     return 8 * (line * line_chunks + (chunk ^ (line_chunks == 4 ? line / 2 % 4 : line % 8)));
   }
 
-  /// Fragments of rows `outer` .. outer + 15 and terms `term` .. term + 15.
-  template <class Block>
-  TALPA_HD static void load(const Block& block, const S* slab, int outer, int term,
-                            std::uint32_t (&to)[4]) {
-    const int lane = block.thread() % 32;
+  /// Where this lane's line begins for the fragments of rows `outer` .. outer + 15 and terms `term`
+  /// .. term + 15, words in the order of a left or a right operand of multiply_add.
+  template <bool Right>
+  TALPA_HD static int line_of(int lane, int outer, int term) {
+    // Of the four blocks of 8 x 8 numbers: the second rows, the second terms.
+    const int rows = Right ? lane / 16 : lane / 8 % 2, terms = Right ? lane / 8 % 2 : lane / 16;
     if constexpr (Along) {
-      block.template load_fragments<false>(to,
-                                           slab + place(outer + lane % 16, term / 8 + lane / 16));
+      return place(outer + 8 * rows + lane % 8, term / 8 + terms);
     } else {
-      block.template load_fragments<true>(
-          to, slab + place(term + lane / 16 * 8 + lane % 8, outer / 8 + lane / 8 % 2));
+      return place(term + 8 * terms + lane % 8, outer / 8 + rows);
     }
   }
+};
+
+/// The fragments that a warp takes of a slab: Count blocks of 16 rows of an operand, from the first
+/// on.
+template <class S, int Size, bool Along, bool Right, int Count>
+class fragment_reader {
+  using slab_type = operand_slab<S, Size, Along>;
+  static constexpr int steps = slab_type::depth / 16;
+  // Sixteen lines further on the chunks of a line have the same order.
+  static constexpr int sixteen_lines = 16 * slab_type::line_chunks * 8;
+
+ public:
+  TALPA_HD fragment_reader(int lane, int first) {
+    TALPA_UNROLL
+    for (int i = 0; i < (Along ? steps : Count); ++i) {
+      lines_[i] = slab_type::template line_of<Right>(lane, Along ? first : first + 16 * i,
+                                                     Along ? 16 * i : 0);
+    }
+  }
+  template <class Block>
+  TALPA_HD void load(const Block& block, const S* slab, int step,
+                     std::uint32_t (&to)[Count][4]) const {
+    TALPA_UNROLL
+    for (int i = 0; i < Count; ++i) {
+      const int line = Along ? lines_[step] + i * sixteen_lines : lines_[i] + step * sixteen_lines;
+      block.template load_fragments<!Along>(to[i], slab + line);
+    }
+  }
+
+ private:
+  int lines_[Along ? steps : Count];
 };
 
 /// What a thread copies of an operand, slab after slab from the first term on: the chunks of one
@@ -60,30 +90,30 @@ class slab_reader {
   TALPA_HD slab_reader(const tile_operand<S>& o, index inner, int thread)
       : data_(o.data),
         rows_(o.rows),
-        step_(Along ? o.outer_step : o.inner_step),
+        step_(static_cast<int>(Along ? o.outer_step : o.inner_step)),
         left_(static_cast<int>(inner)),
         line_(thread / slab_type::line_chunks),
         chunk_(thread % slab_type::line_chunks),
         place_(slab_type::place(line_, chunk_)) {
     const int outer = o.outer < Size ? static_cast<int>(o.outer) : Size;
     aligned_ = step_ % 8 == 0 && reinterpret_cast<std::uintptr_t>(data_) % 16 == 0;
-    if constexpr (Along) {
-      // Sums of rows that do not exist go nowhere, so that any numbers do for their terms.
-      TALPA_UNROLL
-      for (int i = 0; i < count; ++i) {
-        const int line = line_ + i * apart;
-        from_[i] = data_ + o.row(line < outer ? line : 0) * step_ + 8 * chunk_;
-      }
-      across_ = 8;
-    } else {
+    across_ = 8;
+    if constexpr (!Along) {
       across_ = outer - 8 * chunk_;
       if (across_ <= 0) {
         chunk_ = 0;
         across_ = outer < 8 ? outer : 8;
       }
-      find_rows();
     }
+    data_ += 8 * chunk_;
     whole_ = aligned_ && across_ >= 8;
+    TALPA_UNROLL
+    for (int i = 0; i < count; ++i) {
+      // Sums of rows that do not exist go nowhere, so that any numbers do for their terms.
+      const int line = line_ + i * apart, end = Along ? outer : left_;
+      from_[i] = bytes_of(data_ + (line < end ? o.row(line) * step_ : 0));
+    }
+    if constexpr (!Along) find_rows();
   }
 
   /// Copies the next slab; zeros for terms that do not exist.
@@ -92,18 +122,17 @@ class slab_reader {
     S* const to = slab + place_;
     if (whole_ && left_ >= depth) {
       TALPA_UNROLL
-      for (int i = 0; i < count; ++i) block.copy_async(to + i * place_step, from_[i]);
+      for (int i = 0; i < count; ++i) block.copy_async(to + i * place_step, from_[i] + offset_);
     } else {
       TALPA_UNROLL
       for (int i = 0; i < count; ++i) copy_some(block, to + i * place_step, i);
     }
     left_ -= depth;
-    if constexpr (Along) {
-      TALPA_UNROLL
-      for (int i = 0; i < count; ++i) from_[i] += depth;
+    if (Along || rows_ == nullptr) {
+      offset_ += static_cast<index>(sizeof(S)) * (Along ? depth : index{depth} * step_);
     } else {
-      data_ += rows_ == nullptr ? depth * step_ : 0;
-      rows_ += rows_ == nullptr ? 0 : depth;
+      TALPA_UNROLL
+      for (int i = 0; i < count; ++i) from_[i] = bytes_of(data_ + index{next_[i]} * step_);
       find_rows();
     }
   }
@@ -111,35 +140,42 @@ class slab_reader {
  private:
   static constexpr int place_step = apart * slab_type::line_chunks * 8;
 
-  /// Where the terms of the next slab stand, found one slab ahead.
+  TALPA_HD static const std::byte* bytes_of(const S* p) {
+    return reinterpret_cast<const std::byte*>(p);
+  }
+  /// Where the terms stand that follow the next slab's: asked a slab before they count.
   TALPA_HD void find_rows() {
+    const int last = left_ - depth - 1;
+    if (rows_ == nullptr || last < 0) return;
+    rows_ += depth;
     TALPA_UNROLL
     for (int i = 0; i < count; ++i) {
       const int line = line_ + i * apart;
-      if (line < left_) {
-        const index row = rows_ == nullptr ? index{line} : index{rows_[line]};
-        from_[i] = data_ + row * step_ + 8 * chunk_;
-      }
+      next_[i] = rows_[line < last ? line : last];
     }
   }
   template <class Block>
   TALPA_HD void copy_some(const Block& block, S* to, int i) const {
-    int numbers = Along ? left_ - 8 * chunk_ : line_ + i * apart < left_ ? across_ : 0;
+    const int numbers = Along ? left_ - 8 * chunk_ : line_ + i * apart < left_ ? across_ : 0;
     if (aligned_ && numbers >= 8) {
-      block.copy_async(to, from_[i]);
+      block.copy_async(to, from_[i] + offset_);
     } else {
-      for (int j = 0; j < 8; ++j) to[j] = j < numbers ? from_[i][j] : static_cast<S>(0.0f);
+      const S* const from = reinterpret_cast<const S*>(from_[i] + offset_);
+      for (int j = 0; j < 8; ++j) to[j] = j < numbers ? from[j] : static_cast<S>(0.0f);
     }
   }
 
   const S* data_;
   const std::int32_t* rows_;
-  index step_;
+  int step_;  // from row to row
   int left_;  // terms
   int line_, chunk_, place_;
   int across_;  // numbers from the chunk's first on, with rows beside each other
   bool aligned_, whole_;
-  const S* from_[count];
+  // One offset for all of them: an address that a copy still reads is not overwritten.
+  const std::byte* from_[count];
+  index offset_ = 0;
+  std::int32_t next_[count] = {};
 };
 
 /// A tile [M, N] of a product on tensor cores, with sums in float, by a block of four or eight
@@ -160,45 +196,44 @@ struct tensor_tile {
   TALPA_HD static void run(Block& block, const tile_operand<S>& a, const tile_operand<S>& b,
                            index inner, const Put& put) {
     S* const slabs = block.template shared<S>();
-    const int thread = block.thread();
+    const int thread = block.thread(), lane = thread % 32;
     const int row = thread / 32 / warp_columns * warp_m,
               column = thread / 32 % warp_columns * warp_n;
     const int count = static_cast<int>((inner + depth - 1) / depth);
     slab_reader<S, M, AlongA, threads> of_a(a, inner, thread);
     slab_reader<S, N, AlongB, threads> of_b(b, inner, thread);
-    const auto copy = [&](int slab) {
-      if (slab < count) {
-        S* const to = slabs + slab % stages * stage_size;
-        of_a.copy(block, to);
-        of_b.copy(block, to + slab_a::size);
-      }
-      block.commit_copies();
-    };
+    const fragment_reader<S, M, AlongA, false, warp_m / 16> rows(lane, row);
+    const fragment_reader<S, N, AlongB, true, warp_n / 16> columns(lane, column);
+    const auto place_of = [&](int slab) { return slabs + slab % stages * stage_size; };
     float sums[warp_m / 16][warp_n / 8][4] = {};
     TALPA_UNROLL
-    for (int slab = 0; slab < stages - 1; ++slab) copy(slab);
+    for (int slab = 0; slab < stages - 1; ++slab) {
+      if (slab < count) {
+        of_a.copy(block, place_of(slab));
+        of_b.copy(block, place_of(slab) + slab_a::size);
+      }
+      block.commit_copies();
+    }
     for (int slab = 0; slab < count; ++slab) {
       block.template wait_copies<stages - 2>();
       block.sync();  // this slab is there for all, and nobody reads the one before
-      copy(slab + stages - 1);
-      const S* const here = slabs + slab % stages * stage_size;
+      const S* const here = place_of(slab);
+      S* const later = place_of(slab + stages - 1);
+      const bool more = slab + stages - 1 < count;
       TALPA_UNROLL
-      for (int term = 0; term < depth; term += 16) {
+      for (int step = 0; step < depth / 16; ++step) {
         std::uint32_t x[warp_m / 16][4], y[warp_n / 16][4];
-        TALPA_UNROLL
-        for (int i = 0; i < warp_m / 16; ++i) {
-          slab_a::load(block, here, row + 16 * i, term, x[i]);
-        }
-        TALPA_UNROLL
-        for (int j = 0; j < warp_n / 16; ++j) {
-          slab_b::load(block, here + slab_a::size, column + 16 * j, term, y[j]);
-        }
+        rows.load(block, here, step, x);
+        columns.load(block, here + slab_a::size, step, y);
+        // Between multiplications, which hide them.
+        if (step == 0 && more) of_a.copy(block, later);
+        if (step == 1 && more) of_b.copy(block, later + slab_a::size);
         block.template multiply_add<S>(sums, x, y);
       }
+      block.commit_copies();
     }
     block.sync();                                       // the slabs have served
     float* const out = block.template shared<float>();  // [M, N]
-    const int lane = thread % 32;
     TALPA_UNROLL
     for (int i = 0; i < warp_m / 16; ++i) {
       TALPA_UNROLL

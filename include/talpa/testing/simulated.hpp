@@ -249,20 +249,18 @@ class simulated_block {
         own_warp().show(thread_ % 32, reinterpret_cast<std::uintptr_t>(&mine), whole_warp);
     const auto of = [&](int lane) { return *reinterpret_cast<const fragments*>(lanes[lane]); };
     const int g = thread_ % 32 / 4, t = thread_ % 4;
-    // Term k of line `line` of 16, from the lane that holds it.
-    const auto term = [&](const std::uint32_t(*x)[4], int line, int k) {
-      const std::uint32_t word = x[0][(line / 8) + k / 8 * 2];
-      const auto half = static_cast<std::uint16_t>(word >> (k % 2 * 16));
+    // Number k % 2 of word `word` of a fragment.
+    const auto number = [](const std::uint32_t(&x)[4], int word, int k) {
+      const auto half = static_cast<std::uint16_t>(x[word] >> (k % 2 * 16));
       return static_cast<float>(__builtin_bit_cast(S, half));
     };
     for (int m = 0; m < M; ++m) {
       for (int n = 0; n < N; ++n) {
         for (int i = 0; i < 4; ++i) {
-          const int row = g + i / 2 * 8, column = n % 2 * 8 + 2 * t + i % 2;
           for (int k = 0; k < 16; ++k) {
             const int owner = k % 8 / 2;
-            sums[m][n][i] += term(of(row % 8 * 4 + owner).a + m, row, k) *
-                             term(of(column % 8 * 4 + owner).b + n / 2, column, k);
+            sums[m][n][i] += number(of(g * 4 + owner).a[m], i / 2 + k / 8 * 2, k) *
+                             number(of((2 * t + i % 2) * 4 + owner).b[n / 2], n % 2 * 2 + k / 8, k);
           }
         }
       }
