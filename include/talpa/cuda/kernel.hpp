@@ -27,9 +27,13 @@
 //   block.shuffle(x, l, lanes)   x of lane l of this warp
 //   block.shuffle_xor(x, d, lanes)   x of the lane whose number differs by the bits d
 //   block.sync_lanes(lanes)      barrier of these lanes, also for what they wrote to memory
+//   block.last_of(n, arrivals)   barrier of the block, and whether it is the last of n blocks of the
+//                                launch to come here: it sees what the others wrote before they did
 //
 // `lanes` are bits: each of these lanes makes the same call, together. No collective stands under a
-// condition on which they may disagree.
+// condition on which they may disagree. `arrivals` counts the n blocks in memory of the device: 0
+// before the first comes, 0 again when the last has. ctx.arrivals() of a context<B> has
+// arrival_counters of them, for the launch that runs.
 
 namespace talpa {
 
@@ -55,6 +59,9 @@ template <class Body>
 inline constexpr bool independent_threads = requires {
   requires Body::independent;
 };
+
+/// Counters of Block::last_of in a context.
+inline constexpr int arrival_counters = 65;
 
 /// Runs a body: `template <int Threads, class Body> static void run(context<B>&, index blocks,
 /// std::size_t shared_bytes, const Body&)`.

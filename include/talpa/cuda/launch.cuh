@@ -93,6 +93,21 @@ struct device_block {
   TALPA_HD void sync_lanes(std::uint32_t lanes) const {
     NV_IF_ELSE_TARGET(NV_IS_DEVICE, (__syncwarp(lanes);), (static_cast<void>(lanes);))
   }
+  TALPA_HD bool last_of(std::uint32_t blocks, std::uint32_t* arrivals) const {
+    sync();
+    const bool last = thread() == 0 && arrives_last(blocks, arrivals);
+    NV_IF_ELSE_TARGET(NV_IS_DEVICE, (return __syncthreads_or(last ? 1 : 0) != 0;), (return last;))
+  }
+
+ private:
+  /// Fences are cumulative: with a barrier on either side they hold for the whole block.
+  TALPA_HD static bool arrives_last(std::uint32_t blocks, std::uint32_t* arrivals) {
+    NV_IF_ELSE_TARGET(
+        NV_IS_DEVICE,
+        (__threadfence(); const bool last = atomicInc(arrivals, blocks - 1) == blocks - 1;
+         __threadfence(); return last;),
+        (return (static_cast<void>(blocks), static_cast<void>(arrivals), true);))
+  }
 };
 
 template <int Threads, class Body>
