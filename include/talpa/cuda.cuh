@@ -72,6 +72,7 @@
 #include <talpa/cuda/rank_share.hpp>
 #include <talpa/cuda/reduce.hpp>
 #include <talpa/cuda/routable_rows.hpp>
+#include <talpa/cuda/route.hpp>
 #include <talpa/cuda/routing_sums.hpp>
 #include <talpa/cuda/scale.hpp>
 #include <talpa/cuda/segments.hpp>
@@ -164,6 +165,7 @@
 #include <talpa/ops/rank_gate.hpp>
 #include <talpa/ops/rank_share.hpp>
 #include <talpa/ops/reduce.hpp>
+#include <talpa/ops/route.hpp>
 #include <talpa/ops/routing_sums.hpp>
 #include <talpa/ops/scale.hpp>
 #include <talpa/ops/segments.hpp>
