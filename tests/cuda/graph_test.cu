@@ -14,6 +14,7 @@
 #include <talpa/layers/fused_mole_linear.hpp>
 #include <talpa/losses/load_balance.hpp>
 #include <talpa/optim/adamw.hpp>
+#include <talpa/routing/statistics.hpp>
 #include <talpa/selectors/top_k.hpp>
 
 #include <doctest/doctest.h>
@@ -37,11 +38,12 @@ matrix<S, cpu> batch_of(int step) {
   return x;
 }
 
-/// The weights after some steps, each captured or not.
-struct weights {
+/// The weights after some steps, each captured or not, and the statistics of the last.
+struct trained {
   matrix<float, cpu> a, b, router;
+  statistics_report statistics;
 };
-weights train(bool captured, int steps) {
+trained train(bool captured, int steps) {
   context<gpu> ctx;
   const layer_type layer{{2}, lora{.rank = 8}, 8};
   generator random(1);
@@ -56,9 +58,11 @@ weights train(bool captured, int steps) {
   group.add(p);
   adamw<float, gpu> optimiser({group});
   const load_balance<balance::per_selection, balance::per_layer> even;
+  const auto statistics = make_statistics<float>(ctx.memory, 8);
   const auto step = [&] {
     const workspace<gpu>::scope scope(ctx.memory);
-    const auto kept = layer.forward(ctx, p, x.view(), y.view(), mode::training);
+    const auto kept = layer.forward(ctx, p, x.view(), y.view(), mode::training, {},
+                                    statistics.wanted(grad_mode::overwrite));
     const auto loss = even.forward(ctx, kept.routed);
     routed_gradient<float, gpu> from_losses;
     from_losses.dlogits = dlogits.view();
@@ -99,17 +103,23 @@ weights train(bool captured, int steps) {
   }
   if (instance != nullptr) cudaGraphExecDestroy(instance);
   CHECK(ctx.memory.allocations() + ctx.scratch.allocations() == allocations);
-  return {to_host(p.a.value()), to_host(p.b.value()), to_host(p.router.value())};
+  return {to_host(p.a.value()), to_host(p.b.value()), to_host(p.router.value()),
+          statistics_report(statistics)};
 }
 
 }  // namespace
 
 TEST_SUITE("cuda/graph") {
   TEST_CASE("a captured step, replayed on other tokens, does what the step does") {
-    const weights eager = train(false, 5), replayed = train(true, 5);
+    const trained eager = train(false, 5), replayed = train(true, 5);
     CHECK(support::bit_difference(replayed.a, eager.a) == "");
     CHECK(support::bit_difference(replayed.b, eager.b) == "");
     CHECK(support::bit_difference(replayed.router, eager.router) == "");
+    CHECK(replayed.statistics.tokens == tokens);
+    CHECK(replayed.statistics.counts == eager.statistics.counts);
+    CHECK(replayed.statistics.importance == eager.statistics.importance);
+    CHECK(replayed.statistics.probability == eager.statistics.probability);
+    CHECK(replayed.statistics.entropy == eager.statistics.entropy);
   }
 }
 

@@ -146,6 +146,7 @@ TEST_SUITE("cuda/route") {
     const top_k<gate::renormalised> two{2}, eight{8};
     for (const index experts : {index{1}, index{8}, index{13}, index{32}, index{100}, index{128},
                                 index{200}, index{300}}) {
+      if (support::sanitized && experts != 1 && experts != 8 && experts != 100) continue;
       CAPTURE(experts);
       const index tokens = support::device_size(experts > 32 ? 21 : 70, 1500);
       CHECK(difference<float>(top_k<gate::raw>{1}, tokens, experts) == "");

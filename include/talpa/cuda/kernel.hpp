@@ -28,7 +28,7 @@
 //   block.shuffle_xor(x, d, lanes)   x of the lane whose number differs by the bits d
 //   block.sync_lanes(lanes)      barrier of these lanes, also for what they wrote to memory
 //   block.last_of(n, arrivals)   barrier of the block, and whether it is the last of n blocks of the
-//                                launch to come here: it sees what the others wrote before they did
+//                                launch to come here: it sees what the others wrote before that
 //
 // `lanes` are bits: each of these lanes makes the same call, together. No collective stands under a
 // condition on which they may disagree. `arrivals` counts the n blocks in memory of the device: 0

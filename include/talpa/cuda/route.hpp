@@ -80,8 +80,8 @@ struct sum_chunks {
 };
 
 /// The sums over the rows of a block, which its threads leave in shared memory as they route them,
-/// and the totals of all blocks. What does not enter a sum is added as +0, which changes no sum that
-/// begins at +0.
+/// and the totals of all blocks. What does not enter a sum is added as +0, which changes no sum
+/// that begins at +0.
 template <class T, class B>
 struct block_totals {
   matrix_view<const T, B> logits, gates;
