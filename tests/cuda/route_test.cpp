@@ -236,10 +236,10 @@ TEST_SUITE("cuda/route") {
   }
 
   TEST_CASE("totals over more blocks than one level of partial sums") {
-    // 130 blocks of 128 rows, which a simulated device is slow for.
-    const index tokens = support::device_size(0, 130 * 128 - 5);
-    CHECK(difference<float>(top_k<gate::renormalised>{2}, tokens, 8, 7) == "");
-    // Levels by themselves, one thread a block of which only the sums are looked at.
+    // 130 blocks of 128 rows.
+    if (!support::sanitized) {
+      CHECK(difference<float>(top_k<gate::renormalised>{2}, 130 * 128 - 5, 4, 7) == "");
+    }
     const auto split = kernels::sum_chunks::of({2, 300 * 128, 300});
     CHECK(split.chunks == 3);
     CHECK(split.sets == 6);

@@ -27,8 +27,8 @@
 //   block.shuffle(x, l, lanes)   x of lane l of this warp
 //   block.shuffle_xor(x, d, lanes)   x of the lane whose number differs by the bits d
 //   block.sync_lanes(lanes)      barrier of these lanes, also for what they wrote to memory
-//   block.last_of(n, arrivals)   barrier of the block; whether it is the last of n blocks of a launch to
-//                                come here, which sees what the others wrote before they did
+//   block.last_of(n, arrivals)   barrier of the block; whether it is the last of n blocks to come
+//                                here, which sees what the others wrote before they did
 //
 // `lanes` are bits: each of these lanes makes the same call, together. No collective stands under a
 // condition on which they may disagree. `arrivals` counts the n blocks in memory of the device: 0
