@@ -10,10 +10,12 @@
 #include <talpa/cuda/gemm.cuh>
 #include <talpa/cuda/grouped_gemm.hpp>
 #include <talpa/cuda/mole_route.hpp>
+#include <talpa/cuda/route.hpp>
 #include <talpa/cuda/segments.hpp>
 #include <talpa/cuda/slot_glu.hpp>
 #include <talpa/layers/fused_moe_ffn.hpp>
 #include <talpa/layers/fused_mole_linear.hpp>
+#include <talpa/routing/statistics.hpp>
 #include <talpa/selectors/dynamic_entropy.hpp>
 #include <talpa/selectors/top_k.hpp>
 
@@ -236,6 +238,10 @@ void stage_lines(context<gpu>& ctx, report& out, index tokens, index width, inde
                                rank,
                                1.0f};
   time("mole_route", [&] { ops::mole_route(ctx, layer.selector, rows); });
+  const auto statistics = make_statistics<float>(ctx.memory, experts);
+  time("mole_route with statistics", [&] {
+    ops::mole_route(ctx, layer.selector, rows, statistics.wanted(grad_mode::overwrite));
+  });
   time("y = [x, z] [W, B]^T", [&] {
     ops::mixed_gemm(ctx, 1.0f, std::as_const(x).view(), transpose::no, w.row_range(0, width),
                     transpose::yes, 0.0f, y.view());
@@ -275,6 +281,18 @@ void routing_line(context<gpu>& ctx, report& out, const ceilings& today, const s
   const double us = microseconds(
       ctx, [&] { ops::select(ctx, selector, logits.view(), {}, gates.view(), mask.view()); });
   out.line("select " + at, us, "bytes at the copy rate", us * today.copy_bytes_per_us / bytes);
+  const auto statistics = make_statistics<float>(ctx.memory, experts);
+  const double measured = microseconds(ctx, [&] {
+    ops::route(ctx, selector, logits.view(), {}, gates.view(), mask.view(),
+               statistics.wanted(grad_mode::overwrite));
+  });
+  out.line("route: select with statistics " + at, measured, "select", measured / us);
+  const double apart = microseconds(ctx, [&] {
+    ops::select(ctx, selector, logits.view(), {}, gates.view(), mask.view());
+    ops::routing_sums(ctx, {logits.view(), std::as_const(gates).view(), std::as_const(mask).view()},
+                      statistics.totals, grad_mode::overwrite);
+  });
+  out.line("select, then routing_sums " + at, apart, "select", apart / us);
   const double back = microseconds(ctx, [&] {
     ops::select_backward(ctx, selector, logits.view(), gates.view(), mask.view(), logits.view(),
                          dlogits.view());

@@ -73,6 +73,7 @@
 #include <talpa/cuda/rank_share.hpp>
 #include <talpa/cuda/reduce.hpp>
 #include <talpa/cuda/routable_rows.hpp>
+#include <talpa/cuda/route.hpp>
 #include <talpa/cuda/routing_sums.hpp>
 #include <talpa/cuda/scale.hpp>
 #include <talpa/cuda/segments.hpp>
@@ -169,6 +170,7 @@
 #include <talpa/ops/rank_gate.hpp>
 #include <talpa/ops/rank_share.hpp>
 #include <talpa/ops/reduce.hpp>
+#include <talpa/ops/route.hpp>
 #include <talpa/ops/routing_sums.hpp>
 #include <talpa/ops/scale.hpp>
 #include <talpa/ops/segments.hpp>

@@ -75,6 +75,7 @@
 #include <talpa/cpu/reduce.hpp>
 #include <talpa/cpu/register_tile.hpp>
 #include <talpa/cpu/routable_rows.hpp>
+#include <talpa/cpu/route.hpp>
 #include <talpa/cpu/routing_sums.hpp>
 #include <talpa/cpu/row_products.hpp>
 #include <talpa/cpu/scale.hpp>
@@ -168,6 +169,7 @@
 #include <talpa/ops/rank_gate.hpp>
 #include <talpa/ops/rank_share.hpp>
 #include <talpa/ops/reduce.hpp>
+#include <talpa/ops/route.hpp>
 #include <talpa/ops/routing_sums.hpp>
 #include <talpa/ops/scale.hpp>
 #include <talpa/ops/segments.hpp>

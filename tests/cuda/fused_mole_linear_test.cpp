@@ -17,9 +17,13 @@
 #include <talpa/cpu/select.hpp>
 #include <talpa/cuda/add.hpp>
 #include <talpa/cuda/convert.hpp>
+#include <talpa/cuda/group_loss.hpp>
 #include <talpa/cuda/mole_route.hpp>
+#include <talpa/cuda/routing_sums.hpp>
 #include <talpa/layers/fused_mole_linear.hpp>
 #include <talpa/layers/mole_linear.hpp>
+#include <talpa/losses/load_balance.hpp>
+#include <talpa/routing/statistics.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
 #include <talpa/selectors/dynamic_entropy.hpp>
 #include <talpa/selectors/top_k.hpp>
@@ -142,6 +146,41 @@ TEST_SUITE("cuda/fused_mole_linear") {
     }
     compare<S>(renormalised{3}, {support::device_size(19, 517), 17, 9, 11, 3}, false);
     compare<S>(renormalised{2}, {0, 16, 16, 4, 2}, false);
+  }
+
+  TEST_CASE("a forward that measures leaves what measure does, and losses read it") {
+    using S = bfloat16;
+    const index tokens = support::device_size(21, 1500), experts = 5;
+    context<device> ctx;
+    support::test_random random(12);
+    generator numbers(8);
+    const fused_mole_linear<top_k<gate::renormalised>, S> layer{{2}, lora{.rank = 2}, experts};
+    const auto w = stored<S>(support::random_matrix<double>(random, 6, 7));
+    const auto base = to_device<device>(w.view());
+    auto p = layer.init(ctx, std::as_const(base).view(), numbers);
+    auto x = to_device<device>(stored<S>(support::random_matrix<double>(random, tokens, 7)).view());
+    matrix<S, device> y(tokens, 6), again(tokens, 6);
+    matrix<std::uint8_t, cpu> flags(tokens, 1);
+    for (index n = 0; n < tokens; ++n) flags(n, 0) = n % 4 == 2 ? 0 : 1;
+    const auto real = to_device<device>(flags.view());
+    const vector_view<const std::uint8_t, device> padding{real.data(), tokens};
+    const auto plain = layer.forward(ctx, p, x.view(), y.view(), mode::training, padding);
+    const auto found = make_statistics<float>(ctx.memory, experts);
+    const auto kept = layer.forward(ctx, p, x.view(), again.view(), mode::training, padding,
+                                    found.wanted(grad_mode::overwrite));
+    const load_balance<balance::per_selection, balance::per_layer> even;
+    const auto expected = even.forward(ctx, plain.routed), loss = even.forward(ctx, kept.routed);
+    const statistics_report wanted(measure(ctx, plain.routed)), report(found);
+    ctx.synchronise();
+    CHECK(distance(whole<S>(to_host(again.view()).view()), whole<S>(to_host(y.view()).view())) ==
+          0.0);
+    CHECK(report.tokens == wanted.tokens);
+    CHECK(report.counts == wanted.counts);
+    CHECK(report.importance == wanted.importance);
+    CHECK(report.probability == wanted.probability);
+    CHECK(report.entropy == wanted.entropy);
+    CHECK(report.squared_logsumexp == wanted.squared_logsumexp);
+    CHECK(support::bit_difference(to_host(loss.value), to_host(expected.value)) == "");
   }
 
   TEST_CASE("what does not fit is refused before any work") {

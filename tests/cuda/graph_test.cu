@@ -19,6 +19,7 @@
 #include <talpa/layers/fused_mole_linear.hpp>
 #include <talpa/losses/load_balance.hpp>
 #include <talpa/optim/adamw.hpp>
+#include <talpa/routing/statistics.hpp>
 #include <talpa/selectors/top_k.hpp>
 
 #include <doctest/doctest.h>
@@ -42,9 +43,10 @@ matrix<S, cpu> batch_of(int step) {
   return x;
 }
 
-/// The weights after some steps, each captured or not.
-struct weights {
+/// The weights after some steps, each captured or not, and the statistics of the last.
+struct trained {
   matrix<float, cpu> a, b, router;
+  statistics_report statistics;
 };
 
 /// load(i) and a step for each i < steps; from the second on the step is a replayed graph if
@@ -77,7 +79,7 @@ void repeat(context<gpu>& ctx, bool captured, int steps, const Load& load, const
   CHECK(ctx.memory.allocations() + ctx.scratch.allocations() == allocations);
 }
 
-weights train(bool captured, int steps) {
+trained train(bool captured, int steps) {
   context<gpu> ctx;
   const layer_type layer{{2}, lora{.rank = 8}, 8};
   generator random(1);
@@ -92,9 +94,11 @@ weights train(bool captured, int steps) {
   group.add(p);
   adamw<float, gpu> optimiser({group});
   const load_balance<balance::per_selection, balance::per_layer> even;
+  const auto statistics = make_statistics<float>(ctx.memory, 8);
   const auto step = [&] {
     const workspace<gpu>::scope scope(ctx.memory);
-    const auto kept = layer.forward(ctx, p, x.view(), y.view(), mode::training);
+    const auto kept = layer.forward(ctx, p, x.view(), y.view(), mode::training, {},
+                                    statistics.wanted(grad_mode::overwrite));
     const auto loss = even.forward(ctx, kept.routed);
     routed_gradient<float, gpu> from_losses;
     from_losses.dlogits = dlogits.view();
@@ -112,11 +116,12 @@ weights train(bool captured, int steps) {
     to_device<S, gpu>(batch.view().col_range(inputs, outputs), dy.view().col_range(0, outputs));
   };
   repeat(ctx, captured, steps, load, step);
-  return {to_host(p.a.value()), to_host(p.b.value()), to_host(p.router.value())};
+  return {to_host(p.a.value()), to_host(p.b.value()), to_host(p.router.value()),
+          statistics_report(statistics)};
 }
 
 /// The same for experts of which each is a network.
-weights train_ffn(bool captured, int steps) {
+trained train_ffn(bool captured, int steps) {
   context<gpu> ctx;
   constexpr index hidden = 24, experts = 5;
   const fused_moe_ffn<top_k<gate::renormalised>, S> layer{{2}, hidden, experts};
@@ -145,7 +150,7 @@ weights train_ffn(bool captured, int steps) {
     to_device<S, gpu>(batch_of(i + 50).view().col_range(0, inputs), dy.view());
   };
   repeat(ctx, captured, steps, load, step);
-  return {to_host(p.gate_up.value()), to_host(p.down.value()), to_host(p.router.value())};
+  return {to_host(p.gate_up.value()), to_host(p.down.value()), to_host(p.router.value()), {}};
 }
 
 }  // namespace
@@ -153,10 +158,14 @@ weights train_ffn(bool captured, int steps) {
 TEST_SUITE("cuda/graph") {
   TEST_CASE("a captured step, replayed on other tokens, does what the step does") {
     for (const auto run : {train, train_ffn}) {
-      const weights eager = run(false, 5), replayed = run(true, 5);
+      const trained eager = run(false, 5), replayed = run(true, 5);
       CHECK(support::bit_difference(replayed.a, eager.a) == "");
       CHECK(support::bit_difference(replayed.b, eager.b) == "");
       CHECK(support::bit_difference(replayed.router, eager.router) == "");
+      CHECK(replayed.statistics.counts == eager.statistics.counts);
+      CHECK(replayed.statistics.importance == eager.statistics.importance);
+      CHECK(replayed.statistics.probability == eager.statistics.probability);
+      CHECK(replayed.statistics.entropy == eager.statistics.entropy);
     }
   }
 }

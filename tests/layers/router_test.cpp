@@ -7,8 +7,10 @@
 #include <talpa/cpu/bias.hpp>
 #include <talpa/cpu/copy.hpp>
 #include <talpa/cpu/reduce.hpp>
+#include <talpa/cpu/route.hpp>
 #include <talpa/cpu/select.hpp>
 #include <talpa/layers/router.hpp>
+#include <talpa/routing/statistics.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
 #include <talpa/selectors/dense.hpp>
 #include <talpa/selectors/top_k.hpp>
@@ -174,6 +176,36 @@ TEST_SUITE("layers/router") {
     }
     // The recording is read, not written.
     CHECK(recorded(3, 0) == 0b10001u);
+  }
+
+  TEST_CASE("a forward that measures leaves what measure does, a recorded mask too") {
+    support::test_random random(95);
+    const matrix<double, cpu> x = support::random_matrix<double>(random, 12, inputs);
+    auto p = make_params<double>(two, 2);
+    vector<std::uint8_t, cpu> real(12);
+    for (index n = 0; n < 12; ++n) real[n] = n == 3 ? 0 : 1;
+    matrix<std::uint32_t, cpu> recorded(12, 1);
+    for (index n = 0; n < 12; ++n) recorded(n, 0) = 0b10001u;
+    context<cpu> ctx(1);
+    for (const bool replays : {false, true}) {
+      batch_info<double, cpu> batch{.padding_mask = real.view()};
+      if (replays) batch.replay = recorded.view();
+      const auto plain = two.forward(ctx, p, experts, x, mode::training, batch);
+      const statistics_report expected(measure(ctx, plain.routed));
+      const auto found = make_statistics<double>(ctx.memory, experts);
+      const auto kept = two.forward(ctx, p, experts, x, mode::training, batch,
+                                    found.wanted(grad_mode::overwrite));
+      CHECK(routing<double, cpu>(kept.routed.routing) ==
+            routing<double, cpu>(plain.routed.routing));
+      CHECK(kept.routed.totals.out.counts.data == found.totals.counts.data);
+      const statistics_report report(found);
+      CHECK(report.tokens == 11);
+      CHECK(report.counts == expected.counts);
+      CHECK(report.importance == expected.importance);
+      CHECK(report.probability == expected.probability);
+      CHECK(report.entropy == expected.entropy);
+      CHECK(report.squared_logsumexp == expected.squared_logsumexp);
+    }
   }
 
   TEST_CASE("gradients of any pair equal differences, those of losses included") {

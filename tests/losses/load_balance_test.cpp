@@ -576,6 +576,37 @@ TEST_SUITE("losses/load_balance") {
                          "experts of layers",
                          shape_error);
   }
+
+  TEST_CASE("totals that a forward left are read where they are those of the groups") {
+    test_random random(57);
+    routed_layer<double> layer = random_layer<double>(random, 8, 3, 2, 4);
+    layer.sequence_length = 4;
+    context<cpu> ctx(1);
+    const auto value = [&](const auto& loss, const routed_view<double, cpu>& view) {
+      return loss.forward(ctx, view).value(0, 0);
+    };
+    const load_balance<balance::per_selection, balance::per_layer> whole;
+    const load_balance<balance::per_selection, balance::per_sequence> sequences;
+    const load_balance<balance::per_selection, balance::pooled> pooled;
+    const load_balance<balance::soft_mass, balance::per_layer> soft;
+    // Totals of a routing that uses expert 0 alone, so that who reads them is seen by the value.
+    vector<index, cpu> tokens(1);
+    matrix<index, cpu> counts(1, 3);
+    matrix<double, cpu> probability(1, 3);
+    tokens[0] = counts(0, 0) = 8;
+    probability(0, 0) = 8.0;
+    routed_view<double, cpu> known = layer.view();
+    known.totals.out.tokens = tokens;
+    known.totals.out.counts = counts;
+    known.totals.out.probability = probability;
+    CHECK(value(whole, layer.view()) < 2.0);
+    CHECK(value(whole, known) == 3.0);
+    CHECK(value(sequences, known) == value(sequences, layer.view()));
+    CHECK(value(pooled, known) == value(pooled, layer.view()));
+    CHECK(value(soft, known) == value(soft, layer.view()));
+    known.totals.mode = grad_mode::accumulate;
+    CHECK(value(whole, known) == value(whole, layer.view()));
+  }
 }
 
 }  // namespace talpa::load_balance_test

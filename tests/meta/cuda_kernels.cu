@@ -34,6 +34,14 @@ void ffn(talpa::context<gpu>& ctx) {
                  talpa::mode::training);
 }
 
+/// The routing of a forward that measures, whose registers are those of the selector and more.
+template <class Selector>
+void measured(talpa::context<gpu>& ctx, const Selector& selector) {
+  const auto statistics = talpa::make_statistics<float>(ctx.memory, 8);
+  talpa::ops::mole_route(ctx, selector, talpa::mole_rows<talpa::bfloat16, gpu>{},
+                         statistics.wanted(talpa::grad_mode::overwrite));
+}
+
 template <class T>
 void grouped(talpa::context<gpu>& ctx) {
   using router = talpa::router<talpa::linear_scorer, talpa::top_p<talpa::gate::raw>>;
@@ -65,5 +73,6 @@ int main() {
   fused(ctx, talpa::top_k<talpa::gate::renormalised>{2});
   fused(ctx, talpa::dynamic_entropy<>{});
   ffn(ctx);
+  measured(ctx, talpa::dynamic_entropy<>{});
   grouped<float>(ctx);
 }

@@ -7,6 +7,7 @@
 #include <talpa/cuda/launch.cuh>
 
 #include <cstddef>
+#include <cstdint>
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 #include <memory>
@@ -67,6 +68,8 @@ struct context<gpu> {
     detail::check_cublas(cublasLtCreate(&made), "context");
     handle_.reset(made);
     product_workspace_ = detail::block<gpu>(product_workspace_bytes);
+    arrivals_ = detail::block<gpu>(detail::arrival_counters * sizeof(std::uint32_t));
+    detail::storage<gpu>::clear(arrivals_.data(), arrivals_.size());
   }
 
   cudaStream_t stream;
@@ -87,6 +90,8 @@ struct context<gpu> {
   /// Memory that products may use, the same for all: they run one after the other.
   std::byte* product_workspace() { return product_workspace_.data(); }
   static constexpr std::size_t product_workspace_bytes = std::size_t{32} << 20;
+  /// Counters of Block::last_of, 0 between launches, which run one after the other.
+  std::uint32_t* arrivals() { return reinterpret_cast<std::uint32_t*>(arrivals_.data()); }
   /// Algorithms chosen so far.
   std::vector<detail::product_plan>& product_plans() { return plans_; }
 
@@ -100,6 +105,7 @@ struct context<gpu> {
   std::unique_ptr<CUstream_st, detail::destroy_stream> owned_;
   std::unique_ptr<cublasLtContext, detail::destroy_handle> handle_;
   detail::block<gpu> product_workspace_;
+  detail::block<gpu> arrivals_;
   std::vector<detail::product_plan> plans_;
 };
 

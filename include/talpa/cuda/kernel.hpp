@@ -43,10 +43,14 @@
 //                                l / 4 with these terms, with terms 8 further on, then column l / 4
 //                                + 8 likewise. sums[m][n] of a lane: row l / 4 of 16, columns
 //                                2 (l % 4) and the next of 8; then row l / 4 + 8
+//   block.last_of(n, arrivals)   barrier of the block; whether it is the last of n blocks to come
+//                                here, which sees what the others wrote before they did
 //
 // What needs the lanes of a whole warp (load_fragments, multiply_add) is a collective of all 32.
 // `lanes` are bits: each of these lanes makes the same call, together. No collective stands under a
-// condition on which they may disagree.
+// condition on which they may disagree. `arrivals` counts the n blocks in memory of the device: 0
+// before the first comes, 0 again when the last has. ctx.arrivals() of a context<B> has
+// arrival_counters of them, for the launch that runs.
 
 namespace talpa {
 
@@ -72,6 +76,9 @@ template <class Body>
 inline constexpr bool independent_threads = requires {
   requires Body::independent;
 };
+
+/// Counters of Block::last_of in a context.
+inline constexpr int arrival_counters = 65;
 
 /// Runs a body: `template <int Threads, class Body> static void run(context<B>&, index blocks,
 /// std::size_t shared_bytes, const Body&)`.

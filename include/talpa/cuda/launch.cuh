@@ -95,6 +95,11 @@ struct device_block {
   TALPA_HD void sync_lanes(std::uint32_t lanes) const {
     NV_IF_ELSE_TARGET(NV_IS_DEVICE, (__syncwarp(lanes);), (static_cast<void>(lanes);))
   }
+  TALPA_HD bool last_of(std::uint32_t blocks, std::uint32_t* arrivals) const {
+    sync();
+    const bool last = thread() == 0 && arrives_last(blocks, arrivals);
+    NV_IF_ELSE_TARGET(NV_IS_DEVICE, (return __syncthreads_or(last ? 1 : 0) != 0;), (return last;))
+  }
 
   // What follows needs compute capability 8.0.
   TALPA_HD void copy_async(void* to, const void* from) const {
@@ -162,6 +167,16 @@ struct device_block {
         }
       }
     }
+  }
+
+ private:
+  /// Fences are cumulative: with a barrier on either side they hold for the whole block.
+  TALPA_HD static bool arrives_last(std::uint32_t blocks, std::uint32_t* arrivals) {
+    NV_IF_ELSE_TARGET(
+        NV_IS_DEVICE,
+        (__threadfence(); const bool last = atomicInc(arrivals, blocks - 1) == blocks - 1;
+         __threadfence(); return last;),
+        (return (static_cast<void>(blocks), static_cast<void>(arrivals), true);))
   }
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/cuda/quad.hpp>
+#include <talpa/cuda/route.hpp>
 #include <talpa/cuda/select.hpp>
 #include <talpa/ops/mole_route.hpp>
 
@@ -36,23 +37,46 @@ struct gated_row {
   }
 };
 
-/// Rows that a block routes: no more than 32, whose ranks all of its warps gate.
-template <int W>
-inline constexpr int rows_of_a_block = row_threads / W < 32 ? row_threads / W : 32;
-
-/// Routes the rows of a block with one lane group each, then its warps gate these rows in rank
-/// space, neighbouring lanes on neighbouring columns.
-template <int W, int Slots, class Selector, class S, class B>
-struct mole_route_body {
-  Selector selector;
+/// The warps of a block gate rows first .. last - 1 in rank space, one each, neighbouring lanes on
+/// neighbouring columns.
+template <class S, class B>
+struct gate_ranks {
   mole_rows<S, B> in;
   bool quads;  // four columns at a time: they share an expert and an access
 
   template <class Block>
-  TALPA_HD void operator()(Block& block) const {
-    constexpr int groups = rows_of_a_block<W>, warps = Block::threads() / 32;
-    const index rows = in.logits.rows;
+  TALPA_HD void operator()(const Block& block, index first, index last) const {
+    constexpr index warps = Block::threads() / 32;
     const int width = static_cast<int>(in.z.cols), lane = block.thread() % 32;
+    for (index row = first + block.thread() / 32; row < last; row += warps) {
+      const gated_row g{in.gates.row(row), in.scale, static_cast<int>(in.rank),
+                        static_cast<int>(in.u.cols)};
+      const float* const u = in.u.row(row);
+      S* const z = in.z.row(row);
+      if (quads) {
+        for (int j = 4 * lane; j < width; j += 128) store_quad(z + j, g.quad_at<S>(u, j));
+      } else {
+        for (int j = lane; j < width; j += 32) z[j] = static_cast<S>(g.at(u, j));
+      }
+    }
+  }
+};
+
+/// Rows that a block routes: no more than 32, whose ranks all of its warps gate.
+template <int W>
+inline constexpr int rows_of_a_block = row_threads / W < 32 ? row_threads / W : 32;
+
+/// Routes the rows of a block with one lane group each, then gates these rows.
+template <int W, int Slots, class Selector, class S, class B>
+struct mole_route_body {
+  Selector selector;
+  gate_ranks<S, B> gate;
+
+  template <class Block>
+  TALPA_HD void operator()(Block& block) const {
+    constexpr int groups = rows_of_a_block<W>;
+    const mole_rows<S, B>& in = gate.in;
+    const index rows = in.logits.rows;
     const warp_tile<W, Slots, Block> group(block, in.logits.cols);
     const select_one_row<false, Selector, float, B> select_row_{
         selector, in.logits, in.padding_mask, in.gates, in.mask, {}};
@@ -60,18 +84,7 @@ struct mole_route_body {
       const index n = first + block.thread() / W;
       if (block.thread() < groups * W) select_row_(group.only(n < rows), n < rows ? n : rows - 1);
       block.sync();
-      const index last = first + groups < rows ? first + groups : rows;
-      for (index row = first + block.thread() / 32; row < last; row += warps) {
-        const gated_row g{in.gates.row(row), in.scale, static_cast<int>(in.rank),
-                          static_cast<int>(in.u.cols)};
-        const float* const u = in.u.row(row);
-        S* const z = in.z.row(row);
-        if (quads) {
-          for (int j = 4 * lane; j < width; j += 128) store_quad(z + j, g.quad_at<S>(u, j));
-        } else {
-          for (int j = lane; j < width; j += 32) z[j] = static_cast<S>(g.at(u, j));
-        }
-      }
+      gate(block, first, first + groups < rows ? first + groups : rows);
     }
   }
 };
@@ -150,14 +163,22 @@ template <kernel_backend B>
 struct mole_route_impl<B> {
   template <class Selector, class S>
   static void forward(context<B>& ctx, const Selector& selector, const mole_rows<S, B>& rows) {
-    const bool quads = rows.rank % 4 == 0 && rows.z.cols % 4 == 0 && kernels::holds_quads(rows.u) &&
-                       kernels::holds_quads(rows.z);
     kernels::with_group(Selector::name, rows.logits.cols, [&](auto width, auto slots) {
       constexpr int w = decltype(width)::value, s = decltype(slots)::value;
       detail::launch<kernels::row_threads>(
           ctx, kernels::row_blocks(rows.logits.rows, kernels::rows_of_a_block<w>), 0,
-          kernels::mole_route_body<w, s, Selector, S, B>{selector, rows, quads});
+          kernels::mole_route_body<w, s, Selector, S, B>{selector, gate_of(rows)});
     });
+  }
+  template <class Selector, class S>
+  static void forward(context<B>& ctx, const Selector& selector, const mole_rows<S, B>& rows,
+                      const wanted_totals<float, B>& totals) {
+    kernels::route_rows<float, B>(
+        ctx, Selector::name,
+        {rows.logits, rows.gates, rows.mask, rows.padding_mask, totals.group_rows}, totals,
+        kernels::select_one_row<false, Selector, float, B>{
+            selector, rows.logits, rows.padding_mask, rows.gates, rows.mask, {}},
+        gate_of(rows));
   }
   template <class Selector, class S>
   static void backward(context<B>& ctx, const Selector& selector, const mole_rows<S, B>& rows,
@@ -171,6 +192,13 @@ struct mole_route_impl<B> {
           ctx, kernels::row_blocks(rows.logits.rows, kernels::rows_of_a_block<w>), 0,
           kernels::mole_route_backward_body<w, s, Selector, S, B>{selector, rows, gradient, quads});
     });
+  }
+
+ private:
+  template <class S>
+  static kernels::gate_ranks<S, B> gate_of(const mole_rows<S, B>& rows) {
+    return {rows, rows.rank % 4 == 0 && rows.z.cols % 4 == 0 && kernels::holds_quads(rows.u) &&
+                      kernels::holds_quads(rows.z)};
   }
 };
 

@@ -188,32 +188,46 @@ struct routing_block_sums {
   }
 };
 
-/// The totals of each group.
+/// Where the totals of groups go, and whether they overwrite what is there.
 template <class T, class B>
-struct routing_group_sums {
+struct routing_target {
   routing_columns at;
-  sum_blocks grid;
-  matrix_view<T, B> sums;
-  matrix_view<index, B> counts;
   routing_totals<T, B> out;
   bool overwrite;
 
-  TALPA_HD void operator()(index g, index c) const {
-    const index first = g * grid.blocks;
-    if (c < at.sum_width) {
-      put(at.target(out, g, c),
-          canonical_sum_in_place(sums.row(first) + c, grid.blocks, sums.stride));
-      return;
+  /// Column c of the sums of group g.
+  TALPA_HD void put_sum(index g, index c, T sum) const { put(at.target(out, g, c), sum); }
+  /// The count of expert e; of the tokens for e = E.
+  TALPA_HD void put_count(index g, index e, index count) const {
+    if (e < at.experts) {
+      if (out.counts.data != nullptr) put(out.counts(g, e), count);
+    } else if (out.tokens.data != nullptr) {
+      put(out.tokens[g], count);
     }
-    const index e = c - at.sum_width;
-    const bool wanted = e == at.experts ? out.tokens.data != nullptr : out.counts.data != nullptr;
-    if (!wanted) return;
-    put(e == at.experts ? out.tokens[g] : out.counts(g, e),
-        canonical_sum_in_place(counts.row(first) + e, grid.blocks, counts.stride));
   }
+
+ private:
   template <class U>
   TALPA_HD void put(U& to, U sum) const {
     to = overwrite ? sum : to + sum;
+  }
+};
+
+/// The totals of each group.
+template <class T, class B>
+struct routing_group_sums {
+  routing_target<T, B> to;
+  sum_blocks grid;
+  matrix_view<T, B> sums;
+  matrix_view<index, B> counts;
+
+  TALPA_HD void operator()(index g, index c) const {
+    const index first = g * grid.blocks, e = c - to.at.sum_width;
+    if (e < 0) {
+      to.put_sum(g, c, canonical_sum_in_place(sums.row(first) + c, grid.blocks, sums.stride));
+    } else {
+      to.put_count(g, e, canonical_sum_in_place(counts.row(first) + e, grid.blocks, counts.stride));
+    }
   }
 };
 
@@ -330,8 +344,8 @@ struct routing_sums_impl<B> {
         ctx, grid.count(), columns,
         kernels::routing_block_sums<T, B>{in, at, grid, values, sums, counts});
     kernels::for_each_element(ctx, grid.groups, columns,
-                              kernels::routing_group_sums<T, B>{at, grid, sums, counts, out,
-                                                                mode == grad_mode::overwrite});
+                              kernels::routing_group_sums<T, B>{
+                                  {at, out, mode == grad_mode::overwrite}, grid, sums, counts});
   }
 
   template <class T, class Term>

@@ -144,38 +144,21 @@ struct fused_mole_linear {
   saved<B> forward(context<B>& ctx, const params<B>& p, std::type_identity_t<matrix_view<S, B>> x,
                    std::type_identity_t<matrix_view<S, B>> y, mode m,
                    vector_input<std::uint8_t, B> padding_mask = {}) const {
-    validate();
-    const index inputs = p.inputs(), outputs = p.outputs(), n = x.rows;
-    const bool room = x.cols == padded_inputs(inputs);
-    if (!room) check_shape(name, "x", x, n, inputs, "tokens, input width of the base, or padded");
-    check_shape(name, "y", y, n, outputs, "tokens, output width of the base");
-
-    const matrix_view<const S, B> block = p.block.view();
-    const matrix_view<const S, B> tokens = x.col_range(0, inputs);
-    saved<B> kept;
-    kept.products = ctx.memory.template take<float>(n, router_width());
-    kept.z =
-        room ? x.col_range(inputs, rank_width()) : ctx.memory.template take<S>(n, rank_width());
-    kept.gates = ctx.memory.template take<float>(n, experts);
-    kept.mask = ctx.memory.template take<std::uint32_t>(n, mask_words(experts));
-    kept.routed.logits = kept.products.col_range(rank_width(), experts);
-    kept.routed.routing = routing_view<const float, B>(kept.gates, kept.mask);
-    kept.routed.padding_mask = padding_mask;
-
-    ops::mixed_gemm(ctx, 1.0f, tokens, transpose::no,
-                    block.row_range(outputs, router_width()).col_range(0, inputs), transpose::yes,
-                    0.0f, kept.products);
-    ops::mole_route(ctx, selector_at(selector, m), rows_of(kept));
-    if (room) {
-      ops::mixed_gemm(ctx, 1.0f, matrix_view<const S, B>(x), transpose::no,
-                      block.row_range(0, outputs), transpose::yes, 0.0f, y);
-    } else {
-      ops::mixed_gemm(ctx, 1.0f, tokens, transpose::no,
-                      block.row_range(0, outputs).col_range(0, inputs), transpose::yes, 0.0f, y);
-      ops::mixed_gemm(ctx, 1.0f, matrix_view<const S, B>(kept.z), transpose::no,
-                      block.row_range(0, outputs).col_range(inputs, rank_width()), transpose::yes,
-                      1.0f, y);
-    }
+    return forward_with(ctx, p, x, y, padding_mask, [&](const mole_rows<S, B>& rows) {
+      ops::mole_route(ctx, selector_at(selector, m), rows);
+    });
+  }
+  /// The same, and the totals of the routing in the launch that routes: what statistics are made of
+  /// (routing_statistics::wanted) and losses read.
+  template <class B>
+  saved<B> forward(context<B>& ctx, const params<B>& p, std::type_identity_t<matrix_view<S, B>> x,
+                   std::type_identity_t<matrix_view<S, B>> y, mode m,
+                   vector_input<std::uint8_t, B> padding_mask,
+                   const std::type_identity_t<wanted_totals<float, B>>& totals) const {
+    saved<B> kept = forward_with(ctx, p, x, y, padding_mask, [&](const mole_rows<S, B>& rows) {
+      ops::mole_route(ctx, selector_at(selector, m), rows, totals);
+    });
+    kept.routed.totals = totals;
     return kept;
   }
 
@@ -248,6 +231,46 @@ struct fused_mole_linear {
   }
 
  private:
+  /// forward, where route(rows) makes gates, mask and z.
+  template <class B, class Route>
+  saved<B> forward_with(context<B>& ctx, const params<B>& p, matrix_view<S, B> x,
+                        matrix_view<S, B> y, vector_view<const std::uint8_t, B> padding_mask,
+                        const Route& route) const {
+    validate();
+    const index inputs = p.inputs(), outputs = p.outputs(), n = x.rows;
+    const bool room = x.cols == padded_inputs(inputs);
+    if (!room) check_shape(name, "x", x, n, inputs, "tokens, input width of the base, or padded");
+    check_shape(name, "y", y, n, outputs, "tokens, output width of the base");
+
+    const matrix_view<const S, B> block = p.block.view();
+    const matrix_view<const S, B> tokens = x.col_range(0, inputs);
+    saved<B> kept;
+    kept.products = ctx.memory.template take<float>(n, router_width());
+    kept.z =
+        room ? x.col_range(inputs, rank_width()) : ctx.memory.template take<S>(n, rank_width());
+    kept.gates = ctx.memory.template take<float>(n, experts);
+    kept.mask = ctx.memory.template take<std::uint32_t>(n, mask_words(experts));
+    kept.routed.logits = kept.products.col_range(rank_width(), experts);
+    kept.routed.routing = routing_view<const float, B>(kept.gates, kept.mask);
+    kept.routed.padding_mask = padding_mask;
+
+    ops::mixed_gemm(ctx, 1.0f, tokens, transpose::no,
+                    block.row_range(outputs, router_width()).col_range(0, inputs), transpose::yes,
+                    0.0f, kept.products);
+    route(rows_of(kept));
+    if (room) {
+      ops::mixed_gemm(ctx, 1.0f, matrix_view<const S, B>(x), transpose::no,
+                      block.row_range(0, outputs), transpose::yes, 0.0f, y);
+    } else {
+      ops::mixed_gemm(ctx, 1.0f, tokens, transpose::no,
+                      block.row_range(0, outputs).col_range(0, inputs), transpose::yes, 0.0f, y);
+      ops::mixed_gemm(ctx, 1.0f, matrix_view<const S, B>(kept.z), transpose::no,
+                      block.row_range(0, outputs).col_range(inputs, rank_width()), transpose::yes,
+                      1.0f, y);
+    }
+    return kept;
+  }
+
   static constexpr index round_up(index n) { return ceil_div(n, 8) * 8; }
 
   template <class B>

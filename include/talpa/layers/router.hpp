@@ -6,6 +6,8 @@
 #include <talpa/ops/add.hpp>
 #include <talpa/ops/copy.hpp>
 #include <talpa/ops/indexed_gemm.hpp>
+#include <talpa/ops/route.hpp>
+#include <talpa/ops/routing_sums.hpp>
 #include <talpa/ops/select.hpp>
 #include <talpa/scorers/explain.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
@@ -140,37 +142,37 @@ struct router {
   saved<T, B> forward(context<B>& ctx, const params<T, B>& p, index experts,
                       std::type_identity_t<matrix_view<const T, B>> x, mode m,
                       const batch_info<T, B>& batch) const {
-    check_batch(Selector::name, batch, x.rows, experts);
-    const auto logits = ctx.memory.template take<T>(x.rows, experts);  // [N, E]
-    const auto gates = ctx.memory.template take<T>(x.rows, experts);   // [N, E]
-    const auto mask =
-        ctx.memory.template take<std::uint32_t>(x.rows, mask_words(experts));  // [N, words]
-    saved<T, B> kept{};
-    kept.in = m;
-    kept.scorer = scorer.forward(ctx, p.scorer, x, logits, m, batch);
-    kept.more.sequence_length = batch.sequence_length;
-    if constexpr (controlled_selector<Selector>) {
-      const auto control = ctx.memory.template take<T>(x.rows, 1);  // [N, 1]
-      kept.control = detail::control_member(selector).forward(ctx, p.control, x, control, m, batch);
-      kept.more.control = control;
-    }
-    if constexpr (biased_selector<Selector>) kept.more.bias = p.expert_bias.value();
-    const Selector now = selector_at(selector, m);
-    if (batch.replay.data == nullptr) {
-      ops::select(ctx, now, logits, batch.padding_mask, gates, mask, kept.more);
-    } else {
-      ops::copy(ctx, batch.replay, mask);
-      ops::replay(ctx, now, logits, batch.padding_mask, mask, gates, kept.more);
-    }
-    kept.routed = {logits,
-                   routing_view<T, B>(gates, mask),
-                   batch.padding_mask,
-                   batch.sequence_length,
-                   kept.more.control,
-                   batch.labels};
-    if constexpr (noisy_scorer<Scorer>) {
-      kept.routed.noise = scorer.noise(kept.scorer, kept.routed.logits);
-    }
+    return forward_with(
+        ctx, p, experts, x, m, batch,
+        [&](const Selector& now, auto logits, auto gates, auto mask, const auto& more) {
+          if (batch.replay.data == nullptr) {
+            ops::select(ctx, now, logits, batch.padding_mask, gates, mask, more);
+          } else {
+            ops::copy(ctx, batch.replay, mask);
+            ops::replay(ctx, now, logits, batch.padding_mask, mask, gates, more);
+          }
+        });
+  }
+  /// The same, and the totals of the routing as ops::route leaves them: what statistics are made
+  /// of (routing_statistics::wanted) and losses read, on a device in the launch that routes.
+  template <floating T, backend B>
+  saved<T, B> forward(context<B>& ctx, const params<T, B>& p, index experts,
+                      std::type_identity_t<matrix_view<const T, B>> x, mode m,
+                      const batch_info<T, B>& batch,
+                      const std::type_identity_t<wanted_totals<T, B>>& totals) const {
+    saved<T, B> kept = forward_with(
+        ctx, p, experts, x, m, batch,
+        [&](const Selector& now, auto logits, auto gates, auto mask, const auto& more) {
+          if (batch.replay.data == nullptr) {
+            ops::route(ctx, now, logits, batch.padding_mask, gates, mask, totals, more);
+          } else {
+            ops::copy(ctx, batch.replay, mask);
+            ops::replay(ctx, now, logits, batch.padding_mask, mask, gates, more);
+            ops::routing_sums(ctx, {logits, gates, mask, batch.padding_mask, totals.group_rows},
+                              totals.out, totals.mode);
+          }
+        });
+    kept.routed.totals = totals;
     return kept;
   }
 
@@ -224,6 +226,39 @@ struct router {
   }
 
  private:
+  /// forward, where select(selector, logits, gates, mask, more) makes gates and mask.
+  template <class T, class B, class Select>
+  saved<T, B> forward_with(context<B>& ctx, const params<T, B>& p, index experts,
+                           matrix_view<const T, B> x, mode m, const batch_info<T, B>& batch,
+                           const Select& select) const {
+    check_batch(Selector::name, batch, x.rows, experts);
+    const auto logits = ctx.memory.template take<T>(x.rows, experts);  // [N, E]
+    const auto gates = ctx.memory.template take<T>(x.rows, experts);   // [N, E]
+    const auto mask =
+        ctx.memory.template take<std::uint32_t>(x.rows, mask_words(experts));  // [N, words]
+    saved<T, B> kept{};
+    kept.in = m;
+    kept.scorer = scorer.forward(ctx, p.scorer, x, logits, m, batch);
+    kept.more.sequence_length = batch.sequence_length;
+    if constexpr (controlled_selector<Selector>) {
+      const auto control = ctx.memory.template take<T>(x.rows, 1);  // [N, 1]
+      kept.control = detail::control_member(selector).forward(ctx, p.control, x, control, m, batch);
+      kept.more.control = control;
+    }
+    if constexpr (biased_selector<Selector>) kept.more.bias = p.expert_bias.value();
+    select(selector_at(selector, m), logits, gates, mask, kept.more);
+    kept.routed = {logits,
+                   routing_view<T, B>(gates, mask),
+                   batch.padding_mask,
+                   batch.sequence_length,
+                   kept.more.control,
+                   batch.labels};
+    if constexpr (noisy_scorer<Scorer>) {
+      kept.routed.noise = scorer.noise(kept.scorer, kept.routed.logits);
+    }
+    return kept;
+  }
+
   template <class T, class B>
   void logits_gradient(context<B>& ctx, const saved<T, B>& kept, matrix_view<T, B> dgates,
                        matrix_view<T, B> dlogits, matrix_view<T, B> dcontrol,

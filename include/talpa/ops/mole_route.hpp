@@ -3,6 +3,7 @@
 
 #include <talpa/core/check.hpp>
 #include <talpa/core/half.hpp>
+#include <talpa/ops/routing_sums.hpp>
 #include <talpa/ops/select.hpp>
 
 namespace talpa {
@@ -54,6 +55,16 @@ void check_mole_rows(const mole_rows<S, B>& in) {
                 "shape of u, or wider");
   }
 }
+
+template <class B, class Selector, class S>
+void check_mole_route(context<B>& ctx, const Selector& selector, const mole_rows<S, B>& rows) {
+  selector.validate(rows.logits.cols);
+  check_mole_rows<Selector>(rows);
+  if (ctx.checked) {
+    ops::select_impl<B>::template check_logits<float>(Selector::name, rows.logits,
+                                                      rows.padding_mask);
+  }
+}
 }  // namespace talpa::detail
 
 namespace talpa::ops {
@@ -77,12 +88,25 @@ struct mole_route_impl {
 /// Throws: shape_error; value_error from the selector's validate.
 template <class B, class Selector, storage_scalar S>
 void mole_route(context<B>& ctx, const Selector& selector, const mole_rows<S, B>& rows) {
-  selector.validate(rows.logits.cols);
-  detail::check_mole_rows<Selector>(rows);
-  if (ctx.checked) {
-    select_impl<B>::template check_logits<float>(Selector::name, rows.logits, rows.padding_mask);
-  }
+  detail::check_mole_route(ctx, selector, rows);
   mole_route_impl<B>::forward(ctx, selector, rows);
+}
+
+/// The same, and the totals of the routing as ops::route leaves them, in the same launch.
+///
+/// Shapes: members of totals.out [G] or [G, E] with G = N / totals.group_rows groups.
+/// Determinism: totals have the bits of ops::routing_sums on every backend.
+/// Throws: also as ops::routing_sums.
+template <class B, class Selector, storage_scalar S>
+void mole_route(context<B>& ctx, const Selector& selector, const mole_rows<S, B>& rows,
+                const std::type_identity_t<wanted_totals<float, B>>& totals) {
+  if (totals.mode == grad_mode::ignore) {
+    mole_route(ctx, selector, rows);
+    return;
+  }
+  detail::check_mole_route(ctx, selector, rows);
+  detail::check_wanted("ops::mole_route", totals, rows.logits.rows, rows.logits.cols);
+  mole_route_impl<B>::forward(ctx, selector, rows, totals);
 }
 
 /// Backward of mole_route in one pass: dg_e = scale sum_r dz_er u_er (+ that of losses), dlogits as

@@ -43,6 +43,14 @@ struct routing_totals {
   vector_view<T, B> row_term{};           // [G] sum of the number of a row term
 };
 
+/// Totals that an op which routes leaves beside the routing.
+template <class T, backend B>
+struct wanted_totals {
+  routing_totals<T, B> out;
+  grad_mode mode = grad_mode::overwrite;  ///< whether `out` is overwritten or added to
+  index group_rows = 0;                   ///< as in routed_rows
+};
+
 /// Gradient with respect to a routing_totals. A member without data stands for zeros.
 template <class T, backend B>
 struct routing_totals_gradient {
@@ -186,6 +194,13 @@ TALPA_HD void softmax_row_backward(const G& g, row_pointer<const T> logits,
   });
 }
 
+inline void check_group_rows(const char* function, index group_rows, index tokens) {
+  if (group_rows < 0 || (group_rows > 0 && tokens % group_rows != 0)) {
+    throw_value(function, "group_rows", std::to_string(group_rows),
+                concat("a divisor of ", std::to_string(tokens), " = tokens, or 0"));
+  }
+}
+
 template <class T, class B>
 void check_routed_rows(const char* function, const routed_rows<T, B>& in) {
   const index n = in.tokens(), e = in.experts();
@@ -195,10 +210,7 @@ void check_routed_rows(const char* function, const routed_rows<T, B>& in) {
   if (!in.padding_mask.empty()) {
     check_size(function, "padding_mask", in.padding_mask, n, "one flag a token");
   }
-  if (in.group_rows < 0 || (in.group_rows > 0 && n % in.group_rows != 0)) {
-    throw_value(function, "group_rows", std::to_string(in.group_rows),
-                concat("a divisor of ", std::to_string(n), " = tokens, or 0"));
-  }
+  check_group_rows(function, in.group_rows, n);
 }
 
 /// A row term that reads control must be given one.
@@ -245,6 +257,24 @@ void check_totals_vector(const char* function, const char* argument, const vecto
                          index groups) {
   if (view.data != nullptr) check_size(function, argument, view, groups, "groups");
 }
+/// What can be wanted without a row term.
+template <class T, class B>
+void check_totals(const char* function, const routing_totals<T, B>& out, index groups,
+                  index experts) {
+  check_totals_vector(function, "tokens", out.tokens, groups);
+  check_totals_matrix(function, "counts", out.counts, groups, experts);
+  check_totals_matrix(function, "probability", out.probability, groups, experts);
+  check_totals_matrix(function, "importance", out.importance, groups, experts);
+  check_totals_vector(function, "squared_logsumexp", out.squared_logsumexp, groups);
+  check_totals_vector(function, "entropy", out.entropy, groups);
+}
+template <class T, class B>
+void check_wanted(const char* function, const wanted_totals<T, B>& totals, index tokens,
+                  index experts) {
+  check_group_rows(function, totals.group_rows, tokens);
+  const index groups = totals.group_rows == 0 ? 1 : tokens / totals.group_rows;
+  check_totals(function, totals.out, groups, experts);
+}
 
 }  // namespace detail
 
@@ -283,12 +313,7 @@ void routing_sums(context<B>& ctx, const std::type_identity_t<routed_rows<T, B>>
   constexpr const char* function = "ops::routing_sums";
   detail::check_routed_rows<T, B>(function, in);
   const index groups = in.groups(), experts = in.experts();
-  detail::check_totals_vector(function, "tokens", out.tokens, groups);
-  detail::check_totals_matrix(function, "counts", out.counts, groups, experts);
-  detail::check_totals_matrix(function, "probability", out.probability, groups, experts);
-  detail::check_totals_matrix(function, "importance", out.importance, groups, experts);
-  detail::check_totals_vector(function, "squared_logsumexp", out.squared_logsumexp, groups);
-  detail::check_totals_vector(function, "entropy", out.entropy, groups);
+  detail::check_totals(function, out, groups, experts);
   if constexpr (Term::uses.affinity) {
     check_shape(function, "affinity", out.affinity, groups, experts, "groups, experts");
   }

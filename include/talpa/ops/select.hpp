@@ -163,6 +163,32 @@ struct select_impl {
                 "talpa/cpu/select.hpp for cpu (docs/architecture.md)");
 };
 
+}  // namespace talpa::ops
+
+namespace talpa::detail {
+
+/// The front door of what makes gates by a selector.
+template <class T, class B, class Selector>
+void check_selection(context<B>& ctx, const Selector& selector, matrix_view<const T, B> logits,
+                     vector_view<const std::uint8_t, B> padding_mask, matrix_view<T, B> gates,
+                     matrix_view<std::uint32_t, B> mask, const select_inputs<T, B>& more) {
+  selector.validate(logits.cols);
+  check_shape(Selector::name, "gates", gates, logits.rows, logits.cols, "shape of logits");
+  check_shape(Selector::name, "mask", mask, logits.rows, mask_words(logits.cols),
+              "tokens, mask words of the experts");
+  if (!padding_mask.empty()) {
+    check_size(Selector::name, "padding_mask", padding_mask, logits.rows, "one flag a token");
+  }
+  check_select_inputs<Selector, T, B>(more, logits.rows, logits.cols);
+  if (ctx.checked) {
+    ops::select_impl<B>::template check_logits<T>(Selector::name, logits, padding_mask);
+  }
+}
+
+}  // namespace talpa::detail
+
+namespace talpa::ops {
+
 /// Runs a selector over rows of logits.
 ///
 /// Forward: (mask_n, gates_n) = selector(logits_n) for each real token n; padding gets neither. A
@@ -180,15 +206,7 @@ void select(context<B>& ctx, const Selector& selector, input<T, B> logits,
             vector_input<std::uint8_t, B> padding_mask, matrix_view<T, B> gates,
             output<std::uint32_t, B> mask,
             const std::type_identity_t<select_inputs<T, B>>& more = {}) {
-  selector.validate(logits.cols);
-  check_shape(Selector::name, "gates", gates, logits.rows, logits.cols, "shape of logits");
-  check_shape(Selector::name, "mask", mask, logits.rows, mask_words(logits.cols),
-              "tokens, mask words of the experts");
-  if (!padding_mask.empty()) {
-    check_size(Selector::name, "padding_mask", padding_mask, logits.rows, "one flag a token");
-  }
-  detail::check_select_inputs<Selector, T, B>(more, logits.rows, logits.cols);
-  if (ctx.checked) select_impl<B>::template check_logits<T>(Selector::name, logits, padding_mask);
+  detail::check_selection<T>(ctx, selector, logits, padding_mask, gates, mask, more);
   if constexpr (coupled_selector<Selector>) {
     selector.assign(ctx, assign_batch<T, B>{logits, padding_mask, more}, mask);
     select_impl<B>::template replay<T>(ctx, selector, logits, padding_mask, mask, gates, more);
@@ -206,15 +224,7 @@ template <class B, class Selector, floating T>
 void replay(context<B>& ctx, const Selector& selector, input<T, B> logits,
             vector_input<std::uint8_t, B> padding_mask, output<std::uint32_t, B> mask,
             matrix_view<T, B> gates, const std::type_identity_t<select_inputs<T, B>>& more = {}) {
-  selector.validate(logits.cols);
-  check_shape(Selector::name, "gates", gates, logits.rows, logits.cols, "shape of logits");
-  check_shape(Selector::name, "mask", mask, logits.rows, mask_words(logits.cols),
-              "tokens, mask words of the experts");
-  if (!padding_mask.empty()) {
-    check_size(Selector::name, "padding_mask", padding_mask, logits.rows, "one flag a token");
-  }
-  detail::check_select_inputs<Selector, T, B>(more, logits.rows, logits.cols);
-  if (ctx.checked) select_impl<B>::template check_logits<T>(Selector::name, logits, padding_mask);
+  detail::check_selection<T>(ctx, selector, logits, padding_mask, gates, mask, more);
   select_impl<B>::template replay<T>(ctx, selector, logits, padding_mask, mask, gates, more);
 }
 

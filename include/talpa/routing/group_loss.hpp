@@ -215,6 +215,19 @@ routing_totals<T, B> take_totals(workspace<B>& memory, const used_totals& uses, 
   return totals;
 }
 
+/// Whether `known`, the totals of a layer, are those that a loss asks for.
+template <class T, class B>
+bool are_known(const used_totals& uses, const routed_rows<T, B>& rows,
+               const wanted_totals<T, B>& known) {
+  const routing_totals<T, B>& out = known.out;
+  const auto there = [](bool used, const auto& view) { return !used || view.data != nullptr; };
+  return !uses.affinity && !uses.row_term && known.mode == grad_mode::overwrite &&
+         known.group_rows == rows.group_rows && there(true, out.tokens) &&
+         there(uses.counts, out.counts) && there(uses.probability, out.probability) &&
+         there(uses.importance, out.importance) &&
+         there(uses.squared_logsumexp, out.squared_logsumexp);
+}
+
 }  // namespace detail
 
 /// Forward of a loss that is a function of the totals of groups of tokens: what a loss policy whose
@@ -224,8 +237,9 @@ routing_totals<T, B> take_totals(workspace<B>& memory, const used_totals& uses, 
 ///
 /// Shapes: value [1, 1]; no layers, and layers without a real token, give what the loss gives for
 /// zeros.
-/// Cost: one pass over the logits of each layer; ctx.memory keeps 2 numbers a group and expert at
-/// most.
+/// Cost: one pass over the logits of each layer, none where routed_view::totals of a layer has the
+/// totals of these groups and layers are not pooled; ctx.memory keeps 2 numbers a group and expert
+/// at most.
 /// Determinism: same bits on every backend and number of threads.
 /// Throws: shape_error, value_error; `function` names the policy in them.
 template <class Loss, class T, class B>
@@ -266,9 +280,11 @@ group_loss_saved<T, B> group_loss_forward(context<B>& ctx, const char* function,
   for (const routed_view<T, B>& layer : layers) {
     const typename workspace<B>::scope scope(ctx.scratch);
     const routed_rows<T, B> rows = detail::rows_of(groups, layer, padding);
-    const routing_totals<T, B> totals =
-        detail::take_totals<T, B>(ctx.scratch, Loss::uses, rows.groups(), rows.experts());
-    ops::routing_sums<B, T>(ctx, rows, totals, grad_mode::overwrite, term);
+    routing_totals<T, B> totals = layer.totals.out;
+    if (padding || !detail::are_known(Loss::uses, rows, layer.totals)) {
+      totals = detail::take_totals<T, B>(ctx.scratch, Loss::uses, rows.groups(), rows.experts());
+      ops::routing_sums<B, T>(ctx, rows, totals, grad_mode::overwrite, term);
+    }
     ops::group_loss<B, Loss, T>(ctx, loss, reduction, totals,
                                 walk.next(rows.groups(), rows.experts()), saved.value, mode);
     mode = grad_mode::accumulate;

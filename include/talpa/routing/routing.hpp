@@ -4,6 +4,7 @@
 #include <talpa/core/check.hpp>
 #include <talpa/core/matrix.hpp>
 #include <talpa/core/random.hpp>
+#include <talpa/ops/routing_sums.hpp>
 
 #include <cstdint>
 #include <type_traits>
@@ -118,6 +119,9 @@ struct routed_view {
   matrix_view<const T, B> control{};                  // [N, 1], empty without one
   vector_view<const std::int32_t, B> labels{};        // [S] or empty
   routed_noise<T, B> noise{};                         // empty where the scorer adds none
+  /// What the forward that routed left; losses that look at the same groups read it instead of
+  /// adding up again, so it must be there until they have. Empty: nothing was wanted.
+  wanted_totals<T, B> totals{};
 };
 
 /// Gradients of losses with respect to what one router did.

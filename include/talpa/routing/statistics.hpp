@@ -22,6 +22,8 @@ struct routing_statistics {
   routing_totals<T, B> totals;  // one group: [1] and [1, E]
 
   index experts() const { return totals.counts.cols; }
+  /// For a forward that measures as it routes; `mode` as in measure.
+  wanted_totals<T, B> wanted(grad_mode mode) const { return {totals, mode}; }
 };
 
 /// Uninitialised statistics of E experts in `memory`.

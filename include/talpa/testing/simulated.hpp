@@ -37,6 +37,10 @@ struct context<simulated> {
   workspace<simulated> memory;
   workspace<simulated> scratch;
   void synchronise() const {}
+  std::uint32_t* arrivals() { return arrivals_; }
+
+ private:
+  std::uint32_t arrivals_[detail::arrival_counters] = {};
 };
 
 namespace detail {
@@ -170,6 +174,7 @@ struct simulated_block_state {
   block<cpu> shared;
   simulated_barrier all;
   std::unique_ptr<warp[]> warps;
+  bool last = false;  // what thread 0 tells the others
 };
 
 /// The Block of cuda/kernel.hpp on the host.
@@ -210,6 +215,15 @@ class simulated_block {
       if ((lanes >> l & 1u) != 0 && words[l] != 0) bits |= 1u << l;
     }
     return bits;
+  }
+  bool last_of(std::uint32_t blocks, std::uint32_t* arrivals) const {
+    sync();
+    if (thread_ == 0) {
+      state_.last = ++*arrivals == blocks;
+      if (state_.last) *arrivals = 0;
+    }
+    sync();
+    return state_.last;
   }
 
   /// Nothing arrives before the wait.
