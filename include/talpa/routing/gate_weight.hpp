@@ -69,7 +69,7 @@ template <class G, class T, class Logits>
 TALPA_HD void weigh_logits(const G& g, const select_row<T>& row, const Logits& u,
                            const typename G::template value<T>& top,
                            const typename G::template value<bool>& invalid) {
-  weigh_shares(g, row, invalid, [&](auto e) { return math::exp(u[e] - top); });
+  weigh_shares(g, row, invalid, [&](auto e) { return math::exp_nonpositive(u[e] - top); });
 }
 
 }  // namespace detail

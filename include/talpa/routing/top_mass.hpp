@@ -59,7 +59,7 @@ TALPA_HD pick_boundary<T, G> top_mass(const G& g, const Logits& u,
   for (index rank = 0; rank < g.experts() && (rank < limit.min_k || g.any(open)); ++rank) {
     const auto score = ranks(rank);
     const auto found = score > -infinity;
-    const auto sum = mass + math::exp(score - top) / exponential.sum;
+    const auto sum = mass + math::exp_nonpositive(score - top) / exponential.sum;
     mass = talpa::select(sum > one, one, sum);
     const auto above = mass > p, equal = mass == p;
     const auto crossed = limit.inclusive ? above | equal : above;
