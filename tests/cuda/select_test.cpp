@@ -53,12 +53,17 @@ TEST_SUITE("cuda/select") {
     support::test_random random(91);
     CHECK(quotient_difference<T>(random, 200000) == "");
     using over = detail::exact_quotient<T>;
-    for (const T a : {std::numeric_limits<T>::quiet_NaN(), std::numeric_limits<T>::denorm_min(),
-                      over::least / T{2}}) {
+    for (const T a : {std::numeric_limits<T>::denorm_min(), over::least / T{2}}) {
       CAPTURE(a);
       CHECK_FALSE(over::covers(a));
       CHECK_FALSE(over(a).covers());
+      const T several[] = {T{1}, T{0}, a, over::least};
+      CHECK_FALSE(over::covers(several, 4));
+      CHECK(over::covers(several, 2));
     }
+    const T nan = std::numeric_limits<T>::quiet_NaN(), quotient = over(T{3})(nan);
+    CHECK(quotient != quotient);
+    CHECK_FALSE(over(nan).covers());
     CHECK_FALSE(over(T{0}).covers());
     CHECK_FALSE(over(std::numeric_limits<T>::infinity()).covers());
   }

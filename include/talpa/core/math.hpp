@@ -334,7 +334,6 @@ template <class T>
 template <class T>
 [[gnu::always_inline]] TALPA_HD inline T exp_nonpositive(T x) {
   using F = format<T>;
-  using bits = typename F::bits;
   const exp_reduced<T> e = reduce_exp(select(x < F::exp_min, F::exp_min, x));
   // The bits of shift beside those of k are beyond the exponent.
   const T power = from_bits((to_bits(e.shifted) << F::mantissa) +

@@ -62,7 +62,7 @@ inline constexpr int rows_of_a_block = row_threads / W < 32 ? row_threads / W : 
 
 /// Routes the rows of a block with one lane group each, then its warps gate these rows in rank
 /// space, neighbouring lanes on neighbouring columns.
-template <int W, int Slots, class Selector, class S, class B>
+template <int W, int Slots, bool Whole, class Selector, class S, class B>
 struct mole_route_body {
   Selector selector;
   mole_rows<S, B> in;
@@ -73,7 +73,7 @@ struct mole_route_body {
     constexpr int groups = rows_of_a_block<W>, warps = Block::threads() / 32;
     const index rows = in.logits.rows;
     const int width = static_cast<int>(in.z.cols), lane = block.thread() % 32;
-    const warp_tile<W, Slots, Block> group(block, in.logits.cols);
+    const warp_tile<W, Slots, Block, Whole> group(block, in.logits.cols);
     const select_one_row<false, Selector, float, B> select_row_{
         selector, in.logits, in.padding_mask, in.gates, in.mask, {}};
     for (index first = block.index() * groups; first < rows; first += block.count() * groups) {
@@ -172,12 +172,14 @@ struct mole_route_impl<B> {
   static void forward(context<B>& ctx, const Selector& selector, const mole_rows<S, B>& rows) {
     const bool quads = rows.rank % 4 == 0 && rows.z.cols % 4 == 0 && kernels::holds_quads(rows.u) &&
                        kernels::holds_quads(rows.z);
-    kernels::with_group(Selector::name, rows.logits.cols, [&](auto width, auto slots) {
-      constexpr int w = decltype(width)::value, s = decltype(slots)::value;
-      detail::launch<kernels::row_threads>(
-          ctx, kernels::row_blocks(rows.logits.rows, kernels::rows_of_a_block<w>), 0,
-          kernels::mole_route_body<w, s, Selector, S, B>{selector, rows, quads});
-    });
+    kernels::with_fitting_group(
+        Selector::name, rows.logits.cols, [&](auto width, auto slots, auto whole) {
+          constexpr int w = decltype(width)::value, s = decltype(slots)::value;
+          using body = kernels::mole_route_body<w, s, decltype(whole)::value, Selector, S, B>;
+          detail::launch<kernels::row_threads>(
+              ctx, kernels::row_blocks(rows.logits.rows, kernels::rows_of_a_block<w>), 0,
+              body{selector, rows, quads});
+        });
   }
   template <class Selector, class S>
   static void backward(context<B>& ctx, const Selector& selector, const mole_rows<S, B>& rows,

@@ -46,22 +46,39 @@ template <class T>
 
 /// Several numbers over one b by multiply-adds, with the bits of the division: with y = 1 / b
 /// rounded and q off by less than one unit in its last place, q + (a - q b) y rounds to the number
-/// that a / b rounds to (Markstein 1990). a y, off by less than two such units, is brought there by
-/// a step of the same form.
+/// that a / b rounds to (Markstein 1990). Such a q is a (y + rest) rounded once, where rest is what
+/// 1 / b has beyond y: 1 - b y, which is a number, times y.
 template <class T>
 struct exact_quotient {
-  T b, y;
+  T b, y, rest;
 
-  TALPA_HD explicit exact_quotient(T divisor) : b(divisor), y(T{1} / divisor) {}
+  TALPA_HD explicit exact_quotient(T divisor)
+      : b(divisor), y(T{1} / divisor), rest(math::fma(-b, y, T{1}) * y) {}
   /// With b in 2^-10 .. 2^10 and a in least .. 2^60, or a = 0, all that the steps compute is 0 or
-  /// normal: the last place of a remainder is 2^-47 (2^-105) times a.
+  /// normal: the last place of a remainder is 2^-47 (2^-105) times a. NaN gives NaN.
   static constexpr T least = std::is_same_v<T, float> ? T(0x1p-66) : T(0x1p-906);
+  TALPA_HD static constexpr std::uint32_t pattern(float x) {
+    return __builtin_bit_cast(std::uint32_t, x);
+  }
+  TALPA_HD static constexpr std::uint64_t pattern(double x) {
+    return __builtin_bit_cast(std::uint64_t, x);
+  }
   TALPA_HD bool covers() const { return b >= T(0x1p-10) && b <= T(0x1p10); }
-  TALPA_HD static bool covers(T a) { return (a >= least) | (a == T{0}); }
+  TALPA_HD static bool covers(const T* a, int n) {
+    // As the pattern of a number is ordered as numbers >= 0 are, and that of 0 less one the largest.
+    constexpr auto one = decltype(pattern(T{})){1};
+    auto lowest = pattern(a[0]) - one;
+    TALPA_UNROLL
+    for (int i = 1; i < n; ++i) {
+      const auto other = pattern(a[i]) - one;
+      lowest = other < lowest ? other : lowest;
+    }
+    return lowest >= pattern(least) - one;
+  }
+  TALPA_HD static bool covers(T a) { return covers(&a, 1); }
 
   TALPA_HD T operator()(T a) const {
-    const T far = a * y;
-    const T near = math::fma(math::fma(-far, b, a), y, far);
+    const T near = math::fma(a, y, a * rest);
     return math::fma(math::fma(-near, b, a), y, near);
   }
 };
@@ -78,9 +95,11 @@ struct exact_quotient {
 /// `any` asks all of its rows, as a token_pack asks all of its tokens. So no row may leave alone:
 /// where there is nothing to do for a row, `only(false)` is a group that does the same without
 /// reading or writing.
-template <int W, int Slots, class Block>
+///
+/// Whole: rows have W * Slots experts, so that each element that a lane holds is one.
+template <int W, int Slots, class Block, bool Whole = false>
 class warp_tile {
-  static_assert(W > 0 && W <= 32 && 32 % W == 0,
+  static_assert(W > 1 && W <= 32 && 32 % W == 0,
                 "talpa: a lane group divides the 32 virtual lanes");
 
  public:
@@ -134,11 +153,11 @@ class warp_tile {
   }
   template <class T>
   TALPA_HD T load(row_pointer<const T> row, element e, T fill) const {
-    return inside(e) ? row.data[e.expert()] : fill;
+    return inside(e) ? own(row)[place(e.slot)] : fill;
   }
   template <class T>
   TALPA_HD void store(row_pointer<T> row, element e, T v) const {
-    if (inside(e)) row.data[e.expert()] = v;
+    if (inside(e)) own(row)[place(e.slot)] = v;
   }
   template <class T>
   TALPA_HD detail::slot_array<T, Slots> load_row(row_pointer<const T> row, T fill) const {
@@ -149,7 +168,7 @@ class warp_tile {
         vector<T> v;
         TALPA_UNROLL
         for (int i = 0; i < vector_size<T>; ++i) v.values[i] = fill;
-        if (inside(at(s))) v = *reinterpret_cast<const vector<T>*>(row.data + at(s).expert());
+        if (inside(at(s))) v = *reinterpret_cast<const vector<T>*>(own(row) + place(s));
         TALPA_UNROLL
         for (int i = 0; i < vector_size<T>; ++i) x.values[s + i] = v.values[i];
       }
@@ -167,7 +186,7 @@ class warp_tile {
         vector<T> v;
         TALPA_UNROLL
         for (int i = 0; i < vector_size<T>; ++i) v.values[i] = f(at(s + i));
-        if (inside(at(s))) *reinterpret_cast<vector<T>*>(row.data + at(s).expert()) = v;
+        if (inside(at(s))) *reinterpret_cast<vector<T>*>(own(row) + place(s)) = v;
       }
     } else {
       TALPA_UNROLL
@@ -182,7 +201,9 @@ class warp_tile {
   TALPA_HD void store(row_scalar<T> scalar, T v) const {
     if (lane_ == 0 && works()) *scalar.data = v;
   }
-  TALPA_HD bool any(bool condition) const { return block_.ballot(condition, whole_warp) != 0; }
+  TALPA_HD bool any(bool condition) const {
+    return block_.ballot(condition & works(), whole_warp) != 0;
+  }
   template <class T, class F>
   TALPA_HD T sum(F f) const {
     T lanes[chunk];  // virtual lanes
@@ -192,7 +213,7 @@ class warp_tile {
     for (int s = 0; s < Slots; ++s) {
       // Partial sums differ from -0, so that nothing and +0 are the same.
       const T x = f(at(s));
-      if (inside(at(s))) lanes[s % chunk] = lanes[s % chunk] + x;
+      if (holds(s)) lanes[s % chunk] = lanes[s % chunk] + x;
     }
     return total(lanes);
   }
@@ -202,7 +223,7 @@ class warp_tile {
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
       const T x = f(at(s));
-      best = inside(at(s)) && x > best ? x : best;
+      best = holds(s) && x > best ? x : best;
     }
     return butterfly(best, [](T a, T b) { return b > a ? b : a; });
   }
@@ -213,7 +234,7 @@ class warp_tile {
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
       const T x = f(at(s));
-      const bool wins = inside(at(s)) && active(at(s)) && (x > best || expert < 0);
+      const bool wins = holds(s) && active(at(s)) && (x > best || expert < 0);
       best = wins ? x : best;
       expert = wins ? at(s).expert() : expert;
     }
@@ -311,7 +332,7 @@ class warp_tile {
       TALPA_UNROLL
       for (int i = 0; i < chunk; ++i) {
         const element e = at(first + i);
-        equal[i] = ballot(inside(e) && f(e) == x);
+        equal[i] = ballot(holds(first + i) && f(e) == x);
         mine += std::popcount(equal[i] & ((1u << lane_) - 1u));
         before += std::popcount(equal[i]);
       }
@@ -331,11 +352,8 @@ class warp_tile {
   TALPA_HD detail::slot_array<T, Slots> quotients(const detail::slot_array<T, Slots>& x,
                                                   T b) const {
     const detail::exact_quotient<T> over(b);
-    bool special = !over.covers();
-    TALPA_UNROLL
-    for (int s = 0; s < Slots; ++s) special |= !over.covers(x.values[s]);
     detail::slot_array<T, Slots> q;
-    if (any(special)) {
+    if (any(!over.covers() | !over.covers(x.values, Slots))) {
       TALPA_UNROLL
       for (int s = 0; s < Slots; ++s) q.values[s] = x.values[s] / b;
     } else {
@@ -349,8 +367,8 @@ class warp_tile {
     std::int32_t n = 0;
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
-      const bool holds = f(at(s));
-      n += (inside(at(s)) & holds) ? 1 : 0;
+      const bool counts = f(at(s));
+      n += (holds(s) & counts) ? 1 : 0;
     }
     return butterfly(n, [](std::int32_t a, std::int32_t b) { return a + b; });
   }
@@ -359,8 +377,8 @@ class warp_tile {
     bool found = false;
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
-      const bool holds = f(at(s));
-      found |= inside(at(s)) & holds;
+      const bool counts = f(at(s));
+      found |= holds(s) & counts;
     }
     return ballot(found) != 0;
   }
@@ -376,11 +394,9 @@ class warp_tile {
     for (int first = 0; first < Slots; first += chunk) {
       const int w = first / chunk;
       const std::uint32_t word = w < mask_words(limit_) ? mask.data[w] >> (lane_ * chunk) : 0u;
-      TALPA_UNROLL
-      for (int i = 0; i < chunk; ++i) {
-        row.bits |= inside(at(first + i)) ? (word >> i & 1u) << (first + i) : 0u;
-      }
+      row.bits |= (chunk == 32 ? word : word & ((1u << chunk % 32) - 1u)) << first;
     }
+    row.bits &= held_bits();
     return row;
   }
   TALPA_HD bool load_bit(row_pointer<const std::uint32_t> mask, element e) const {
@@ -397,7 +413,7 @@ class warp_tile {
     // Those that reach x, if these are no more than n; -inf reaches nothing.
     const T lowest = std::numeric_limits<T>::lowest();
     const T bar = x > lowest ? x : lowest;
-    std::uint32_t bits = bits_of([&](element e) { return f(e) >= bar; });
+    std::uint32_t bits = bits_reaching(bar, f);
     const std::int32_t reached =
         butterfly(std::popcount(bits), [](std::int32_t a, std::int32_t b) { return a + b; });
     if (any((reached > n) | (early > 0))) {
@@ -422,19 +438,65 @@ class warp_tile {
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
       const bool on = f(at(s));
-      bits |= (inside(at(s)) & on) ? 1u << s : 0u;
+      bits |= on ? 1u << s : 0u;
+    }
+    return bits & held_bits();
+  }
+  /// The same for f(e) >= bar, of numbers, bar > -inf: it holds unless the sign of f(e) - bar says
+  /// otherwise. Of equal numbers that difference is +0; for a bar of zero it is f(e) + 0.
+  template <class T, class F>
+  TALPA_HD std::uint32_t bits_reaching(T bar, F f) const {
+    static_assert(Slots <= 32);
+    const T back = T{0} - bar;
+    std::uint32_t below = 0;
+    TALPA_UNROLL
+    for (int s = Slots - 1; s >= 0; --s) below = below << 1 | sign_bit(f(at(s)) + back);
+    return ~below & held_bits();
+  }
+  TALPA_HD static std::uint32_t sign_bit(float x) {
+    return __builtin_bit_cast(std::uint32_t, x) >> 31;
+  }
+  TALPA_HD static std::uint32_t sign_bit(double x) {
+    return static_cast<std::uint32_t>(__builtin_bit_cast(std::uint64_t, x) >> 63);
+  }
+  /// Bit s: whether this lane's element s is one of the row.
+  TALPA_HD std::uint32_t held_bits() const {
+    std::uint32_t bits = 0;
+    TALPA_UNROLL
+    for (int first = 0; first < Slots; first += chunk) {
+      const int here = Whole ? chunk : left_ - place(first);
+      const std::uint32_t all = chunk == 32 ? ~0u : (1u << chunk % 32) - 1u;
+      const std::uint32_t some = here > 0 ? (1u << here % 32) - 1u : 0u;
+      bits |= (here >= chunk ? all : some) << first;
     }
     return bits;
   }
+  /// Half of the words goes to the lane on the other side as long as there are several, so that
+  /// each lane ends with one of them.
   TALPA_HD void store_bits(row_pointer<std::uint32_t> mask, std::uint32_t bits) const {
+    constexpr int words = Slots / chunk;
+    static_assert(words <= W && W % words == 0);
+    std::uint32_t word[words];
     TALPA_UNROLL
-    for (int first = 0; first < Slots; first += chunk) {
-      const std::uint32_t own = chunk == 32 ? bits : (bits >> first) & ((1u << chunk % 32) - 1u);
-      const std::uint32_t word =
-          butterfly(own << (lane_ * chunk), [](std::uint32_t a, std::uint32_t b) { return a | b; });
-      const int w = first / chunk;
-      if (lane_ == w % W && w < mask_words(limit_)) mask.data[w] = word;
+    for (int w = 0; w < words; ++w) {
+      const std::uint32_t own_bits =
+          chunk == 32 ? bits : (bits >> (w * chunk)) & ((1u << chunk % 32) - 1u);
+      word[w] = own_bits << (lane_ * chunk);
     }
+    TALPA_UNROLL
+    for (int distance = W / 2; distance > 0; distance /= 2) {
+      const int half = words * distance / W;
+      const bool upper = (lane_ & distance) != 0;
+      TALPA_UNROLL
+      for (int i = 0; i < half; ++i) {
+        const std::uint32_t gives = upper ? word[i] : word[i + half];
+        const std::uint32_t keeps = upper ? word[i + half] : word[i];
+        word[i] = keeps | block_.shuffle_xor(gives, distance, whole_warp);
+      }
+      if (half == 0) word[0] |= block_.shuffle_xor(word[0], distance, whole_warp);
+    }
+    const int w = lane_ / (W / words);
+    if (lane_ % (W / words) == 0 && w < mask_words(limit_)) mask.data[w] = word[0];
     stores_ = true;
     stored_mask_ = mask.data;
     stored_bits_ = bits;
@@ -458,9 +520,16 @@ class warp_tile {
     }
     return lanes[0];
   }
-  TALPA_HD bool inside(element e) const {
-    return e.slot / chunk * (W * chunk) + e.slot % chunk < left_;
+  /// Elements from the first of this lane to that of a slot.
+  static constexpr int place(int slot) { return slot / chunk * (W * chunk) + slot % chunk; }
+  template <class T>
+  TALPA_HD T* own(row_pointer<T> row) const {
+    return row.data + lane_ * chunk;
   }
+  /// Whether an element is read and written.
+  TALPA_HD bool inside(element e) const { return Whole ? left_ > 0 : place(e.slot) < left_; }
+  /// Whether the element of a slot is one of the row, or of a row that is not written.
+  TALPA_HD bool holds(int slot) const { return Whole || place(slot) < left_; }
   /// Bit l: the condition of lane l of this group.
   TALPA_HD std::uint32_t ballot(bool condition) const {
     const std::uint32_t bits = block_.ballot(condition, whole_warp);
@@ -480,7 +549,7 @@ class warp_tile {
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
       const T y = f(at(s));
-      x.values[s] = {inside(at(s)) ? y : -std::numeric_limits<T>::infinity()};
+      x.values[s] = {holds(s) ? y : -std::numeric_limits<T>::infinity()};
     }
     return x;
   }
@@ -527,15 +596,23 @@ class warp_tile {
         merge_run<K>(x.values + first, x.values + half + first);
       }
     }
+    detail::ranked_number<T> met[K];
     TALPA_UNROLL
     for (int distance = 1; distance < W; distance *= 2) {
-      detail::ranked_number<T> met[K];
       TALPA_UNROLL
       for (int i = 0; i < K; ++i) {
         met[i] = {block_.shuffle_xor(x.values[i].value, distance, whole_warp)};
       }
-      merge_run<K>(x.values, met);
+      if (distance < W / 2) merge_run<K>(x.values, met);
     }
+    if (k == K) {
+      // The last of the largest K is their least: they need no order.
+      detail::ranked_number<T> least = larger(x.values[0], met[K - 1]);
+      TALPA_UNROLL
+      for (int i = 1; i < K; ++i) least = smaller(least, larger(x.values[i], met[K - 1 - i]));
+      return {larger(x.values[0], met[0]).value, least.value};
+    }
+    merge_run<K>(x.values, met);
     T last = x.values[K - 1].value;
     TALPA_UNROLL
     for (int i = 0; i + 1 < K; ++i) last = k == i + 1 ? x.values[i].value : last;
