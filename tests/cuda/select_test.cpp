@@ -6,6 +6,7 @@
 #include <talpa/cuda/warp_tile.hpp>
 #include <talpa/selectors/dynamic_entropy.hpp>
 #include <talpa/selectors/top_k.hpp>
+#include <talpa/selectors/top_p.hpp>
 
 #include <doctest/doctest.h>
 
@@ -101,10 +102,27 @@ TEST_SUITE("cuda/select") {
 
   TEST_CASE("dynamic_entropy has the bits of the host") {
     const index tokens = support::device_size(29, 1000);
-    for (const index experts : {index{5}, index{8}, index{64}}) {
+    for (const index experts : {index{5}, index{8}, index{64}, index{128}}) {
       CAPTURE(experts);
       CHECK(selection_difference<float>(dynamic_entropy<>{.threshold = 0.7}, tokens, experts) ==
             "");
+    }
+    CHECK(selection_difference<double>(dynamic_entropy<>{.threshold = 0.7}, tokens, 20) == "");
+  }
+
+  TEST_CASE("top_p has the bits of the host wherever it ends") {
+    using kept = top_p<gate::raw, crossing::kept>;
+    using dropped = top_p<gate::raw, crossing::dropped>;
+    const index tokens = support::device_size(29, 1000);
+    for (const index experts : {index{3}, index{23}, index{128}, index{300}}) {
+      CAPTURE(experts);
+      for (const double p : {0.0, 0.6, 0.999, 1.0}) {
+        if (support::sanitized && p != 0.6) continue;
+        CAPTURE(p);
+        const bool inclusive = experts != 23;
+        CHECK(selection_difference<float>(kept{p, 1, inclusive}, tokens, experts, 0, 0.3) == "");
+        CHECK(selection_difference<float>(dropped{p, 7}, tokens, experts) == "");
+      }
     }
   }
 }

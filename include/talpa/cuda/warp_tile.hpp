@@ -316,6 +316,52 @@ class warp_tile {
     const rank_values<T> r(*this, x);
     return {r(0), r(k - 1)};
   }
+  /// All ranks of the row are put in order, lane after lane; a lane adds up its own when the sum of
+  /// those before is known, and none goes on when these are beyond in all rows.
+  template <class T, class Part, class Within, class F>
+  TALPA_HD leading<T, std::int32_t> leading_ranks(const rank_limit& limit, Part part, T b,
+                                                  Within within, bool asked, F f) const {
+    numbers<T> x = numbers_of<T>(f);
+    sort_run<Slots>(x.values);
+    sort_lanes(x.values);
+    detail::slot_array<T, Slots> parts;
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) parts.values[s] = part(x.values[s].value);
+    const detail::slot_array<T, Slots> q = quotients(parts, b);
+
+    T start = T{0}, own_start = std::numeric_limits<T>::infinity();
+    bool open = asked;
+    for (int lane = 0; lane < W && any(open); ++lane) {
+      own_start = lane == lane_ && open ? start : own_start;
+      T end = start;
+      TALPA_UNROLL
+      for (int s = 0; s < Slots; ++s) end = end + q.values[s];
+      start = block_.shuffle(end, first_ + lane, whole_warp);
+      open = open && within(start);
+    }
+    // Ranks that there are, and 2^16 for each whose sum is within.
+    std::int32_t counts = 0;
+    T sum = own_start;
+    const bool reached = own_start < std::numeric_limits<T>::infinity();
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      sum = sum + q.values[s];
+      const bool found = x.values[s].value > -std::numeric_limits<T>::infinity();
+      counts += found ? (reached & within(sum) ? 0x10001 : 1) : 0;
+    }
+    counts = butterfly(counts, [](std::int32_t m, std::int32_t n) { return m + n; });
+    const std::int32_t all = counts & 0xffff, inside_bound = counts >> 16;
+    const std::int32_t due = asked ? inside_bound + (limit.one_more ? 1 : 0) : 0;
+    const std::int32_t wanted =
+        due < limit.least ? static_cast<std::int32_t>(limit.least) : due;
+    const std::int32_t n = wanted < all ? wanted : all;
+    const int place = n > 0 ? (n - 1) % Slots : 0, holder = n > 0 ? (n - 1) / Slots : 0;
+    T last = x.values[0].value;
+    TALPA_UNROLL
+    for (int s = 1; s < Slots; ++s) last = s == place ? x.values[s].value : last;
+    last = block_.shuffle(last, first_ + holder, whole_warp);
+    return {n > 0 ? last : std::numeric_limits<T>::infinity(), n};
+  }
   template <class T, class F>
   TALPA_HD std::int32_t last_equal(std::int32_t n, T x, F f) const {
     const bool some = x > -std::numeric_limits<T>::infinity();
@@ -570,19 +616,56 @@ class warp_tile {
       }
     }
   }
+  /// x[0 .. N), a bitonic run, largest first.
+  template <int N, class T>
+  TALPA_HD static void merge_bitonic(detail::ranked_number<T>* x) {
+    TALPA_UNROLL
+    for (int d = N / 2; d > 0; d /= 2) {
+      TALPA_UNROLL
+      for (int i = 0; i < N; ++i) {
+        if ((i & d) == 0) detail::exchange(x[i], x[i + d < N ? i + d : i]);
+      }
+    }
+  }
+  /// Batcher's bitonic merge sort over the lanes, each with its numbers in order: then the ranks of
+  /// the row are those of lane 0, of lane 1, and so on.
+  template <class T>
+  TALPA_HD void sort_lanes(detail::ranked_number<T>* x) const {
+    const auto kept = [&](detail::ranked_number<T> mine, T other, bool lower) {
+      return lower ? larger(mine, {other}) : smaller(mine, {other});
+    };
+    TALPA_UNROLL
+    for (int half = 1; half < W; half *= 2) {
+      // Number i of one run meets number n - 1 - i of the other.
+      const bool first_run = (lane_ & half) == 0;
+      TALPA_UNROLL
+      for (int s = 0; s < Slots / 2; ++s) {
+        const int mirrored = Slots - 1 - s;
+        const T a = block_.shuffle_xor(x[mirrored].value, 2 * half - 1, whole_warp);
+        const T b = block_.shuffle_xor(x[s].value, 2 * half - 1, whole_warp);
+        x[s] = kept(x[s], a, first_run), x[mirrored] = kept(x[mirrored], b, first_run);
+      }
+      if (Slots == 1) {
+        x[0] = kept(x[0], block_.shuffle_xor(x[0].value, 2 * half - 1, whole_warp), first_run);
+      }
+      TALPA_UNROLL
+      for (int distance = half / 2; distance > 0; distance /= 2) {
+        TALPA_UNROLL
+        for (int s = 0; s < Slots; ++s) {
+          x[s] = kept(x[s], block_.shuffle_xor(x[s].value, distance, whole_warp),
+                      (lane_ & distance) == 0);
+        }
+      }
+      merge_bitonic<Slots>(x);
+    }
+  }
   /// The largest K of two runs of K, each largest first: the larger of a[i] and b[K - 1 - i] for
   /// each i, which is a bitonic run, put in order by a merge. `b` is left as it is.
   template <int K, class T>
   TALPA_HD static void merge_run(detail::ranked_number<T>* a, const detail::ranked_number<T>* b) {
     TALPA_UNROLL
     for (int i = 0; i < K; ++i) a[i] = larger(a[i], b[K - 1 - i]);
-    TALPA_UNROLL
-    for (int d = K / 2; d > 0; d /= 2) {
-      TALPA_UNROLL
-      for (int i = 0; i < K; ++i) {
-        if ((i & d) == 0) detail::exchange(a[i], a[i + d < K ? i + d : i]);
-      }
-    }
+    merge_bitonic<K>(a);
   }
   /// The first and the k-th of a row, k <= K, from the largest K of each lane.
   template <int K, class T>
