@@ -56,6 +56,14 @@ inline constexpr bool independent_threads = requires {
   requires Body::independent;
 };
 
+/// Blocks of a body that shall fit on a multiprocessor at a time, `static constexpr int
+/// least_blocks`; 1 where it says nothing. Its threads share the registers out among them.
+template <class Body>
+inline constexpr int least_blocks = 1;
+template <class Body>
+  requires requires { Body::least_blocks; }
+inline constexpr int least_blocks<Body> = Body::least_blocks;
+
 /// Runs a body: `template <int Threads, class Body> static void run(context<B>&, index blocks,
 /// std::size_t shared_bytes, const Body&)`.
 template <class B>

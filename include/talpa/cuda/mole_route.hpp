@@ -64,6 +64,8 @@ inline constexpr int rows_of_a_block = row_threads / W < 32 ? row_threads / W : 
 /// space, neighbouring lanes on neighbouring columns.
 template <int W, int Slots, bool Whole, class Selector, class S, class B>
 struct mole_route_body {
+  static constexpr int least_blocks = 4;  // see select_one_row
+
   Selector selector;
   mole_rows<S, B> in;
   bool quads;  // four columns at a time: they share an expert and an access

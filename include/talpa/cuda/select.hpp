@@ -17,10 +17,22 @@ inline constexpr int row_threads = 128;
 /// Most experts of a row on a device: 32 lanes with 16 registers each.
 inline constexpr index most_row_experts = 512;
 
+/// What F says with `template <int Slots> static constexpr int least_blocks` of least_blocks<Body>.
+template <class F, int Slots>
+constexpr int row_function_blocks() {
+  if constexpr (requires { F::template least_blocks<Slots>; }) {
+    return F::template least_blocks<Slots>;
+  } else {
+    return 1;
+  }
+}
+
 /// Calls f(group, n) for each row, W lanes each in turn. A warp goes on while one of its rows is
 /// there; beyond the last the group neither reads nor writes.
 template <int W, int Slots, class F, bool Whole = false>
 struct group_loop {
+  static constexpr int least_blocks = row_function_blocks<F, Slots>();
+
   F f;
   index rows;
   index experts;
@@ -134,6 +146,11 @@ TALPA_HD row_scalar<T> scalar_at(matrix_view<T, B> column, index row) {
 /// Selects (or replays the mask of) one row; padding gets neither gates nor mask.
 template <bool Replays, class Selector, class T, class B>
 struct select_one_row {
+  /// Unless told, the compiler holds more than a row in registers to have independent work at hand;
+  /// other warps are better at that.
+  template <int Slots>
+  static constexpr int least_blocks = Slots * sizeof(T) <= 64 ? 5 : 1;
+
   Selector selector;
   matrix_view<const T, B> logits;
   vector_view<const std::uint8_t, B> padding_mask;

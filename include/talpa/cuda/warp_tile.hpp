@@ -534,9 +534,11 @@ class warp_tile {
       const int half = words * distance / W;
       const bool upper = (lane_ & distance) != 0;
       TALPA_UNROLL
-      for (int i = 0; i < half; ++i) {
-        const std::uint32_t gives = upper ? word[i] : word[i + half];
-        const std::uint32_t keeps = upper ? word[i + half] : word[i];
+      for (int i = 0; i < words / 2; ++i) {
+        if (i >= half) continue;
+        std::uint32_t& other = word[i + half < words ? i + half : i];
+        const std::uint32_t gives = upper ? word[i] : other;
+        const std::uint32_t keeps = upper ? other : word[i];
         word[i] = keeps | block_.shuffle_xor(gives, distance, whole_warp);
       }
       if (half == 0) word[0] |= block_.shuffle_xor(word[0], distance, whole_warp);
