@@ -123,6 +123,8 @@ TEST_SUITE("cuda/select") {
         CHECK(selection_difference<float>(kept{p, 1, inclusive}, tokens, experts, 0, 0.3) == "");
         CHECK(selection_difference<float>(dropped{p, 7}, tokens, experts) == "");
       }
+      const index beyond = index{1} << 40;
+      CHECK(selection_difference<float>(dropped{0.5, beyond}, tokens, experts) == "");
     }
   }
 }

@@ -42,7 +42,7 @@ struct group_loop {
     constexpr index groups = Block::threads() / W;
     const warp_tile<W, Slots, Block, Whole> group(block, experts);
     for (index first = block.index() * groups; first < rows; first += block.count() * groups) {
-      const index n = first + block.thread() / W;
+      const index n = first + static_cast<unsigned>(block.thread()) / W;
       f(group.only(n < rows), n < rows ? n : rows - 1);
     }
   }

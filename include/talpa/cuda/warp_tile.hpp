@@ -123,8 +123,8 @@ class warp_tile {
       : block_(block),
         experts_(static_cast<int>(experts)),
         limit_(static_cast<int>(experts)),
-        lane_(block.thread() % W),
-        first_(block.thread() % 32 / W * W),
+        lane_(static_cast<int>(static_cast<unsigned>(block.thread()) % W)),
+        first_(static_cast<int>(static_cast<unsigned>(block.thread()) % 32 / W * W)),
         left_(limit_ - lane_ * chunk) {}
 
   /// This group where the condition holds, else one that reads and writes nothing.
@@ -352,8 +352,9 @@ class warp_tile {
     counts = butterfly(counts, [](std::int32_t m, std::int32_t n) { return m + n; });
     const std::int32_t all = counts & 0xffff, inside_bound = counts >> 16;
     const std::int32_t due = asked ? inside_bound + (limit.one_more ? 1 : 0) : 0;
-    const std::int32_t wanted =
-        due < limit.least ? static_cast<std::int32_t>(limit.least) : due;
+    const std::int32_t least =
+        limit.least < experts_ ? static_cast<std::int32_t>(limit.least) : experts_;
+    const std::int32_t wanted = due < least ? least : due;
     const std::int32_t n = wanted < all ? wanted : all;
     const int place = n > 0 ? (n - 1) % Slots : 0, holder = n > 0 ? (n - 1) / Slots : 0;
     T last = x.values[0].value;
@@ -439,7 +440,7 @@ class warp_tile {
     TALPA_UNROLL
     for (int first = 0; first < Slots; first += chunk) {
       const int w = first / chunk;
-      const std::uint32_t word = w < mask_words(limit_) ? mask.data[w] >> (lane_ * chunk) : 0u;
+      const std::uint32_t word = w * (W * chunk) < limit_ ? mask.data[w] >> (lane_ * chunk) : 0u;
       row.bits |= (chunk == 32 ? word : word & ((1u << chunk % 32) - 1u)) << first;
     }
     row.bits &= held_bits();
@@ -544,7 +545,7 @@ class warp_tile {
       if (half == 0) word[0] |= block_.shuffle_xor(word[0], distance, whole_warp);
     }
     const int w = lane_ / (W / words);
-    if (lane_ % (W / words) == 0 && w < mask_words(limit_)) mask.data[w] = word[0];
+    if (lane_ % (W / words) == 0 && w * (W * chunk) < limit_) mask.data[w] = word[0];
     stores_ = true;
     stored_mask_ = mask.data;
     stored_bits_ = bits;
