@@ -494,9 +494,8 @@ TEST_SUITE("core/lanes") {
             const auto top = g.template max<T>([&](auto e) { return u[e]; });
             const auto asked = top < g.uniform(T{2});
             const auto end = g.template leading_ranks<T>(
-                limit, part, g.uniform(b),
-                [&](const auto& sum) { return sum <= g.uniform(bound); }, asked,
-                [&](auto e) { return u[e]; });
+                limit, part, g.uniform(b), [&](const auto& sum) { return sum <= g.uniform(bound); },
+                asked, [&](auto e) { return u[e]; });
             for (int i = 0; i < rows; ++i) {
               std::vector<T> sorted(x.view().row(first + i), x.view().row(first + i) + experts);
               std::stable_sort(sorted.begin(), sorted.end(), [](T y, T z) { return y > z; });

@@ -34,8 +34,8 @@
 //                              that are not -inf a row begins with whose sums c(j) = part(r(0)) / b
 //                              + ... + part(r(j)) are all within(c(j)), none where not asked; one
 //                              more if limit.one_more, limit.least at least, all at most; and the
-//                              last one, +inf for none. Parts are >= 0, and a sum above one that is
-//                              not within is not
+//                              last one, +inf for none. Parts are >= 0, and within(c) holds up to
+//                              some c
 //   g.last_equal<T>(n, x, f)   where the first n of a row end in the order (f(e) descending, index
 //                              ascending) if x = f of the last one: the last expert with f(e) = x
 //                              among them, E - 1 where all that have it are; -1 for x = -inf
@@ -456,8 +456,8 @@ class serial {
     return {r(0), r(k - 1)};
   }
   template <class T, class Part, class Within, class F>
-  TALPA_HD leading<T, std::int32_t> leading_ranks(
-      const rank_limit& limit, Part part, const T& b, Within within, const bool& asked, F f) const {
+  TALPA_HD leading<T, std::int32_t> leading_ranks(const rank_limit& limit, Part part, const T& b,
+                                                  Within within, const bool& asked, F f) const {
     return detail::lead_by_rank<T>(*this, limit, part, b, within, asked, f);
   }
   template <class T, class F>

@@ -329,15 +329,15 @@ template <class T>
   return math::fma(e.value, e.scale, T(0));  // mul: both are positive
 }
 
-// exp for x <= 0: 2^k is scaled by one and the same power of two, so that it stays normal, and back.
-// The significand is rounded as there, and the result where it is subnormal.
+// exp for x <= 0: 2^k is scaled by one power of two, so that it stays normal, and back. The
+// significand is rounded as there, and the result where it is subnormal.
 template <class T>
 [[gnu::always_inline]] TALPA_HD inline T exp_nonpositive(T x) {
   using F = format<T>;
   const exp_reduced<T> e = reduce_exp(select(x < F::exp_min, F::exp_min, x));
   // The bits of shift beside those of k are beyond the exponent.
-  const T power = from_bits((to_bits(e.shifted) << F::mantissa) +
-                            ((F::bias + F::exp_lift) << F::mantissa));
+  const T power =
+      from_bits((to_bits(e.shifted) << F::mantissa) + ((F::bias + F::exp_lift) << F::mantissa));
   const T value = math::fma(power, e.high + e.low, power);
   const T back = from_bits((F::bias - F::exp_lift) << F::mantissa);
   return math::fma(value, back, T(0));  // mul: both are positive

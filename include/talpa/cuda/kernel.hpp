@@ -61,7 +61,7 @@ inline constexpr bool independent_threads = requires {
 template <class Body>
 inline constexpr int least_blocks = 1;
 template <class Body>
-  requires requires { Body::least_blocks; }
+requires requires { Body::least_blocks; }
 inline constexpr int least_blocks<Body> = Body::least_blocks;
 
 /// Runs a body: `template <int Threads, class Body> static void run(context<B>&, index blocks,

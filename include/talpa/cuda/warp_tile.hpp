@@ -65,7 +65,7 @@ struct exact_quotient {
   }
   TALPA_HD bool covers() const { return b >= T(0x1p-10) && b <= T(0x1p10); }
   TALPA_HD static bool covers(const T* a, int n) {
-    // As the pattern of a number is ordered as numbers >= 0 are, and that of 0 less one the largest.
+    // Patterns are ordered as numbers >= 0 are, and that of 0 less one is the largest.
     constexpr auto one = decltype(pattern(T{})){1};
     auto lowest = pattern(a[0]) - one;
     TALPA_UNROLL

@@ -85,8 +85,7 @@ template <class T, class G, class P, class Element>
 template <class T, class G, class P>
 TALPA_HD typename G::template value<T> mean_deformed_log(const G& g, const P& p, double q) {
   const auto sum = with_power_less_one<T>(g, q, [&](auto power) {
-    return g.template sum<T>(
-        [&](auto e) { return math::mul(p[e], of_log<T>(g, p, e, power)); });
+    return g.template sum<T>([&](auto e) { return math::mul(p[e], of_log<T>(g, p, e, power)); });
   });
   return sum / g.uniform(power_divisor<T>(q));
 }

@@ -48,7 +48,8 @@ TALPA_HD pick_boundary<T, G> top_mass(const G& g, const Logits& u,
   const T p = static_cast<T>(limit.p);
   const auto top = exponential.top;
   // min(1, c) > p is c > p for p < 1, and never true for p = 1; min(1, c) >= p is c >= p.
-  const auto bound = g.uniform(limit.inclusive || p < T{1} ? p : std::numeric_limits<T>::infinity());
+  const auto bound =
+      g.uniform(limit.inclusive || p < T{1} ? p : std::numeric_limits<T>::infinity());
   const auto within = [&](const auto& mass) {
     const auto below = mass < bound, not_above = mass <= bound;
     return limit.inclusive ? below : not_above;
@@ -56,8 +57,8 @@ TALPA_HD pick_boundary<T, G> top_mass(const G& g, const Logits& u,
   const auto logit = [&](auto e) { return u[e]; };
   const auto end = g.template leading_ranks<T>(
       rank_limit{limit.min_k, Crossing::keeps},
-      [&](const auto& score) { return math::exp_nonpositive(score - top); }, exponential.sum, within,
-      asked, logit);
+      [&](const auto& score) { return math::exp_nonpositive(score - top); }, exponential.sum,
+      within, asked, logit);
   return boundary_at<T>(g, end.count, end.last, logit);
 }
 

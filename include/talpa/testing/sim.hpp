@@ -146,8 +146,9 @@ class sim {
     return {r(0), r(k - 1)};
   }
   template <class T, class Part, class Within, class F>
-  leading<pack<T, W>, pack<std::int32_t, W>> leading_ranks(
-      const rank_limit& limit, Part part, const pack<T, W>& b, Within within, const pack<bool, W>& asked, F f) const {
+  leading<pack<T, W>, pack<std::int32_t, W>> leading_ranks(const rank_limit& limit, Part part,
+                                                           const pack<T, W>& b, Within within,
+                                                           const pack<bool, W>& asked, F f) const {
     return detail::lead_by_rank<T>(*this, limit, part, b, within, asked, f);
   }
   template <class T, class F>
