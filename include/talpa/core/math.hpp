@@ -335,7 +335,7 @@ template <class T>
 [[gnu::always_inline]] TALPA_HD inline T exp_nonpositive(T x) {
   using F = format<T>;
   const exp_reduced<T> e = reduce_exp(select(x < F::exp_min, F::exp_min, x));
-  // The bits of shift beside those of k are beyond the exponent.
+  // The pattern of shift, moved as far, is zero: what is left is k.
   const T power =
       from_bits((to_bits(e.shifted) << F::mantissa) + ((F::bias + F::exp_lift) << F::mantissa));
   const T value = math::fma(power, e.high + e.low, power);
