@@ -465,6 +465,63 @@ TEST_SUITE("core/lanes") {
     }
   }
 
+  TEST_CASE_TEMPLATE("leading_ranks ends where the sum of their parts is beyond", T,
+                     TALPA_SCALARS) {
+    support::test_random random(16);
+    for (const index experts : sizes) {
+      CAPTURE(experts);
+      const index tokens = support::sanitized ? 10 : 19;
+      matrix<T, cpu> x(tokens, experts);
+      for (index n = 0; n < tokens; ++n) {
+        for (index e = 0; e < experts; ++e) {
+          x(n, e) = static_cast<T>(random.uniform(0.0, 1.0));
+          if (n % 3 == 1) x(n, e) = static_cast<T>(random.below(3));
+          if (n % 4 == 2 && e % 3 != 0) x(n, e) = static_cast<T>(-infinity);
+          if (n == 8) x(n, e) = static_cast<T>(-infinity);
+        }
+      }
+      const T b = T{3};
+      const auto part = [](const auto& v) { return math::mul(v, v); };
+      const T bound = static_cast<T>(experts) / T{20};
+      for (const rank_limit limit :
+           {rank_limit{0, false}, rank_limit{0, true}, rank_limit{2, false}, rank_limit{5, true}}) {
+        CAPTURE(limit.least);
+        on_every_group([&](auto which, const char* name) {
+          CAPTURE(name);
+          using G = typename decltype(which)::group;
+          testing::for_each_row_on<G>(tokens, experts, [&](const auto& g, index first, int rows) {
+            const auto u = g.load_row(row_at(x, first), static_cast<T>(-infinity));
+            const auto top = g.template max<T>([&](auto e) { return u[e]; });
+            const auto asked = top < g.uniform(T{2});
+            const auto end = g.template leading_ranks<T>(
+                limit, part, g.uniform(b), [&](const auto& sum) { return sum <= g.uniform(bound); },
+                asked, [&](auto e) { return u[e]; });
+            for (int i = 0; i < rows; ++i) {
+              std::vector<T> sorted(x.view().row(first + i), x.view().row(first + i) + experts);
+              std::stable_sort(sorted.begin(), sorted.end(), [](T y, T z) { return y > z; });
+              const index all = std::count_if(sorted.begin(), sorted.end(),
+                                              [](T y) { return y > static_cast<T>(-infinity); });
+              index wanted = 0;
+              if (sorted[0] < T{2}) {
+                T sum{0};
+                for (; wanted < all; ++wanted) {
+                  sum += part(sorted[static_cast<std::size_t>(wanted)]) / b;
+                  if (!(sum <= bound)) break;
+                }
+                wanted += limit.one_more ? 1 : 0;
+              }
+              wanted = std::min(std::max(wanted, limit.least), all);
+              CHECK(row_value<G>(end.count, i) == wanted);
+              CHECK(row_value<G>(end.last, i) ==
+                    (wanted == 0 ? static_cast<T>(infinity)
+                                 : sorted[static_cast<std::size_t>(wanted - 1)]));
+            }
+          });
+        });
+      }
+    }
+  }
+
   TEST_CASE_TEMPLATE("whole rows and masks are read and written as element by element", T,
                      TALPA_SCALARS) {
     support::test_random random(15);

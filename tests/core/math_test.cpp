@@ -537,6 +537,24 @@ TEST_SUITE("core/math") {
     }
   }
 
+  TEST_CASE_TEMPLATE("exp_nonpositive has the bits of exp", T, TALPA_SCALARS) {
+    std::vector<T> x = fixed_arguments<T>();
+    x.insert(x.end(), {T(0), infinity<T>, smallest<T>, std::numeric_limits<T>::max()});
+    // Results that are subnormal, and the last before zero.
+    const T edge = std::log(smallest<T>) - std::log(T(2));
+    for (T y = std::log(std::numeric_limits<T>::min()) + T(1); y > edge - T(1); y -= T(0.01)) {
+      x.push_back(y);
+    }
+    std::size_t different = 0;
+    for (const T y : x) {
+      if (std::isnan(y)) continue;
+      const T argument = opaque(-std::abs(y));
+      different += pattern(math::exp_nonpositive(argument)) != pattern(math::exp(argument)) ? 1 : 0;
+    }
+    CHECK(different == 0);
+    CHECK(std::isnan(math::exp_nonpositive(nan_of<T>)));
+  }
+
   TEST_CASE_TEMPLATE("a sum with a result of exp takes the rounded result", T, TALPA_SCALARS) {
     // Subnormal results are inexact products; a contraction would add the unrounded product. An ulp
     // of the offset is two of theirs, so every other result is a tie that the lost part decides.
@@ -544,6 +562,7 @@ TEST_SUITE("core/math") {
     for (T x = std::log(std::numeric_limits<T>::min()); x > std::log(smallest<T>); x -= T(0.01)) {
       const T e = opaque(math::exp(opaque(x)));
       CHECK(pattern(T(math::exp(opaque(x)) + offset)) == pattern(T(e + offset)));
+      CHECK(pattern(T(math::exp_nonpositive(opaque(x)) + offset)) == pattern(T(e + offset)));
     }
   }
 
@@ -562,6 +581,8 @@ TEST_SUITE("core/math") {
       CHECK(different == 0);
     };
     compare([](T a) { return math::exp(a); }, math::exp);
+    compare([](T a) { return math::exp_nonpositive(-std::abs(a)); },
+            [](T a) { return math::exp_nonpositive(-std::abs(a)); });
     compare([](T a) { return math::expm1(a); }, math::expm1);
     compare([](T a) { return math::expm1_nonpositive(-std::abs(a)); },
             [](T a) { return math::expm1_nonpositive(-std::abs(a)); });

@@ -6,6 +6,7 @@
 #include <talpa/cuda/warp_tile.hpp>
 #include <talpa/selectors/dynamic_entropy.hpp>
 #include <talpa/selectors/top_k.hpp>
+#include <talpa/selectors/top_p.hpp>
 
 #include <doctest/doctest.h>
 
@@ -53,12 +54,17 @@ TEST_SUITE("cuda/select") {
     support::test_random random(91);
     CHECK(quotient_difference<T>(random, 200000) == "");
     using over = detail::exact_quotient<T>;
-    for (const T a : {std::numeric_limits<T>::quiet_NaN(), std::numeric_limits<T>::denorm_min(),
-                      over::least / T{2}}) {
+    for (const T a : {std::numeric_limits<T>::denorm_min(), over::least / T{2}}) {
       CAPTURE(a);
       CHECK_FALSE(over::covers(a));
       CHECK_FALSE(over(a).covers());
+      const T several[] = {T{1}, T{0}, a, over::least};
+      CHECK_FALSE(over::covers(several, 4));
+      CHECK(over::covers(several, 2));
     }
+    const T nan = std::numeric_limits<T>::quiet_NaN(), quotient = over(T{3})(nan);
+    CHECK(quotient != quotient);
+    CHECK_FALSE(over(nan).covers());
     CHECK_FALSE(over(T{0}).covers());
     CHECK_FALSE(over(std::numeric_limits<T>::infinity()).covers());
   }
@@ -96,10 +102,29 @@ TEST_SUITE("cuda/select") {
 
   TEST_CASE("dynamic_entropy has the bits of the host") {
     const index tokens = support::device_size(29, 1000);
-    for (const index experts : {index{5}, index{8}, index{64}}) {
+    for (const index experts : {index{5}, index{8}, index{64}, index{128}}) {
       CAPTURE(experts);
       CHECK(selection_difference<float>(dynamic_entropy<>{.threshold = 0.7}, tokens, experts) ==
             "");
+    }
+    CHECK(selection_difference<double>(dynamic_entropy<>{.threshold = 0.7}, tokens, 20) == "");
+  }
+
+  TEST_CASE("top_p has the bits of the host wherever it ends") {
+    using kept = top_p<gate::raw, crossing::kept>;
+    using dropped = top_p<gate::raw, crossing::dropped>;
+    const index tokens = support::device_size(29, 1000);
+    for (const index experts : {index{3}, index{23}, index{128}, index{300}}) {
+      CAPTURE(experts);
+      for (const double p : {0.0, 0.6, 0.999, 1.0}) {
+        if (support::sanitized && p != 0.6) continue;
+        CAPTURE(p);
+        const bool inclusive = experts != 23;
+        CHECK(selection_difference<float>(kept{p, 1, inclusive}, tokens, experts, 0, 0.3) == "");
+        CHECK(selection_difference<float>(dropped{p, 7}, tokens, experts) == "");
+      }
+      const index beyond = index{1} << 40;
+      CHECK(selection_difference<float>(dropped{0.5, beyond}, tokens, experts) == "");
     }
   }
 }

@@ -30,6 +30,12 @@
 //   g.ranks<T>(most, f)        r(j), j < most <= E: the j-th largest f(e) counted from 0, -inf
 //                              where fewer are above it; unspecified if some are NaN
 //   g.top<T>(k, f)             the first and the k-th of these ranks, k <= E
+//   g.leading_ranks<T>(limit, part, b, within, asked, f)   how many of the ranks r(0), r(1), ...
+//                              that are not -inf a row begins with whose sums c(j) = part(r(0)) / b
+//                              + ... + part(r(j)) are all within(c(j)), none where not asked; one
+//                              more if limit.one_more, limit.least at least, all at most; and the
+//                              last one, +inf for none. Parts are >= 0, and within(c) holds up to
+//                              some c
 //   g.last_equal<T>(n, x, f)   where the first n of a row end in the order (f(e) descending, index
 //                              ascending) if x = f of the last one: the last expert with f(e) = x
 //                              among them, E - 1 where all that have it are; -1 for x = -inf
@@ -113,6 +119,18 @@ class lane_scratch {
   std::byte* data_;
   std::size_t bytes_;
   std::size_t used_ = 0;
+};
+
+/// How far leading_ranks goes.
+struct rank_limit {
+  index least;    ///< ranks in any case
+  bool one_more;  ///< the one whose sum is beyond
+};
+/// Result of leading_ranks: how many, and the last of them.
+template <class Value, class Count>
+struct leading {
+  Value last;
+  Count count;
 };
 
 namespace detail {
@@ -283,6 +301,31 @@ template <class T, class G, class Count, class Value, class F>
   });
 }
 
+/// leading_ranks, one rank after the other.
+template <class T, class G, class Part, class Value, class Within, class Condition, class F>
+[[gnu::always_inline]] TALPA_HD inline leading<Value, typename G::template value<std::int32_t>>
+lead_by_rank(const G& g, const rank_limit& limit, Part part, const Value& b, Within within,
+             const Condition& asked, F f) {
+  const auto infinity = g.uniform(std::numeric_limits<T>::infinity());
+  const auto ranks = g.template ranks<T>(g.experts(), f);
+  auto last = infinity;
+  auto count = g.uniform(std::int32_t{0});
+  auto sum = g.uniform(T{0});
+  auto open = asked;  // nothing was beyond yet
+  for (index j = 0; j < g.experts() && (j < limit.least || g.any(open)); ++j) {
+    const auto value = ranks(j);
+    const auto found = value > -infinity;
+    sum = sum + part(value) / b;
+    const auto before = open & found;
+    open = before & within(sum);
+    const auto due = limit.one_more ? before : open;
+    const auto on = j < limit.least ? found : due;
+    last = talpa::select(on, value, last);
+    count = talpa::select(on, g.uniform(static_cast<std::int32_t>(j + 1)), count);
+  }
+  return {last, count};
+}
+
 /// What `quotients` gives where division is one instruction.
 template <class Array, class Value>
 struct quotient_array {
@@ -411,6 +454,11 @@ class serial {
   TALPA_HD top_values<T> top(index k, F f) const {
     const auto r = ranks<T>(k, f);
     return {r(0), r(k - 1)};
+  }
+  template <class T, class Part, class Within, class F>
+  TALPA_HD leading<T, std::int32_t> leading_ranks(const rank_limit& limit, Part part, const T& b,
+                                                  Within within, const bool& asked, F f) const {
+    return detail::lead_by_rank<T>(*this, limit, part, b, within, asked, f);
   }
   template <class T, class F>
   TALPA_HD std::int32_t last_equal(std::int32_t n, T x, F f) const {

@@ -79,6 +79,7 @@ struct format<float> {
   static constexpr float exp_max = 89.0f;
   static constexpr float exp_min = -120.0f;
   static constexpr float expm1_min = -17.4f;  // e^expm1_min < 2^-25, half an ulp below one
+  static constexpr bits exp_lift = 64;  // 2^(k + exp_lift) is normal for the k of exp_min .. 0
   static constexpr float gelu_range = 12.0f;  // |u(gelu_range)| > -exp_min, u as in gelu_tanh
   // normal_range^2 / 2 < -exp_min, and e^(-normal_range^2 / 2) rounds to zero
   static constexpr float normal_range = 15.25f;
@@ -116,6 +117,7 @@ struct format<double> {
   static constexpr double exp_max = 710.0;
   static constexpr double exp_min = -760.0;
   static constexpr double expm1_min = -37.45;  // e^expm1_min < 2^-54
+  static constexpr bits exp_lift = 512;
   static constexpr double gelu_range = 24.0;
   static constexpr double normal_range = 38.875;
   static constexpr double normal_centre = 6.0;
@@ -266,22 +268,35 @@ struct exp_parts {
   T inverse_second;
 };
 
+// The same with k + shift in the place of the powers.
+template <class T>
+struct exp_reduced {
+  T high;
+  T low;
+  T shifted;
+};
+
 // For exp_min <= x <= exp_max. NaN comes out as NaN in high and low.
 template <class T>
-[[gnu::always_inline]] TALPA_HD inline exp_parts<T> split_exp(T x) {
+[[gnu::always_inline]] TALPA_HD inline exp_reduced<T> reduce_exp(T x) {
   using F = format<T>;
-  using bits = typename F::bits;
   const T shifted = math::fma(x, F::log2_e, F::shift);
   const T k = shifted - F::shift;
   const T high = math::fma(k, -F::ln_two_high, x);
   const T carry = k * -F::ln_two_low;
   const T r = math::fma(k, -F::ln_two_low, high);
-  const T low = math::fma(r * r, exp_tail(r), carry);
+  return {high, math::fma(r * r, exp_tail(r), carry), shifted};
+}
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline exp_parts<T> split_exp(T x) {
+  using F = format<T>;
+  using bits = typename F::bits;
+  const exp_reduced<T> e = reduce_exp(x);
   // Biased exponents; unsigned, because AVX2 has no arithmetic shift of 64-bit integers.
-  const bits sum = to_bits(shifted) - to_bits(F::shift) + 2 * F::bias;
+  const bits sum = to_bits(e.shifted) - to_bits(F::shift) + 2 * F::bias;
   const bits first = sum >> 1;
   const bits second = sum - first;
-  return {high, low, from_bits(first << F::mantissa), from_bits(second << F::mantissa),
+  return {e.high, e.low, from_bits(first << F::mantissa), from_bits(second << F::mantissa),
           from_bits((2 * F::bias - second) << F::mantissa)};
 }
 
@@ -312,6 +327,20 @@ template <class T>
 [[gnu::always_inline]] TALPA_HD inline T exp(T x) {
   const scaled<T> e = exp_scaled(x);
   return math::fma(e.value, e.scale, T(0));  // mul: both are positive
+}
+
+// exp for x <= 0: 2^k is scaled by one power of two, so that it stays normal, and back. The
+// significand is rounded as there, and the result where it is subnormal.
+template <class T>
+[[gnu::always_inline]] TALPA_HD inline T exp_nonpositive(T x) {
+  using F = format<T>;
+  const exp_reduced<T> e = reduce_exp(select(x < F::exp_min, F::exp_min, x));
+  // The pattern of shift, moved as far, is zero: what is left is k.
+  const T power =
+      from_bits((to_bits(e.shifted) << F::mantissa) + ((F::bias + F::exp_lift) << F::mantissa));
+  const T value = math::fma(power, e.high + e.low, power);
+  const T back = from_bits((F::bias - F::exp_lift) << F::mantissa);
+  return math::fma(value, back, T(0));  // mul: both are positive
 }
 
 // With a = first, b = 1 / second: second * ((a - b) + a high + a low), the first two terms summed
@@ -582,6 +611,16 @@ template <class T>
 /// two.
 [[gnu::always_inline]] TALPA_HD inline float exp(float x) { return detail::exp(x); }
 [[gnu::always_inline]] TALPA_HD inline double exp(double x) { return detail::exp(x); }
+
+/// Computes e^x for x <= 0 in fewer instructions than exp, with the same bits.
+///
+/// 1 for +-0, 0 for -inf, NaN for NaN; nothing is said of x > 0.
+[[gnu::always_inline]] TALPA_HD inline float exp_nonpositive(float x) {
+  return detail::exp_nonpositive(x);
+}
+[[gnu::always_inline]] TALPA_HD inline double exp_nonpositive(double x) {
+  return detail::exp_nonpositive(x);
+}
 
 /// Computes e^x - 1 without cancellation.
 ///

@@ -276,6 +276,13 @@ template <class T, int W>
   });
 }
 template <class T, int W>
+[[gnu::always_inline]] inline pack<T, W> exp_nonpositive(const pack<T, W>& a) {
+  const auto x = talpa::detail::values_of(a);
+  return talpa::detail::make_pack<T, W>([&](int i) __attribute__((always_inline)) {
+    return math::exp_nonpositive(x.v[i]);
+  });
+}
+template <class T, int W>
 [[gnu::always_inline]] inline pack<T, W> log(const pack<T, W>& a) {
   const auto x = talpa::detail::values_of(a);
   return talpa::detail::make_pack<T, W>([&](int i) __attribute__((always_inline)) {

@@ -142,6 +142,12 @@ class token_pack {
     const auto r = ranks<T>(k, f);
     return {r(0), r(k - 1)};
   }
+  template <class T, class Part, class Within, class F>
+  [[gnu::always_inline]] leading<pack<T, W>, pack<std::int32_t, W>> leading_ranks(
+      const rank_limit& limit, Part part, const pack<T, W>& b, Within within,
+      const pack<bool, W>& asked, F f) const {
+    return detail::lead_by_rank<T>(*this, limit, part, b, within, asked, f);
+  }
   template <class T, class F>
   [[gnu::always_inline]] pack<std::int32_t, W> last_equal(const pack<std::int32_t, W>& n,
                                                           const pack<T, W>& x, F f) const {

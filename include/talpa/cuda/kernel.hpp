@@ -77,6 +77,14 @@ inline constexpr bool independent_threads = requires {
   requires Body::independent;
 };
 
+/// Blocks of a body that shall fit on a multiprocessor at a time, `static constexpr int
+/// least_blocks`; 1 where it says nothing. Its threads share the registers out among them.
+template <class Body>
+inline constexpr int least_blocks = 1;
+template <class Body>
+requires requires { Body::least_blocks; }
+inline constexpr int least_blocks<Body> = Body::least_blocks;
+
 /// Counters of Block::last_of in a context.
 inline constexpr int arrival_counters = 65;
 

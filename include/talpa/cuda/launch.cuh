@@ -181,7 +181,7 @@ struct device_block {
 };
 
 template <int Threads, class Body>
-__global__ void __launch_bounds__(Threads, 1) kernel(const Body body) {
+__global__ void __launch_bounds__(Threads, least_blocks<Body>) kernel(const Body body) {
   device_block<Threads> block;
   body(block);
 }

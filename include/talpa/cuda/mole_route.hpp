@@ -67,8 +67,10 @@ template <int W>
 inline constexpr int rows_of_a_block = row_threads / W < 32 ? row_threads / W : 32;
 
 /// Routes the rows of a block with one lane group each, then gates these rows.
-template <int W, int Slots, class Selector, class S, class B>
+template <int W, int Slots, bool Whole, class Selector, class S, class B>
 struct mole_route_body {
+  static constexpr int least_blocks = 4;  // see select_one_row
+
   Selector selector;
   gate_ranks<S, B> gate;
 
@@ -77,7 +79,7 @@ struct mole_route_body {
     constexpr int groups = rows_of_a_block<W>;
     const mole_rows<S, B>& in = gate.in;
     const index rows = in.logits.rows;
-    const warp_tile<W, Slots, Block> group(block, in.logits.cols);
+    const warp_tile<W, Slots, Block, Whole> group(block, in.logits.cols);
     const select_one_row<false, Selector, float, B> select_row_{
         selector, in.logits, in.padding_mask, in.gates, in.mask, {}};
     for (index first = block.index() * groups; first < rows; first += block.count() * groups) {
@@ -163,12 +165,14 @@ template <kernel_backend B>
 struct mole_route_impl<B> {
   template <class Selector, class S>
   static void forward(context<B>& ctx, const Selector& selector, const mole_rows<S, B>& rows) {
-    kernels::with_group(Selector::name, rows.logits.cols, [&](auto width, auto slots) {
-      constexpr int w = decltype(width)::value, s = decltype(slots)::value;
-      detail::launch<kernels::row_threads>(
-          ctx, kernels::row_blocks(rows.logits.rows, kernels::rows_of_a_block<w>), 0,
-          kernels::mole_route_body<w, s, Selector, S, B>{selector, gate_of(rows)});
-    });
+    kernels::with_fitting_group(
+        Selector::name, rows.logits.cols, [&](auto width, auto slots, auto whole) {
+          constexpr int w = decltype(width)::value, s = decltype(slots)::value;
+          using body = kernels::mole_route_body<w, s, decltype(whole)::value, Selector, S, B>;
+          detail::launch<kernels::row_threads>(
+              ctx, kernels::row_blocks(rows.logits.rows, kernels::rows_of_a_block<w>), 0,
+              body{selector, gate_of(rows)});
+        });
   }
   template <class Selector, class S>
   static void forward(context<B>& ctx, const Selector& selector, const mole_rows<S, B>& rows,

@@ -17,10 +17,22 @@ inline constexpr int row_threads = 128;
 /// Most experts of a row on a device: 32 lanes with 16 registers each.
 inline constexpr index most_row_experts = 512;
 
+/// What F says with `template <int Slots> static constexpr int least_blocks` of least_blocks<Body>.
+template <class F, int Slots>
+constexpr int row_function_blocks() {
+  if constexpr (requires { F::template least_blocks<Slots>; }) {
+    return F::template least_blocks<Slots>;
+  } else {
+    return 1;
+  }
+}
+
 /// Calls f(group, n) for each row, W lanes each in turn. A warp goes on while one of its rows is
 /// there; beyond the last the group neither reads nor writes.
-template <int W, int Slots, class F>
+template <int W, int Slots, class F, bool Whole = false>
 struct group_loop {
+  static constexpr int least_blocks = row_function_blocks<F, Slots>();
+
   F f;
   index rows;
   index experts;
@@ -28,9 +40,9 @@ struct group_loop {
   template <class Block>
   TALPA_HD void operator()(Block& block) const {
     constexpr index groups = Block::threads() / W;
-    const warp_tile<W, Slots, Block> group(block, experts);
+    const warp_tile<W, Slots, Block, Whole> group(block, experts);
     for (index first = block.index() * groups; first < rows; first += block.count() * groups) {
-      const index n = first + block.thread() / W;
+      const index n = first + static_cast<unsigned>(block.thread()) / W;
       f(group.only(n < rows), n < rows ? n : rows - 1);
     }
   }
@@ -62,6 +74,19 @@ void with_group(const char* function, index experts, Run run) {
   }
 }
 
+/// run(width, slots, whole) likewise; `whole` tells whether E fills the group: where it does,
+/// nothing is asked of single elements.
+template <class Run>
+void with_fitting_group(const char* function, index experts, Run run) {
+  with_group(function, experts, [&](auto width, auto slots) {
+    if (experts == decltype(width)::value * decltype(slots)::value) {
+      run(width, slots, std::true_type{});
+    } else {
+      run(width, slots, std::false_type{});
+    }
+  });
+}
+
 /// Blocks for a loop over rows, so many of them in a block at a time.
 constexpr index row_blocks(index rows, int rows_a_block) {
   return std::min(ceil_div(rows, rows_a_block), index{1} << 20);
@@ -76,6 +101,17 @@ void for_each_group(context<B>& ctx, const char* function, index rows, index exp
     constexpr int w = decltype(width)::value, s = decltype(slots)::value;
     detail::launch<row_threads>(ctx, row_blocks(rows, row_threads / w), 0,
                                 group_loop<w, s, F>{f, rows, experts});
+  });
+}
+
+/// The same with kernels of their own for E that fill a group.
+template <class B, class F>
+void for_each_fitting_group(context<B>& ctx, const char* function, index rows, index experts,
+                            const F& f) {
+  with_fitting_group(function, experts, [&](auto width, auto slots, auto whole) {
+    constexpr int w = decltype(width)::value, s = decltype(slots)::value;
+    detail::launch<row_threads>(ctx, row_blocks(rows, row_threads / w), 0,
+                                group_loop<w, s, F, decltype(whole)::value>{f, rows, experts});
   });
 }
 
@@ -110,6 +146,11 @@ TALPA_HD row_scalar<T> scalar_at(matrix_view<T, B> column, index row) {
 /// Selects (or replays the mask of) one row; padding gets neither gates nor mask.
 template <bool Replays, class Selector, class T, class B>
 struct select_one_row {
+  /// Unless told, the compiler holds more than a row in registers to have independent work at hand;
+  /// other warps are better at that.
+  template <int Slots>
+  static constexpr int least_blocks = Slots * sizeof(T) <= 64 ? 5 : 1;
+
   Selector selector;
   matrix_view<const T, B> logits;
   vector_view<const std::uint8_t, B> padding_mask;
@@ -171,9 +212,9 @@ struct select_impl<B> {
   static void select(context<B>& ctx, const Selector& selector, matrix_view<const T, B> logits,
                      vector_view<const std::uint8_t, B> padding_mask, matrix_view<T, B> gates,
                      matrix_view<std::uint32_t, B> mask, const select_inputs<T, B>& more) {
-    kernels::for_each_group(ctx, Selector::name, logits.rows, logits.cols,
-                            kernels::select_one_row<false, Selector, T, B>{
-                                selector, logits, padding_mask, gates, mask, more});
+    kernels::for_each_fitting_group(ctx, Selector::name, logits.rows, logits.cols,
+                                    kernels::select_one_row<false, Selector, T, B>{
+                                        selector, logits, padding_mask, gates, mask, more});
   }
 
   template <class T, class Selector>

@@ -46,22 +46,39 @@ template <class T>
 
 /// Several numbers over one b by multiply-adds, with the bits of the division: with y = 1 / b
 /// rounded and q off by less than one unit in its last place, q + (a - q b) y rounds to the number
-/// that a / b rounds to (Markstein 1990). a y, off by less than two such units, is brought there by
-/// a step of the same form.
+/// that a / b rounds to (Markstein 1990). Such a q is a (y + rest) rounded once, where rest is what
+/// 1 / b has beyond y: 1 - b y, which is a number, times y.
 template <class T>
 struct exact_quotient {
-  T b, y;
+  T b, y, rest;
 
-  TALPA_HD explicit exact_quotient(T divisor) : b(divisor), y(T{1} / divisor) {}
+  TALPA_HD explicit exact_quotient(T divisor)
+      : b(divisor), y(T{1} / divisor), rest(math::fma(-b, y, T{1}) * y) {}
   /// With b in 2^-10 .. 2^10 and a in least .. 2^60, or a = 0, all that the steps compute is 0 or
-  /// normal: the last place of a remainder is 2^-47 (2^-105) times a.
+  /// normal: the last place of a remainder is 2^-47 (2^-105) times a. NaN gives NaN.
   static constexpr T least = std::is_same_v<T, float> ? T(0x1p-66) : T(0x1p-906);
+  TALPA_HD static constexpr std::uint32_t pattern(float x) {
+    return __builtin_bit_cast(std::uint32_t, x);
+  }
+  TALPA_HD static constexpr std::uint64_t pattern(double x) {
+    return __builtin_bit_cast(std::uint64_t, x);
+  }
   TALPA_HD bool covers() const { return b >= T(0x1p-10) && b <= T(0x1p10); }
-  TALPA_HD static bool covers(T a) { return (a >= least) | (a == T{0}); }
+  TALPA_HD static bool covers(const T* a, int n) {
+    // Patterns are ordered as numbers >= 0 are, and that of 0 less one is the largest.
+    constexpr auto one = decltype(pattern(T{})){1};
+    auto lowest = pattern(a[0]) - one;
+    TALPA_UNROLL
+    for (int i = 1; i < n; ++i) {
+      const auto other = pattern(a[i]) - one;
+      lowest = other < lowest ? other : lowest;
+    }
+    return lowest >= pattern(least) - one;
+  }
+  TALPA_HD static bool covers(T a) { return covers(&a, 1); }
 
   TALPA_HD T operator()(T a) const {
-    const T far = a * y;
-    const T near = math::fma(math::fma(-far, b, a), y, far);
+    const T near = math::fma(a, y, a * rest);
     return math::fma(math::fma(-near, b, a), y, near);
   }
 };
@@ -78,9 +95,11 @@ struct exact_quotient {
 /// `any` asks all of its rows, as a token_pack asks all of its tokens. So no row may leave alone:
 /// where there is nothing to do for a row, `only(false)` is a group that does the same without
 /// reading or writing.
-template <int W, int Slots, class Block>
+///
+/// Whole: rows have W * Slots experts, so that each element that a lane holds is one.
+template <int W, int Slots, class Block, bool Whole = false>
 class warp_tile {
-  static_assert(W > 0 && W <= 32 && 32 % W == 0,
+  static_assert(W > 1 && W <= 32 && 32 % W == 0,
                 "talpa: a lane group divides the 32 virtual lanes");
 
  public:
@@ -104,8 +123,8 @@ class warp_tile {
       : block_(block),
         experts_(static_cast<int>(experts)),
         limit_(static_cast<int>(experts)),
-        lane_(block.thread() % W),
-        first_(block.thread() % 32 / W * W),
+        lane_(static_cast<int>(static_cast<unsigned>(block.thread()) % W)),
+        first_(static_cast<int>(static_cast<unsigned>(block.thread()) % 32 / W * W)),
         left_(limit_ - lane_ * chunk) {}
 
   /// This group where the condition holds, else one that reads and writes nothing.
@@ -134,11 +153,11 @@ class warp_tile {
   }
   template <class T>
   TALPA_HD T load(row_pointer<const T> row, element e, T fill) const {
-    return inside(e) ? row.data[e.expert()] : fill;
+    return inside(e) ? own(row)[place(e.slot)] : fill;
   }
   template <class T>
   TALPA_HD void store(row_pointer<T> row, element e, T v) const {
-    if (inside(e)) row.data[e.expert()] = v;
+    if (inside(e)) own(row)[place(e.slot)] = v;
   }
   template <class T>
   TALPA_HD detail::slot_array<T, Slots> load_row(row_pointer<const T> row, T fill) const {
@@ -149,7 +168,7 @@ class warp_tile {
         vector<T> v;
         TALPA_UNROLL
         for (int i = 0; i < vector_size<T>; ++i) v.values[i] = fill;
-        if (inside(at(s))) v = *reinterpret_cast<const vector<T>*>(row.data + at(s).expert());
+        if (inside(at(s))) v = *reinterpret_cast<const vector<T>*>(own(row) + place(s));
         TALPA_UNROLL
         for (int i = 0; i < vector_size<T>; ++i) x.values[s + i] = v.values[i];
       }
@@ -167,7 +186,7 @@ class warp_tile {
         vector<T> v;
         TALPA_UNROLL
         for (int i = 0; i < vector_size<T>; ++i) v.values[i] = f(at(s + i));
-        if (inside(at(s))) *reinterpret_cast<vector<T>*>(row.data + at(s).expert()) = v;
+        if (inside(at(s))) *reinterpret_cast<vector<T>*>(own(row) + place(s)) = v;
       }
     } else {
       TALPA_UNROLL
@@ -182,7 +201,9 @@ class warp_tile {
   TALPA_HD void store(row_scalar<T> scalar, T v) const {
     if (lane_ == 0 && works()) *scalar.data = v;
   }
-  TALPA_HD bool any(bool condition) const { return block_.ballot(condition, whole_warp) != 0; }
+  TALPA_HD bool any(bool condition) const {
+    return block_.ballot(condition & works(), whole_warp) != 0;
+  }
   template <class T, class F>
   TALPA_HD T sum(F f) const {
     T lanes[chunk];  // virtual lanes
@@ -192,7 +213,7 @@ class warp_tile {
     for (int s = 0; s < Slots; ++s) {
       // Partial sums differ from -0, so that nothing and +0 are the same.
       const T x = f(at(s));
-      if (inside(at(s))) lanes[s % chunk] = lanes[s % chunk] + x;
+      if (holds(s)) lanes[s % chunk] = lanes[s % chunk] + x;
     }
     return total(lanes);
   }
@@ -202,7 +223,7 @@ class warp_tile {
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
       const T x = f(at(s));
-      best = inside(at(s)) && x > best ? x : best;
+      best = holds(s) && x > best ? x : best;
     }
     return butterfly(best, [](T a, T b) { return b > a ? b : a; });
   }
@@ -213,7 +234,7 @@ class warp_tile {
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
       const T x = f(at(s));
-      const bool wins = inside(at(s)) && active(at(s)) && (x > best || expert < 0);
+      const bool wins = holds(s) && active(at(s)) && (x > best || expert < 0);
       best = wins ? x : best;
       expert = wins ? at(s).expert() : expert;
     }
@@ -295,6 +316,53 @@ class warp_tile {
     const rank_values<T> r(*this, x);
     return {r(0), r(k - 1)};
   }
+  /// All ranks of the row are put in order, lane after lane; a lane adds up its own when the sum of
+  /// those before is known, and none goes on when these are beyond in all rows.
+  template <class T, class Part, class Within, class F>
+  TALPA_HD leading<T, std::int32_t> leading_ranks(const rank_limit& limit, Part part, T b,
+                                                  Within within, bool asked, F f) const {
+    numbers<T> x = numbers_of<T>(f);
+    sort_run<Slots>(x.values);
+    sort_lanes(x.values);
+    detail::slot_array<T, Slots> parts;
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) parts.values[s] = part(x.values[s].value);
+    const detail::slot_array<T, Slots> q = quotients(parts, b);
+
+    T start = T{0}, own_start = std::numeric_limits<T>::infinity();
+    bool open = asked;
+    for (int lane = 0; lane < W && any(open); ++lane) {
+      own_start = lane == lane_ && open ? start : own_start;
+      T end = start;
+      TALPA_UNROLL
+      for (int s = 0; s < Slots; ++s) end = end + q.values[s];
+      start = block_.shuffle(end, first_ + lane, whole_warp);
+      open = open && within(start);
+    }
+    // Ranks that there are, and 2^16 for each whose sum is within.
+    std::int32_t counts = 0;
+    T sum = own_start;
+    const bool reached = own_start < std::numeric_limits<T>::infinity();
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) {
+      sum = sum + q.values[s];
+      const bool found = x.values[s].value > -std::numeric_limits<T>::infinity();
+      counts += found ? (reached & within(sum) ? 0x10001 : 1) : 0;
+    }
+    counts = butterfly(counts, [](std::int32_t m, std::int32_t n) { return m + n; });
+    const std::int32_t all = counts & 0xffff, inside_bound = counts >> 16;
+    const std::int32_t due = asked ? inside_bound + (limit.one_more ? 1 : 0) : 0;
+    const std::int32_t least =
+        limit.least < experts_ ? static_cast<std::int32_t>(limit.least) : experts_;
+    const std::int32_t wanted = due < least ? least : due;
+    const std::int32_t n = wanted < all ? wanted : all;
+    const int place = n > 0 ? (n - 1) % Slots : 0, holder = n > 0 ? (n - 1) / Slots : 0;
+    T last = x.values[0].value;
+    TALPA_UNROLL
+    for (int s = 1; s < Slots; ++s) last = s == place ? x.values[s].value : last;
+    last = block_.shuffle(last, first_ + holder, whole_warp);
+    return {n > 0 ? last : std::numeric_limits<T>::infinity(), n};
+  }
   template <class T, class F>
   TALPA_HD std::int32_t last_equal(std::int32_t n, T x, F f) const {
     const bool some = x > -std::numeric_limits<T>::infinity();
@@ -311,7 +379,7 @@ class warp_tile {
       TALPA_UNROLL
       for (int i = 0; i < chunk; ++i) {
         const element e = at(first + i);
-        equal[i] = ballot(inside(e) && f(e) == x);
+        equal[i] = ballot(holds(first + i) && f(e) == x);
         mine += std::popcount(equal[i] & ((1u << lane_) - 1u));
         before += std::popcount(equal[i]);
       }
@@ -331,11 +399,8 @@ class warp_tile {
   TALPA_HD detail::slot_array<T, Slots> quotients(const detail::slot_array<T, Slots>& x,
                                                   T b) const {
     const detail::exact_quotient<T> over(b);
-    bool special = !over.covers();
-    TALPA_UNROLL
-    for (int s = 0; s < Slots; ++s) special |= !over.covers(x.values[s]);
     detail::slot_array<T, Slots> q;
-    if (any(special)) {
+    if (any(!over.covers() | !over.covers(x.values, Slots))) {
       TALPA_UNROLL
       for (int s = 0; s < Slots; ++s) q.values[s] = x.values[s] / b;
     } else {
@@ -349,8 +414,8 @@ class warp_tile {
     std::int32_t n = 0;
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
-      const bool holds = f(at(s));
-      n += (inside(at(s)) & holds) ? 1 : 0;
+      const bool counts = f(at(s));
+      n += (holds(s) & counts) ? 1 : 0;
     }
     return butterfly(n, [](std::int32_t a, std::int32_t b) { return a + b; });
   }
@@ -359,8 +424,8 @@ class warp_tile {
     bool found = false;
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
-      const bool holds = f(at(s));
-      found |= inside(at(s)) & holds;
+      const bool counts = f(at(s));
+      found |= holds(s) & counts;
     }
     return ballot(found) != 0;
   }
@@ -375,12 +440,10 @@ class warp_tile {
     TALPA_UNROLL
     for (int first = 0; first < Slots; first += chunk) {
       const int w = first / chunk;
-      const std::uint32_t word = w < mask_words(limit_) ? mask.data[w] >> (lane_ * chunk) : 0u;
-      TALPA_UNROLL
-      for (int i = 0; i < chunk; ++i) {
-        row.bits |= inside(at(first + i)) ? (word >> i & 1u) << (first + i) : 0u;
-      }
+      const std::uint32_t word = w * (W * chunk) < limit_ ? mask.data[w] >> (lane_ * chunk) : 0u;
+      row.bits |= (chunk == 32 ? word : word & ((1u << chunk % 32) - 1u)) << first;
     }
+    row.bits &= held_bits();
     return row;
   }
   TALPA_HD bool load_bit(row_pointer<const std::uint32_t> mask, element e) const {
@@ -397,7 +460,7 @@ class warp_tile {
     // Those that reach x, if these are no more than n; -inf reaches nothing.
     const T lowest = std::numeric_limits<T>::lowest();
     const T bar = x > lowest ? x : lowest;
-    std::uint32_t bits = bits_of([&](element e) { return f(e) >= bar; });
+    std::uint32_t bits = bits_reaching(bar, f);
     const std::int32_t reached =
         butterfly(std::popcount(bits), [](std::int32_t a, std::int32_t b) { return a + b; });
     if (any((reached > n) | (early > 0))) {
@@ -422,19 +485,67 @@ class warp_tile {
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
       const bool on = f(at(s));
-      bits |= (inside(at(s)) & on) ? 1u << s : 0u;
+      bits |= on ? 1u << s : 0u;
+    }
+    return bits & held_bits();
+  }
+  /// The same for f(e) >= bar, of numbers, bar > -inf: it holds unless the sign of f(e) - bar says
+  /// otherwise. Of equal numbers that difference is +0; for a bar of zero it is f(e) + 0.
+  template <class T, class F>
+  TALPA_HD std::uint32_t bits_reaching(T bar, F f) const {
+    static_assert(Slots <= 32);
+    const T back = T{0} - bar;
+    std::uint32_t below = 0;
+    TALPA_UNROLL
+    for (int s = Slots - 1; s >= 0; --s) below = below << 1 | sign_bit(f(at(s)) + back);
+    return ~below & held_bits();
+  }
+  TALPA_HD static std::uint32_t sign_bit(float x) {
+    return __builtin_bit_cast(std::uint32_t, x) >> 31;
+  }
+  TALPA_HD static std::uint32_t sign_bit(double x) {
+    return static_cast<std::uint32_t>(__builtin_bit_cast(std::uint64_t, x) >> 63);
+  }
+  /// Bit s: whether this lane's element s is one of the row.
+  TALPA_HD std::uint32_t held_bits() const {
+    std::uint32_t bits = 0;
+    TALPA_UNROLL
+    for (int first = 0; first < Slots; first += chunk) {
+      const int here = Whole ? chunk : left_ - place(first);
+      const std::uint32_t all = chunk == 32 ? ~0u : (1u << chunk % 32) - 1u;
+      const std::uint32_t some = here > 0 ? (1u << here % 32) - 1u : 0u;
+      bits |= (here >= chunk ? all : some) << first;
     }
     return bits;
   }
+  /// Half of the words goes to the lane on the other side as long as there are several, so that
+  /// each lane ends with one of them.
   TALPA_HD void store_bits(row_pointer<std::uint32_t> mask, std::uint32_t bits) const {
+    constexpr int words = Slots / chunk;
+    static_assert(words <= W && W % words == 0);
+    std::uint32_t word[words];
     TALPA_UNROLL
-    for (int first = 0; first < Slots; first += chunk) {
-      const std::uint32_t own = chunk == 32 ? bits : (bits >> first) & ((1u << chunk % 32) - 1u);
-      const std::uint32_t word =
-          butterfly(own << (lane_ * chunk), [](std::uint32_t a, std::uint32_t b) { return a | b; });
-      const int w = first / chunk;
-      if (lane_ == w % W && w < mask_words(limit_)) mask.data[w] = word;
+    for (int w = 0; w < words; ++w) {
+      const std::uint32_t own_bits =
+          chunk == 32 ? bits : (bits >> (w * chunk)) & ((1u << chunk % 32) - 1u);
+      word[w] = own_bits << (lane_ * chunk);
     }
+    TALPA_UNROLL
+    for (int distance = W / 2; distance > 0; distance /= 2) {
+      const int half = words * distance / W;
+      const bool upper = (lane_ & distance) != 0;
+      TALPA_UNROLL
+      for (int i = 0; i < words / 2; ++i) {
+        if (i >= half) continue;
+        std::uint32_t& other = word[i + half < words ? i + half : i];
+        const std::uint32_t gives = upper ? word[i] : other;
+        const std::uint32_t keeps = upper ? other : word[i];
+        word[i] = keeps | block_.shuffle_xor(gives, distance, whole_warp);
+      }
+      if (half == 0) word[0] |= block_.shuffle_xor(word[0], distance, whole_warp);
+    }
+    const int w = lane_ / (W / words);
+    if (lane_ % (W / words) == 0 && w * (W * chunk) < limit_) mask.data[w] = word[0];
     stores_ = true;
     stored_mask_ = mask.data;
     stored_bits_ = bits;
@@ -458,9 +569,16 @@ class warp_tile {
     }
     return lanes[0];
   }
-  TALPA_HD bool inside(element e) const {
-    return e.slot / chunk * (W * chunk) + e.slot % chunk < left_;
+  /// Elements from the first of this lane to that of a slot.
+  static constexpr int place(int slot) { return slot / chunk * (W * chunk) + slot % chunk; }
+  template <class T>
+  TALPA_HD T* own(row_pointer<T> row) const {
+    return row.data + lane_ * chunk;
   }
+  /// Whether an element is read and written.
+  TALPA_HD bool inside(element e) const { return Whole ? left_ > 0 : place(e.slot) < left_; }
+  /// Whether the element of a slot is one of the row, or of a row that is not written.
+  TALPA_HD bool holds(int slot) const { return Whole || place(slot) < left_; }
   /// Bit l: the condition of lane l of this group.
   TALPA_HD std::uint32_t ballot(bool condition) const {
     const std::uint32_t bits = block_.ballot(condition, whole_warp);
@@ -480,7 +598,7 @@ class warp_tile {
     TALPA_UNROLL
     for (int s = 0; s < Slots; ++s) {
       const T y = f(at(s));
-      x.values[s] = {inside(at(s)) ? y : -std::numeric_limits<T>::infinity()};
+      x.values[s] = {holds(s) ? y : -std::numeric_limits<T>::infinity()};
     }
     return x;
   }
@@ -501,19 +619,56 @@ class warp_tile {
       }
     }
   }
+  /// x[0 .. N), a bitonic run, largest first.
+  template <int N, class T>
+  TALPA_HD static void merge_bitonic(detail::ranked_number<T>* x) {
+    TALPA_UNROLL
+    for (int d = N / 2; d > 0; d /= 2) {
+      TALPA_UNROLL
+      for (int i = 0; i < N; ++i) {
+        if ((i & d) == 0) detail::exchange(x[i], x[i + d < N ? i + d : i]);
+      }
+    }
+  }
+  /// Batcher's bitonic merge sort over the lanes, each with its numbers in order: then the ranks of
+  /// the row are those of lane 0, of lane 1, and so on.
+  template <class T>
+  TALPA_HD void sort_lanes(detail::ranked_number<T>* x) const {
+    const auto kept = [&](detail::ranked_number<T> mine, T other, bool lower) {
+      return lower ? larger(mine, {other}) : smaller(mine, {other});
+    };
+    TALPA_UNROLL
+    for (int half = 1; half < W; half *= 2) {
+      // Number i of one run meets number n - 1 - i of the other.
+      const bool first_run = (lane_ & half) == 0;
+      TALPA_UNROLL
+      for (int s = 0; s < Slots / 2; ++s) {
+        const int mirrored = Slots - 1 - s;
+        const T a = block_.shuffle_xor(x[mirrored].value, 2 * half - 1, whole_warp);
+        const T b = block_.shuffle_xor(x[s].value, 2 * half - 1, whole_warp);
+        x[s] = kept(x[s], a, first_run), x[mirrored] = kept(x[mirrored], b, first_run);
+      }
+      if (Slots == 1) {
+        x[0] = kept(x[0], block_.shuffle_xor(x[0].value, 2 * half - 1, whole_warp), first_run);
+      }
+      TALPA_UNROLL
+      for (int distance = half / 2; distance > 0; distance /= 2) {
+        TALPA_UNROLL
+        for (int s = 0; s < Slots; ++s) {
+          x[s] = kept(x[s], block_.shuffle_xor(x[s].value, distance, whole_warp),
+                      (lane_ & distance) == 0);
+        }
+      }
+      merge_bitonic<Slots>(x);
+    }
+  }
   /// The largest K of two runs of K, each largest first: the larger of a[i] and b[K - 1 - i] for
   /// each i, which is a bitonic run, put in order by a merge. `b` is left as it is.
   template <int K, class T>
   TALPA_HD static void merge_run(detail::ranked_number<T>* a, const detail::ranked_number<T>* b) {
     TALPA_UNROLL
     for (int i = 0; i < K; ++i) a[i] = larger(a[i], b[K - 1 - i]);
-    TALPA_UNROLL
-    for (int d = K / 2; d > 0; d /= 2) {
-      TALPA_UNROLL
-      for (int i = 0; i < K; ++i) {
-        if ((i & d) == 0) detail::exchange(a[i], a[i + d < K ? i + d : i]);
-      }
-    }
+    merge_bitonic<K>(a);
   }
   /// The first and the k-th of a row, k <= K, from the largest K of each lane.
   template <int K, class T>
@@ -527,15 +682,23 @@ class warp_tile {
         merge_run<K>(x.values + first, x.values + half + first);
       }
     }
+    detail::ranked_number<T> met[K];
     TALPA_UNROLL
     for (int distance = 1; distance < W; distance *= 2) {
-      detail::ranked_number<T> met[K];
       TALPA_UNROLL
       for (int i = 0; i < K; ++i) {
         met[i] = {block_.shuffle_xor(x.values[i].value, distance, whole_warp)};
       }
-      merge_run<K>(x.values, met);
+      if (distance < W / 2) merge_run<K>(x.values, met);
     }
+    if (k == K) {
+      // The last of the largest K is their least: they need no order.
+      detail::ranked_number<T> least = larger(x.values[0], met[K - 1]);
+      TALPA_UNROLL
+      for (int i = 1; i < K; ++i) least = smaller(least, larger(x.values[i], met[K - 1 - i]));
+      return {larger(x.values[0], met[0]).value, least.value};
+    }
+    merge_run<K>(x.values, met);
     T last = x.values[K - 1].value;
     TALPA_UNROLL
     for (int i = 0; i + 1 < K; ++i) last = k == i + 1 ? x.values[i].value : last;

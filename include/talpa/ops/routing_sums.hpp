@@ -149,7 +149,7 @@ TALPA_HD row_scalars<typename G::template value<T>> softmax_row(const G& g,
   const auto u = g.load_row(logits, masked_logit<T>);
   const auto top = g.template max<T>([&](auto e) { return u[e]; });
   auto weight = g.template elements<T>();
-  g.for_each([&](auto e) { weight[e] = math::exp(u[e] - top); });
+  g.for_each([&](auto e) { weight[e] = math::exp_nonpositive(u[e] - top); });
   const auto sum = g.template sum<T>([&](auto e) { return weight[e]; });
   auto p = g.template elements<T>();
   g.for_each([&](auto e) { p[e] = weight[e] / sum; });
@@ -177,7 +177,7 @@ TALPA_HD void softmax_row_backward(const G& g, row_pointer<const T> logits,
   const auto u = g.load_row(logits, masked_logit<T>);
   const auto top = g.template max<T>([&](auto e) { return u[e]; });
   auto p = g.template elements<T>();
-  g.for_each([&](auto e) { p[e] = math::exp(u[e] - top); });
+  g.for_each([&](auto e) { p[e] = math::exp_nonpositive(u[e] - top); });
   const auto sum = g.template sum<T>([&](auto e) { return p[e]; });
   g.for_each([&](auto e) { p[e] = p[e] / sum; });
   auto wanted = g.template elements<T>();

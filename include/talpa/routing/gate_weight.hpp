@@ -59,6 +59,12 @@ TALPA_HD void weigh_shares(const G& g, const select_row<T>& row,
   g.for_each([&](auto e) { part[e] = talpa::select(on(e), numerator(e), zero); });
   const auto mass = g.template sum<T>([&](auto e) { return part[e]; });
   const auto share = g.quotients(part, mass);
+  // 0 / mass = 0 beyond S.
+  const auto plain = mass > zero;
+  if (!g.any(invalid | !plain)) {
+    g.store_row(row.gates, [&](auto e) { return share[e]; });
+    return;
+  }
   const auto wrong = talpa::select(invalid, nan, zero);
   g.store_row(row.gates, [&](auto e) { return talpa::select(on(e), share[e] + wrong, zero); });
 }
@@ -69,7 +75,7 @@ template <class G, class T, class Logits>
 TALPA_HD void weigh_logits(const G& g, const select_row<T>& row, const Logits& u,
                            const typename G::template value<T>& top,
                            const typename G::template value<bool>& invalid) {
-  weigh_shares(g, row, invalid, [&](auto e) { return math::exp(u[e] - top); });
+  weigh_shares(g, row, invalid, [&](auto e) { return math::exp_nonpositive(u[e] - top); });
 }
 
 }  // namespace detail

@@ -33,7 +33,7 @@ template <class T, class G, class Logits>
 TALPA_HD row_exponentials<T, G> exponentials(const G& g, const Logits& logits,
                                              const typename G::template value<T>& top) {
   auto weight = g.template elements<T>();
-  g.for_each([&](auto e) { weight[e] = math::exp(logits[e] - top); });
+  g.for_each([&](auto e) { weight[e] = math::exp_nonpositive(logits[e] - top); });
   const auto sum = g.template sum<T>([&](auto e) { return weight[e]; });
   const auto valid = sum == sum;
   return {weight, top, sum, valid, !valid};

@@ -45,32 +45,21 @@ template <class T, class Crossing, class G, class Logits, class Condition>
 TALPA_HD pick_boundary<T, G> top_mass(const G& g, const Logits& u,
                                       const row_exponentials<T, G>& exponential,
                                       const mass_limit& limit, const Condition& asked) {
-  const auto infinity = g.uniform(std::numeric_limits<T>::infinity());
-  const auto one = g.uniform(T{1});
-  const auto p = g.uniform(static_cast<T>(limit.p));
+  const T p = static_cast<T>(limit.p);
+  const auto top = exponential.top;
+  // min(1, c) > p is c > p for p < 1, and never true for p = 1; min(1, c) >= p is c >= p.
+  const auto bound =
+      g.uniform(limit.inclusive || p < T{1} ? p : std::numeric_limits<T>::infinity());
+  const auto within = [&](const auto& mass) {
+    const auto below = mass < bound, not_above = mass <= bound;
+    return limit.inclusive ? below : not_above;
+  };
   const auto logit = [&](auto e) { return u[e]; };
-  const auto ranks = g.template ranks<T>(g.experts(), logit);
-  const auto top = ranks(0);
-
-  auto last_score = infinity;  // of the ranks that are on
-  auto on_ranks = g.uniform(std::int32_t{0});
-  auto mass = g.uniform(T{0});
-  auto open = asked;  // nothing has crossed yet
-  for (index rank = 0; rank < g.experts() && (rank < limit.min_k || g.any(open)); ++rank) {
-    const auto score = ranks(rank);
-    const auto found = score > -infinity;
-    const auto sum = mass + math::exp(score - top) / exponential.sum;
-    mass = talpa::select(sum > one, one, sum);
-    const auto above = mass > p, equal = mass == p;
-    const auto crossed = limit.inclusive ? above | equal : above;
-    const auto before = open;
-    open = open & (found & !crossed);
-    const auto due = Crossing::keeps ? before & found : open;
-    const auto on = rank < limit.min_k ? found : due;
-    last_score = talpa::select(on, score, last_score);
-    on_ranks = talpa::select(on, g.uniform(static_cast<std::int32_t>(rank + 1)), on_ranks);
-  }
-  return boundary_at<T>(g, on_ranks, last_score, logit);
+  const auto end = g.template leading_ranks<T>(
+      rank_limit{limit.min_k, Crossing::keeps},
+      [&](const auto& score) { return math::exp_nonpositive(score - top); }, exponential.sum,
+      within, asked, logit);
+  return boundary_at<T>(g, end.count, end.last, logit);
 }
 
 }  // namespace talpa
