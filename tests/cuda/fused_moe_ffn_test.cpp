@@ -21,11 +21,13 @@
 #include <talpa/cuda/convert.hpp>
 #include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/grouped_gemm.hpp>
+#include <talpa/cuda/route.hpp>
 #include <talpa/cuda/segments.hpp>
 #include <talpa/cuda/select.hpp>
 #include <talpa/cuda/slot_glu.hpp>
 #include <talpa/layers/fused_moe_ffn.hpp>
 #include <talpa/layers/moe_ffn.hpp>
+#include <talpa/routing/statistics.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
 #include <talpa/selectors/dynamic_entropy.hpp>
 #include <talpa/selectors/top_k.hpp>
@@ -158,6 +160,31 @@ TEST_SUITE("cuda/fused_moe_ffn") {
   TEST_CASE("a router that sends uncertain tokens to all experts agrees, too") {
     compare<bfloat16>(dynamic_entropy<>{.threshold = 0.7},
                       {support::device_size(33, 1025), 32, 24, 6}, training::all);
+  }
+
+  TEST_CASE("the totals of the routing have the bits of routing_sums") {
+    context<device> ctx;
+    generator random(5);
+    support::test_random numbers(6);
+    constexpr index tokens = 70, features = 16, hidden = 8, experts = 6;
+    const fused_moe_ffn<renormalised, bfloat16> layer{{2}, hidden, experts};
+    const auto bank =
+        to_device<device>(random_stored<bfloat16>(numbers, experts * hidden, features).view());
+    auto p = layer.init(ctx, bank.view(), bank.view(), bank.view(), random);
+    const auto x = to_device<device>(random_stored<bfloat16>(numbers, tokens, features).view());
+    matrix<bfloat16, device> y(tokens, features);
+    const auto together = make_statistics<float>(ctx.memory, experts);
+    const auto kept = layer.forward(ctx, p, x.view(), y.view(), mode::training, {},
+                                    together.wanted(grad_mode::overwrite));
+    CHECK(kept.routed.totals.out.counts.data == together.totals.counts.data);
+    const auto measured = measure(ctx, kept.routed);
+    ctx.synchronise();
+    const statistics_report as_routed(together), afterwards(measured);
+    CHECK(as_routed.tokens == tokens);
+    CHECK(as_routed.counts == afterwards.counts);
+    CHECK(as_routed.importance == afterwards.importance);
+    CHECK(as_routed.probability == afterwards.probability);
+    CHECK(as_routed.entropy == afterwards.entropy);
   }
 
   TEST_CASE("what does not fit is refused before any work") {

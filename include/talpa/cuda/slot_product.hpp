@@ -226,8 +226,8 @@ struct slot_rows {
   }
 };
 
-/// Tile `block` of a grid of tiles: panels of 16 rows of tiles, in a panel column by column, so that
-/// the tiles that run together share rows and columns alike.
+/// Tile `block` of a grid of tiles: panels of 16 rows of tiles, in a panel column by column, so
+/// that the tiles that run together share rows and columns alike.
 struct tile_place {
   index row, column;
 

@@ -218,19 +218,19 @@ struct tensor_tile {
       block.template wait_copies<stages - 2>();
       block.sync();  // this slab is there for all, and nobody reads the one before
       const S* const here = place_of(slab);
-      S* const later = place_of(slab + stages - 1);
-      const bool more = slab + stages - 1 < count;
+      if (slab + stages - 1 < count) {
+        S* const later = place_of(slab + stages - 1);
+        of_a.copy(block, later);
+        of_b.copy(block, later + slab_a::size);
+      }
+      block.commit_copies();
       TALPA_UNROLL
       for (int step = 0; step < depth / 16; ++step) {
         std::uint32_t x[warp_m / 16][4], y[warp_n / 16][4];
         rows.load(block, here, step, x);
         columns.load(block, here + slab_a::size, step, y);
-        // Between multiplications, which hide them.
-        if (step == 0 && more) of_a.copy(block, later);
-        if (step == 1 && more) of_b.copy(block, later + slab_a::size);
         block.template multiply_add<S>(sums, x, y);
       }
-      block.commit_copies();
     }
     block.sync();                                       // the slabs have served
     float* const out = block.template shared<float>();  // [M, N]

@@ -9,6 +9,7 @@
 #include <talpa/ops/gather.hpp>
 #include <talpa/ops/gemm.hpp>
 #include <talpa/ops/grouped_gemm.hpp>
+#include <talpa/ops/route.hpp>
 #include <talpa/ops/select.hpp>
 #include <talpa/ops/slot_glu.hpp>
 #include <talpa/routing/routing.hpp>
@@ -177,34 +178,23 @@ struct fused_moe_ffn {
                    std::type_identity_t<matrix_view<const S, B>> x,
                    std::type_identity_t<matrix_view<S, B>> y, mode m,
                    vector_input<std::uint8_t, B> padding_mask = {}) const {
-    validate();
-    const index n = x.rows, features = p.features(), places = capacity(n);
-    check_shape(name, "x", x, n, features, "tokens, width of the layer");
-    check_shape(name, "y", y, n, features, "tokens, width of the layer");
-
-    saved<B> kept;
-    kept.logits = ctx.memory.template take<float>(n, experts);
-    kept.gates = ctx.memory.template take<float>(n, experts);
-    kept.mask = ctx.memory.template take<std::uint32_t>(n, mask_words(experts));
-    kept.routed.logits = kept.logits;
-    kept.routed.routing = routing_view<const float, B>(kept.gates, kept.mask);
-    kept.routed.padding_mask = padding_mask;
-    const typename workspace<B>::scope scope(ctx.scratch);
-    const auto z = ctx.scratch.template take<S>(places, hidden);            // [S, H]
-    const auto y_of_slot = ctx.scratch.template take<S>(places, features);  // [S, D]
-
-    ops::mixed_gemm(ctx, 1.0f, x, transpose::no, p.router_stored.view(), transpose::yes, 0.0f,
-                    kept.logits);
-    ops::select(ctx, selector_at(selector, m), kept.logits, padding_mask, kept.gates, kept.mask);
-    kept.sorted = make_segmented<float>(ctx, kept.routed.routing, places);
-    kept.ab = ctx.memory.template take<S>(places, 2 * hidden);
-    const segments<B>& slots = kept.sorted.slots;
-    ops::mixed_grouped_gemm(ctx, slots.offsets, x, slots.token_of_slot, p.gate_up_stored.view(),
-                            transpose::yes, kept.ab);
-    ops::slot_glu(ctx, act, slots, matrix_view<const S, B>(kept.ab), kept.sorted.gate_of_slot, z);
-    ops::mixed_grouped_gemm(ctx, slots.offsets, matrix_view<const S, B>(z), {},
-                            p.down_stored.view(), transpose::no, y_of_slot);
-    ops::combine(ctx, slots, y_of_slot, y, grad_mode::overwrite);
+    return forward_with(ctx, p, x, y, padding_mask, [&](const saved<B>& kept) {
+      ops::select(ctx, selector_at(selector, m), kept.logits, padding_mask, kept.gates, kept.mask);
+    });
+  }
+  /// The same, and the totals of the routing in the launch that routes: what statistics are made of
+  /// (routing_statistics::wanted) and losses read.
+  template <class B>
+  saved<B> forward(context<B>& ctx, const params<B>& p,
+                   std::type_identity_t<matrix_view<const S, B>> x,
+                   std::type_identity_t<matrix_view<S, B>> y, mode m,
+                   vector_input<std::uint8_t, B> padding_mask,
+                   const std::type_identity_t<wanted_totals<float, B>>& totals) const {
+    saved<B> kept = forward_with(ctx, p, x, y, padding_mask, [&](const saved<B>& made) {
+      ops::route(ctx, selector_at(selector, m), made.logits, padding_mask, made.gates, made.mask,
+                 totals);
+    });
+    kept.routed.totals = totals;
     return kept;
   }
 
@@ -267,6 +257,42 @@ struct fused_moe_ffn {
   }
 
  private:
+  /// forward, where route(kept) makes gates and mask of the logits.
+  template <class B, class Route>
+  saved<B> forward_with(context<B>& ctx, const params<B>& p, matrix_view<const S, B> x,
+                        matrix_view<S, B> y, vector_view<const std::uint8_t, B> padding_mask,
+                        const Route& route) const {
+    validate();
+    const index n = x.rows, features = p.features(), places = capacity(n);
+    check_shape(name, "x", x, n, features, "tokens, width of the layer");
+    check_shape(name, "y", y, n, features, "tokens, width of the layer");
+
+    saved<B> kept;
+    kept.logits = ctx.memory.template take<float>(n, experts);
+    kept.gates = ctx.memory.template take<float>(n, experts);
+    kept.mask = ctx.memory.template take<std::uint32_t>(n, mask_words(experts));
+    kept.routed.logits = kept.logits;
+    kept.routed.routing = routing_view<const float, B>(kept.gates, kept.mask);
+    kept.routed.padding_mask = padding_mask;
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const auto z = ctx.scratch.template take<S>(places, hidden);            // [S, H]
+    const auto y_of_slot = ctx.scratch.template take<S>(places, features);  // [S, D]
+
+    ops::mixed_gemm(ctx, 1.0f, x, transpose::no, p.router_stored.view(), transpose::yes, 0.0f,
+                    kept.logits);
+    route(kept);
+    kept.sorted = make_segmented<float>(ctx, kept.routed.routing, places);
+    kept.ab = ctx.memory.template take<S>(places, 2 * hidden);
+    const segments<B>& slots = kept.sorted.slots;
+    ops::mixed_grouped_gemm(ctx, slots.offsets, x, slots.token_of_slot, p.gate_up_stored.view(),
+                            transpose::yes, kept.ab);
+    ops::slot_glu(ctx, act, slots, matrix_view<const S, B>(kept.ab), kept.sorted.gate_of_slot, z);
+    ops::mixed_grouped_gemm(ctx, slots.offsets, matrix_view<const S, B>(z), {},
+                            p.down_stored.view(), transpose::no, y_of_slot);
+    ops::combine(ctx, slots, y_of_slot, y, grad_mode::overwrite);
+    return kept;
+  }
+
   /// dW += d_e^T x_e for the experts that train; d by slot, x by token.
   template <class B>
   static void add_product(context<B>& ctx, const segments<B>& slots, parameter<float, B>& w,
