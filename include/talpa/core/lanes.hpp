@@ -117,15 +117,17 @@ class lane_scratch {
 
 namespace detail {
 
-/// The last levels of the canonical tree, over the first min(E, 32) virtual lanes. A virtual lane
-/// without elements holds +0 and every partial sum differs from -0, so leaving such lanes out
-/// changes no bit.
+/// The last levels of the canonical tree, over the first min(E, 32) virtual lanes, of which lanes
+/// E .. 7 must hold +0. A virtual lane without elements holds +0 and every partial sum differs from
+/// -0, so leaving such lanes out, or adding them, changes no bit.
 template <class Value>
 [[gnu::always_inline]] TALPA_HD inline Value canonical_tree(Value* lanes, index experts) {
-  for (index half = mask_word_bits / 2; half > 0; half /= 2) {
+  for (index half = mask_word_bits / 2; half >= 8; half /= 2) {
     for (index i = 0; i < half && i + half < experts; ++i) lanes[i] = lanes[i] + lanes[i + half];
   }
-  return lanes[0];
+  const Value even = (lanes[0] + lanes[4]) + (lanes[2] + lanes[6]);
+  const Value odd = (lanes[1] + lanes[5]) + (lanes[3] + lanes[7]);
+  return even + odd;
 }
 
 /// Puts the larger of two values first.
@@ -240,12 +242,10 @@ TALPA_HD inline void sort_descending(Value* x, index n, Value lowest) {
   }
 }
 
-/// r[0 .. K) = the K largest of f(0), ..., f(n - 1), largest first, -inf where there are fewer.
-template <int K, class T, class Value, class F>
-[[gnu::always_inline]] inline void insert_largest(Value* r, index n, Value lowest, F f) {
-  Value kept[K];
-  for (int j = 0; j < K; ++j) kept[j] = lowest;
-  for (index e = 0; e < n; ++e) {
+/// Inserts f(from), ..., f(n - 1) among the K largest values so far, largest first.
+template <int K, class Value, class F>
+[[gnu::always_inline]] inline void insert_each(Value (&kept)[K], index from, index n, F f) {
+  for (index e = from; e < n; ++e) {
     Value x = f(e);
 #pragma GCC unroll 8
     for (int j = 0; j < K; ++j) {
@@ -254,6 +254,38 @@ template <int K, class T, class Value, class F>
       x = smaller(x, held);
     }
   }
+}
+
+/// r[0 .. K) = the K largest of f(0), ..., f(n - 1), largest first, -inf where there are fewer.
+template <int K, class T, class Value, class F>
+[[gnu::always_inline]] inline void keep_largest(Value* r, index n, Value lowest, F f) {
+  Value kept[K];
+  for (int j = 0; j < K; ++j) kept[j] = lowest;
+  index e = 0;
+  if constexpr (K <= 2) {
+    // In pairs, so that what waits for the pair before is one comparison deep.
+    for (; e + 2 <= n; e += 2) {
+      const Value x = f(e), y = f(e + 1);
+      const Value high = larger(x, y);
+      if constexpr (K == 2) {
+        kept[1] = larger(kept[1], larger(smaller(kept[0], high), smaller(x, y)));
+      }
+      kept[0] = larger(kept[0], high);
+    }
+  } else if constexpr (K == 8) {
+    // Eight at a time: the larger of each of two sorted runs and its mirror image are the eight
+    // largest, in bitonic order. 70 comparisons, where inserting them takes 120.
+    for (; e + 8 <= n; e += 8) {
+      Value run[8];
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) run[j] = f(e + j);
+      sort_eight(run);
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) kept[j] = larger(kept[j], run[7 - j]);
+      merge_eight(kept, 8);
+    }
+  }
+  insert_each(kept, e, n, f);
   for (int j = 0; j < K; ++j) r[j] = kept[j];
 }
 

@@ -37,6 +37,12 @@ inline void check_mass_limit(const char* function, double p, index min_k) {
   check_at_least(function, "min_k", min_k, 1, "experts a token gets in any case");
 }
 
+/// Ranks whose probabilities top_mass computes before it looks whether a row needs more.
+template <class G>
+inline constexpr index ranks_at_once = 1;
+template <class G>
+requires(G::tokens > 1) inline constexpr index ranks_at_once<G> = 8;
+
 /// Finds where the selection by cumulative probability ends in a row with logits u: ranks in the
 /// order (logit descending, index ascending) of the experts that are not masked, c_j = min(1, p_1 +
 /// ... + p_j) added in that order, the crossing rank the first with c_j > p (>= where inclusive).
@@ -56,19 +62,30 @@ TALPA_HD pick_boundary<T, G> top_mass(const G& g, const Logits& u,
   auto on_ranks = g.uniform(std::int32_t{0});
   auto mass = g.uniform(T{0});
   auto open = asked;  // nothing has crossed yet
-  for (index rank = 0; rank < g.experts() && (rank < limit.min_k || g.any(open)); ++rank) {
-    const auto score = ranks(rank);
-    const auto found = score > -infinity;
-    const auto sum = mass + math::exp(score - top) / exponential.sum;
-    mass = talpa::select(sum > one, one, sum);
-    const auto above = mass > p, equal = mass == p;
-    const auto crossed = limit.inclusive ? above | equal : above;
-    const auto before = open;
-    open = open & (found & !crossed);
-    const auto due = Crossing::keeps ? before & found : open;
-    const auto on = rank < limit.min_k ? found : due;
-    last_score = talpa::select(on, score, last_score);
-    on_ranks = talpa::select(on, g.uniform(static_cast<std::int32_t>(rank + 1)), on_ranks);
+  // Rows side by side seldom end at the same rank: their probabilities are computed several ranks
+  // at a time, without waiting for the sums. Ranks after the end of a row change nothing.
+  constexpr index step = ranks_at_once<G>;
+  for (index first = 0; first < g.experts() && (first < limit.min_k || g.any(open));
+       first += step) {
+    const index last = first + step < g.experts() ? first + step : g.experts();
+    typename G::template value<T> share[step];
+    for (index rank = first; rank < last; ++rank) {
+      share[rank - first] = math::exp(ranks(rank) - top) / exponential.sum;
+    }
+    for (index rank = first; rank < last; ++rank) {
+      const auto score = ranks(rank);
+      const auto found = score > -infinity;
+      const auto sum = mass + share[rank - first];
+      mass = talpa::select(sum > one, one, sum);
+      const auto above = mass > p, equal = mass == p;
+      const auto crossed = limit.inclusive ? above | equal : above;
+      const auto before = open;
+      open = open & (found & !crossed);
+      const auto due = Crossing::keeps ? before & found : open;
+      const auto on = rank < limit.min_k ? found : due;
+      last_score = talpa::select(on, score, last_score);
+      on_ranks = talpa::select(on, g.uniform(static_cast<std::int32_t>(rank + 1)), on_ranks);
+    }
   }
   return boundary_at<T>(g, on_ranks, last_score, logit);
 }
