@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace talpa::lanes_test {
@@ -274,6 +275,47 @@ TEST_SUITE("core/lanes") {
           for (index e = 0; e < experts; ++e) count += (mask(n, e / 32) >> (e % 32)) & 1u;
           CHECK(counts[static_cast<std::size_t>(n)] == count);
         }
+      });
+    }
+  }
+
+  TEST_CASE("a mask is read as it was written last, also right after that") {
+    support::test_random random(13);
+    for (const index experts : sizes) {
+      CAPTURE(experts);
+      const index tokens = 18, words = mask_words(experts);
+      const matrix<double, cpu> x = wild_matrix<double>(tokens, experts, 12);
+      on_every_group([&](auto which, const char* name) {
+        CAPTURE(name);
+        using G = typename decltype(which)::group;
+        matrix<std::uint32_t, cpu> one(tokens, words), two(tokens, words);
+        testing::for_each_row_on<G>(tokens, experts, [&](const auto& g, index first, int rows) {
+          const auto u = g.load_row(row_at(x, first), 0.0);
+          const auto positive = [&](auto e) { return u[e] > g.uniform(0.0); };
+          const auto at = [&](matrix<std::uint32_t, cpu>& m) {
+            return row_pointer<std::uint32_t>{m.view().row(first), words};
+          };
+          // Elements for which the mask that is read and the one in memory differ.
+          const auto check = [&](matrix<std::uint32_t, cpu>& m) {
+            const auto on = g.load_mask(row_at(std::as_const(m), first));
+            const auto differ = g.count([&](auto e) {
+              const auto read = on(e), stored = g.load_bit(row_at(std::as_const(m), first), e);
+              return (read & !stored) | (stored & !read);
+            });
+            for (int i = 0; i < rows; ++i) CHECK(row_value<G>(differ, i) == 0);
+          };
+          g.store_mask(at(one), positive);
+          check(one);
+          g.store_mask(at(two), [&](auto e) { return !positive(e); });
+          check(one);
+          check(two);
+          const auto value = [&](auto e) { return u[e]; };
+          const auto top = g.template top<double>(1, value);
+          g.template store_first<double>(at(one), g.uniform(std::int32_t{1}), top.last,
+                                         g.uniform(std::int32_t{0}), value);
+          check(one);
+          check(two);
+        });
       });
     }
   }

@@ -7,6 +7,7 @@
 
 #include <doctest/doctest.h>
 
+#include <utility>
 #include <vector>
 
 namespace talpa::segments_test {
@@ -100,12 +101,23 @@ TEST_SUITE("ops/segments") {
   TEST_CASE("build_segments agrees with a plain sort for any shape and number of threads") {
     test_random random(4);
     for (const index experts : {1, 2, 31, 32, 33, 64, 100}) {
-      for (const index tokens : {1, 5, 255, 256, 257, 900}) {
-        const routed_layer<double> layer = ragged_layer(random, tokens, experts, 5);
+      // Few slots for each expert of a block, many, and more than are staged.
+      for (const auto& shape : {std::pair<index, index>{1, 5},
+                                {5, 5},
+                                {255, 5},
+                                {256, 5},
+                                {257, 5},
+                                {900, 5},
+                                {257, experts},
+                                {900, experts},
+                                {600, 6 * experts}}) {
+        const index tokens = shape.first, most = shape.second;
+        const routed_layer<double> layer = ragged_layer(random, tokens, experts, most);
         const slow_segments expected(layer);
         const auto slots = static_cast<index>(expected.token_of_slot.size());
         CAPTURE(experts);
         CAPTURE(tokens);
+        CAPTURE(most);
         for (const int threads : {1, 2, 3}) {
           context<cpu> ctx(threads);
           const built b = build(ctx, layer);

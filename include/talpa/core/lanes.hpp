@@ -99,6 +99,16 @@ class lane_scratch {
     used_ += (bytes + 63) / 64 * 64;
     return used_ <= bytes_ ? start : nullptr;
   }
+  /// f(), a number that depends on what names it: called only where the last one had other names.
+  template <class T, class F>
+  [[gnu::always_inline]] T shared(int kind, index experts, double argument, F f) {
+    kind = kind * 16 + static_cast<int>(sizeof(T));
+    if (kind != kind_ || experts != experts_ || argument != argument_) {
+      shared_ = static_cast<double>(f());
+      kind_ = kind, experts_ = experts, argument_ = argument;
+    }
+    return static_cast<T>(shared_);
+  }
   /// Arrays that one row functor may ask for.
   static constexpr index max_arrays = 16;
   /// Bytes for `max_arrays` arrays of `lanes` values of up to 8 bytes for every expert.
@@ -113,6 +123,10 @@ class lane_scratch {
   std::byte* data_;
   std::size_t bytes_;
   std::size_t used_ = 0;
+  int kind_ = -1;
+  index experts_ = 0;
+  double argument_ = 0.0;
+  double shared_ = 0.0;
 };
 
 namespace detail {

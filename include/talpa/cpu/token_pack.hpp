@@ -34,6 +34,12 @@ class token_pack {
   [[gnu::always_inline]] static pack<T, W> uniform(T c) {
     return detail::splat<T, W>(c);
   }
+  /// f(), a number of no row: it depends on its kind, E and the argument alone, and is kept from one
+  /// pack to the next.
+  template <class T, class F>
+  [[gnu::always_inline]] T shared(int kind, double argument, F f) const {
+    return scratch_->template shared<T>(kind, experts_, argument, f);
+  }
   template <class F>
   [[gnu::always_inline]] void for_each(F f) const {
     for (index e = 0; e < experts_; ++e) f(element{e});
@@ -221,8 +227,7 @@ class token_pack {
     }
     write_words(mask, words);
   }
-  /// Where no row has more experts of the last one's value than it takes, they are all with at least
-  /// that value.
+  /// Where no row is cut among experts of equal value, its first n are those with at least x.
   template <class T, class F>
   [[gnu::always_inline]] void store_first(row_pointer<std::uint32_t> mask,
                                           const pack<std::int32_t, W>& n, const pack<T, W>& x,
