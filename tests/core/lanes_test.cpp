@@ -420,6 +420,30 @@ TEST_SUITE("core/lanes") {
     });
   }
 
+  TEST_CASE("a number that rows share is computed anew for another kind, E, argument or type") {
+    std::vector<std::byte> storage(lane_scratch::bytes_for(8, 4));
+    lane_scratch scratch(storage.data(), storage.size());
+    int calls = 0;
+    const auto number = [&](index experts, int kind, double argument, auto value) {
+      using T = decltype(value);
+      const token_pack<4> g(experts, 4, &scratch);
+      const auto next = [&] {
+        ++calls;
+        return value;
+      };
+      return g.template shared<T>(kind, argument, next);
+    };
+    CHECK(number(8, 0, 1.5, 0.1) == 0.1);
+    scratch.reset();
+    CHECK(number(8, 0, 1.5, 0.2) == 0.1);
+    CHECK(calls == 1);
+    CHECK(number(8, 1, 1.5, 0.3) == 0.3);
+    CHECK(number(7, 1, 1.5, 0.4) == 0.4);
+    CHECK(number(7, 1, 2.5, 0.5) == 0.5);
+    CHECK(number(7, 1, 2.5, 0.6f) == 0.6f);
+    CHECK(calls == 5);
+  }
+
   TEST_CASE("the scratch of a group is full after the arrays that it promises") {
     const index experts = 7;
     std::vector<std::byte> storage(lane_scratch::bytes_for(experts, 1));

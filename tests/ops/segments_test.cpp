@@ -133,13 +133,16 @@ TEST_SUITE("ops/segments") {
     }
   }
 
-  TEST_CASE("build_segments handles no tokens, tokens without experts, and all experts on") {
+  TEST_CASE("build_segments handles no tokens, no experts, tokens without experts, and all on") {
     context<cpu> ctx(2);
     const built none = build(ctx, routed_layer<double>(0, 3));
     CHECK(integers(none.slots.offsets, 4) == std::vector<index>{0, 0, 0, 0});
     CHECK(integers(none.slots.slot_offset_of_token, 1) == std::vector<index>{0});
     const built idle = build(ctx, routed_layer<double>(2, 3));
     CHECK(integers(idle.slots.slot_offset_of_token, 3) == std::vector<index>{0, 0, 0});
+    const built nobody = build(ctx, routed_layer<double>(2, 0));
+    CHECK(integers(nobody.slots.offsets, 1) == std::vector<index>{0});
+    CHECK(integers(nobody.slots.slot_offset_of_token, 3) == std::vector<index>{0, 0, 0});
     routed_layer<double> dense(2, 3);
     for (index n = 0; n < 2; ++n) {
       for (index e = 0; e < 3; ++e) dense.turn_on(n, e, 1.0);

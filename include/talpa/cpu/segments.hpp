@@ -305,10 +305,11 @@ struct segments_impl<cpu> {
           place_bits(row[w] | static_cast<std::uint64_t>(row[w + 1]) << mask_word_bits,
                      w * mask_word_bits);
         }
-        const bool two = w + 1 < words;
-        std::uint64_t bits = two ? row[w + 1] & tail : 0u;
-        bits = bits << mask_word_bits | (two ? row[w] : row[w] & tail);
-        place_bits(bits, w * mask_word_bits);
+        if (w + 1 == words) place_bits(row[w] & tail, w * mask_word_bits);
+        if (w + 2 == words) {
+          place_bits(row[w] | static_cast<std::uint64_t>(row[w + 1] & tail) << mask_word_bits,
+                     w * mask_word_bits);
+        }
       }
       row += mask.stride;
       gate_of += gates.stride;

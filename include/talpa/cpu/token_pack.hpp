@@ -34,8 +34,7 @@ class token_pack {
   [[gnu::always_inline]] static pack<T, W> uniform(T c) {
     return detail::splat<T, W>(c);
   }
-  /// f(), a number of no row: it depends on its kind, E and the argument alone, and is kept from one
-  /// pack to the next.
+  /// f(), a number that depends on its kind, E and the argument alone, kept from pack to pack.
   template <class T, class F>
   [[gnu::always_inline]] T shared(int kind, double argument, F f) const {
     return scratch_->template shared<T>(kind, experts_, argument, f);
