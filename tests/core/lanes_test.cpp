@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace talpa::lanes_test {
@@ -278,6 +279,47 @@ TEST_SUITE("core/lanes") {
     }
   }
 
+  TEST_CASE("a mask is read as it was written last, also right after that") {
+    support::test_random random(13);
+    for (const index experts : sizes) {
+      CAPTURE(experts);
+      const index tokens = 18, words = mask_words(experts);
+      const matrix<double, cpu> x = wild_matrix<double>(tokens, experts, 12);
+      on_every_group([&](auto which, const char* name) {
+        CAPTURE(name);
+        using G = typename decltype(which)::group;
+        matrix<std::uint32_t, cpu> one(tokens, words), two(tokens, words);
+        testing::for_each_row_on<G>(tokens, experts, [&](const auto& g, index first, int rows) {
+          const auto u = g.load_row(row_at(x, first), 0.0);
+          const auto positive = [&](auto e) { return u[e] > g.uniform(0.0); };
+          const auto at = [&](matrix<std::uint32_t, cpu>& m) {
+            return row_pointer<std::uint32_t>{m.view().row(first), words};
+          };
+          // Elements for which the mask that is read and the one in memory differ.
+          const auto check = [&](matrix<std::uint32_t, cpu>& m) {
+            const auto on = g.load_mask(row_at(std::as_const(m), first));
+            const auto differ = g.count([&](auto e) {
+              const auto read = on(e), stored = g.load_bit(row_at(std::as_const(m), first), e);
+              return (read & !stored) | (stored & !read);
+            });
+            for (int i = 0; i < rows; ++i) CHECK(row_value<G>(differ, i) == 0);
+          };
+          g.store_mask(at(one), positive);
+          check(one);
+          g.store_mask(at(two), [&](auto e) { return !positive(e); });
+          check(one);
+          check(two);
+          const auto value = [&](auto e) { return u[e]; };
+          const auto top = g.template top<double>(1, value);
+          g.template store_first<double>(at(one), g.uniform(std::int32_t{1}), top.last,
+                                         g.uniform(std::int32_t{0}), value);
+          check(one);
+          check(two);
+        });
+      });
+    }
+  }
+
   TEST_CASE("for_each visits every element once, and elements keep what was put there") {
     for (const index experts : sizes) {
       CAPTURE(experts);
@@ -376,6 +418,30 @@ TEST_SUITE("core/lanes") {
         CHECK(found == (wanted < tokens));
       }
     });
+  }
+
+  TEST_CASE("a number that rows share is computed anew for another kind, E, argument or type") {
+    std::vector<std::byte> storage(lane_scratch::bytes_for(8, 4));
+    lane_scratch scratch(storage.data(), storage.size());
+    int calls = 0;
+    const auto number = [&](index experts, int kind, double argument, auto value) {
+      using T = decltype(value);
+      const token_pack<4> g(experts, 4, &scratch);
+      const auto next = [&] {
+        ++calls;
+        return value;
+      };
+      return g.template shared<T>(kind, argument, next);
+    };
+    CHECK(number(8, 0, 1.5, 0.1) == 0.1);
+    scratch.reset();
+    CHECK(number(8, 0, 1.5, 0.2) == 0.1);
+    CHECK(calls == 1);
+    CHECK(number(8, 1, 1.5, 0.3) == 0.3);
+    CHECK(number(7, 1, 1.5, 0.4) == 0.4);
+    CHECK(number(7, 1, 2.5, 0.5) == 0.5);
+    CHECK(number(7, 1, 2.5, 0.6f) == 0.6f);
+    CHECK(calls == 5);
   }
 
   TEST_CASE("the scratch of a group is full after the arrays that it promises") {

@@ -7,6 +7,7 @@
 
 #include <doctest/doctest.h>
 
+#include <utility>
 #include <vector>
 
 namespace talpa::segments_test {
@@ -100,12 +101,23 @@ TEST_SUITE("ops/segments") {
   TEST_CASE("build_segments agrees with a plain sort for any shape and number of threads") {
     test_random random(4);
     for (const index experts : {1, 2, 31, 32, 33, 64, 100}) {
-      for (const index tokens : {1, 5, 255, 256, 257, 900}) {
-        const routed_layer<double> layer = ragged_layer(random, tokens, experts, 5);
+      // Few slots for each expert of a block, many, and more than are staged.
+      for (const auto& shape : {std::pair<index, index>{1, 5},
+                                {5, 5},
+                                {255, 5},
+                                {256, 5},
+                                {257, 5},
+                                {900, 5},
+                                {257, experts},
+                                {900, experts},
+                                {600, 6 * experts}}) {
+        const index tokens = shape.first, most = shape.second;
+        const routed_layer<double> layer = ragged_layer(random, tokens, experts, most);
         const slow_segments expected(layer);
         const auto slots = static_cast<index>(expected.token_of_slot.size());
         CAPTURE(experts);
         CAPTURE(tokens);
+        CAPTURE(most);
         for (const int threads : {1, 2, 3}) {
           context<cpu> ctx(threads);
           const built b = build(ctx, layer);
@@ -121,13 +133,16 @@ TEST_SUITE("ops/segments") {
     }
   }
 
-  TEST_CASE("build_segments handles no tokens, tokens without experts, and all experts on") {
+  TEST_CASE("build_segments handles no tokens, no experts, tokens without experts, and all on") {
     context<cpu> ctx(2);
     const built none = build(ctx, routed_layer<double>(0, 3));
     CHECK(integers(none.slots.offsets, 4) == std::vector<index>{0, 0, 0, 0});
     CHECK(integers(none.slots.slot_offset_of_token, 1) == std::vector<index>{0});
     const built idle = build(ctx, routed_layer<double>(2, 3));
     CHECK(integers(idle.slots.slot_offset_of_token, 3) == std::vector<index>{0, 0, 0});
+    const built nobody = build(ctx, routed_layer<double>(2, 0));
+    CHECK(integers(nobody.slots.offsets, 1) == std::vector<index>{0});
+    CHECK(integers(nobody.slots.slot_offset_of_token, 3) == std::vector<index>{0, 0, 0});
     routed_layer<double> dense(2, 3);
     for (index n = 0; n < 2; ++n) {
       for (index e = 0; e < 3; ++e) dense.turn_on(n, e, 1.0);

@@ -105,6 +105,16 @@ class lane_scratch {
     used_ += (bytes + 63) / 64 * 64;
     return used_ <= bytes_ ? start : nullptr;
   }
+  /// f(), a number that depends on what names it: called only where the last one had other names.
+  template <class T, class F>
+  [[gnu::always_inline]] T shared(int kind, index experts, double argument, F f) {
+    kind = kind * 16 + static_cast<int>(sizeof(T));
+    if (kind != kind_ || experts != experts_ || argument != argument_) {
+      shared_ = static_cast<double>(f());
+      kind_ = kind, experts_ = experts, argument_ = argument;
+    }
+    return static_cast<T>(shared_);
+  }
   /// Arrays that one row functor may ask for.
   static constexpr index max_arrays = 16;
   /// Bytes for `max_arrays` arrays of `lanes` values of up to 8 bytes for every expert.
@@ -119,6 +129,10 @@ class lane_scratch {
   std::byte* data_;
   std::size_t bytes_;
   std::size_t used_ = 0;
+  int kind_ = -1;
+  index experts_ = 0;
+  double argument_ = 0.0;
+  double shared_ = 0.0;
 };
 
 /// How far leading_ranks goes.
@@ -135,15 +149,17 @@ struct leading {
 
 namespace detail {
 
-/// The last levels of the canonical tree, over the first min(E, 32) virtual lanes. A virtual lane
-/// without elements holds +0 and every partial sum differs from -0, so leaving such lanes out
-/// changes no bit.
+/// The last levels of the canonical tree, over the first min(E, 32) virtual lanes, of which lanes
+/// E .. 7 must hold +0. A virtual lane without elements holds +0 and every partial sum differs from
+/// -0, so leaving such lanes out, or adding them, changes no bit.
 template <class Value>
 [[gnu::always_inline]] TALPA_HD inline Value canonical_tree(Value* lanes, index experts) {
-  for (index half = mask_word_bits / 2; half > 0; half /= 2) {
+  for (index half = mask_word_bits / 2; half >= 8; half /= 2) {
     for (index i = 0; i < half && i + half < experts; ++i) lanes[i] = lanes[i] + lanes[i + half];
   }
-  return lanes[0];
+  const Value even = (lanes[0] + lanes[4]) + (lanes[2] + lanes[6]);
+  const Value odd = (lanes[1] + lanes[5]) + (lanes[3] + lanes[7]);
+  return even + odd;
 }
 
 /// Puts the larger of two values first.
@@ -258,12 +274,10 @@ TALPA_HD inline void sort_descending(Value* x, index n, Value lowest) {
   }
 }
 
-/// r[0 .. K) = the K largest of f(0), ..., f(n - 1), largest first, -inf where there are fewer.
-template <int K, class T, class Value, class F>
-[[gnu::always_inline]] inline void insert_largest(Value* r, index n, Value lowest, F f) {
-  Value kept[K];
-  for (int j = 0; j < K; ++j) kept[j] = lowest;
-  for (index e = 0; e < n; ++e) {
+/// Inserts f(from), ..., f(n - 1) among the K largest values so far, largest first.
+template <int K, class Value, class F>
+[[gnu::always_inline]] inline void insert_each(Value (&kept)[K], index from, index n, F f) {
+  for (index e = from; e < n; ++e) {
     Value x = f(e);
 #pragma GCC unroll 8
     for (int j = 0; j < K; ++j) {
@@ -272,6 +286,38 @@ template <int K, class T, class Value, class F>
       x = smaller(x, held);
     }
   }
+}
+
+/// r[0 .. K) = the K largest of f(0), ..., f(n - 1), largest first, -inf where there are fewer.
+template <int K, class T, class Value, class F>
+[[gnu::always_inline]] inline void keep_largest(Value* r, index n, Value lowest, F f) {
+  Value kept[K];
+  for (int j = 0; j < K; ++j) kept[j] = lowest;
+  index e = 0;
+  if constexpr (K <= 2) {
+    // In pairs, so that what waits for the pair before is one comparison deep.
+    for (; e + 2 <= n; e += 2) {
+      const Value x = f(e), y = f(e + 1);
+      const Value high = larger(x, y);
+      if constexpr (K == 2) {
+        kept[1] = larger(kept[1], larger(smaller(kept[0], high), smaller(x, y)));
+      }
+      kept[0] = larger(kept[0], high);
+    }
+  } else if constexpr (K == 8) {
+    // Eight at a time: the larger of each of two sorted runs and its mirror image are the eight
+    // largest, in bitonic order. 70 comparisons, where inserting them takes 120.
+    for (; e + 8 <= n; e += 8) {
+      Value run[8];
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) run[j] = f(e + j);
+      sort_eight(run);
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) kept[j] = larger(kept[j], run[7 - j]);
+      merge_eight(kept, 8);
+    }
+  }
+  insert_each(kept, e, n, f);
   for (int j = 0; j < K; ++j) r[j] = kept[j];
 }
 
@@ -301,7 +347,15 @@ template <class T, class G, class Count, class Value, class F>
   });
 }
 
-/// leading_ranks, one rank after the other.
+/// Ranks whose parts lead_by_rank computes before it looks whether a row needs more.
+template <class G>
+inline constexpr index ranks_at_once = 1;
+template <class G>
+requires(G::tokens > 1) inline constexpr index ranks_at_once<G> = 8;
+
+/// leading_ranks, one rank after the other. Rows side by side seldom end at the same rank: their
+/// parts are computed several ranks at a time, without waiting for the sums. Ranks after the end of
+/// a row change nothing.
 template <class T, class G, class Part, class Value, class Within, class Condition, class F>
 [[gnu::always_inline]] TALPA_HD inline leading<Value, typename G::template value<std::int32_t>>
 lead_by_rank(const G& g, const rank_limit& limit, Part part, const Value& b, Within within,
@@ -312,16 +366,23 @@ lead_by_rank(const G& g, const rank_limit& limit, Part part, const Value& b, Wit
   auto count = g.uniform(std::int32_t{0});
   auto sum = g.uniform(T{0});
   auto open = asked;  // nothing was beyond yet
-  for (index j = 0; j < g.experts() && (j < limit.least || g.any(open)); ++j) {
-    const auto value = ranks(j);
-    const auto found = value > -infinity;
-    sum = sum + part(value) / b;
-    const auto before = open & found;
-    open = before & within(sum);
-    const auto due = limit.one_more ? before : open;
-    const auto on = j < limit.least ? found : due;
-    last = talpa::select(on, value, last);
-    count = talpa::select(on, g.uniform(static_cast<std::int32_t>(j + 1)), count);
+  constexpr index step = ranks_at_once<G>;
+  for (index first = 0; first < g.experts() && (first < limit.least || g.any(open));
+       first += step) {
+    const index end = first + step < g.experts() ? first + step : g.experts();
+    Value share[step];
+    for (index j = first; j < end; ++j) share[j - first] = part(ranks(j)) / b;
+    for (index j = first; j < end; ++j) {
+      const auto value = ranks(j);
+      const auto found = value > -infinity;
+      sum = sum + share[j - first];
+      const auto before = open & found;
+      open = before & within(sum);
+      const auto due = limit.one_more ? before : open;
+      const auto on = j < limit.least ? found : due;
+      last = talpa::select(on, value, last);
+      count = talpa::select(on, g.uniform(static_cast<std::int32_t>(j + 1)), count);
+    }
   }
   return {last, count};
 }

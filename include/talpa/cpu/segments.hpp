@@ -18,6 +18,33 @@ inline std::uint32_t mask_word(const std::uint32_t* row, index w, index experts)
   const index inside = experts - w * mask_word_bits;
   return inside < mask_word_bits ? row[w] & ((1u << inside) - 1u) : row[w];
 }
+/// The bits of the last word of a mask row that stand for experts.
+inline std::uint32_t last_word_bits(index experts) {
+  const index inside = experts % mask_word_bits;
+  return inside == 0 ? ~0u : (1u << inside) - 1u;
+}
+
+/// Values of one vector register, 1 where there are none.
+template <class T>
+inline constexpr int register_values = pack_bytes == 0 ? 1
+                                                       : pack_bytes / static_cast<int>(sizeof(T));
+
+/// to[0 .. n) = from[0 .. n), W values at a time, of which the last may overlap those before.
+template <int W, class T>
+void copy_run(T* to, const T* from, index n) {
+  if constexpr (W >= 4) {
+    if (n < W) return copy_run<W / 2>(to, from, n);
+    typename pack_storage<T, W>::type x;
+    const auto move = [&](index i) {
+      __builtin_memcpy(&x, from + i, sizeof(x));
+      __builtin_memcpy(to + i, &x, sizeof(x));
+    };
+    for (index i = 0; i < n - W; i += W) move(i);
+    move(n - W);
+  } else {
+    for (index i = 0; i < n; ++i) to[i] = from[i];
+  }
+}
 
 /// Calls f(e) for each expert of a mask row, ascending. Two words at a time: where all tokens have
 /// as many experts, the number of rounds is then the same for each up to E = 64.
@@ -150,9 +177,45 @@ struct segments_impl<cpu> {
     s.offsets[experts] = slot;
     s.slot_offset_of_token[mask.rows] = slots;
 
-    detail::parallel_for_blocks(ctx, mask.rows, block_rows, [&](index first, index rows, int) {
+    // Staged for each thread: slots of one block, sorted by expert; and where an expert goes on.
+    const index staged_most = std::min(std::min(block_rows, mask.rows) * experts, staged_slots);
+    const auto tokens = ctx.scratch.take<std::int32_t>(ctx.threads, staged_most);
+    const auto gates_of_tokens = ctx.scratch.take<T>(ctx.threads, staged_most);
+    const auto cursors = ctx.scratch.take<std::int32_t>(ctx.threads, 2 * experts);
+    detail::parallel_for_blocks(ctx, mask.rows, block_rows, [&](index first, index rows, int t) {
       const index block = first / block_rows;
-      place(mask, gates, s, gate_of_slot, first, rows, next.row(block), block_slots[block]);
+      const bool last = block + 1 == blocks;
+      const auto begin = [&](index e) { return next(block, e); };
+      const auto count = [&](index e) {
+        return (last ? s.offsets[e + 1] : index{next(block + 1, e)}) - begin(e);
+      };
+      const index found = (last ? slots : block_slots[block + 1]) - block_slots[block];
+      slot_places<T> to{s.slot_of_token.data, s.slot_offset_of_token.data + first,
+                        s.token_of_slot.data, gate_of_slot.data,
+                        cursors.row(t),       cursors.row(t) + experts,
+                        block_slots[block]};
+      if (found < least_run * experts || found > staged_most) {
+        for (index e = 0; e < experts; ++e) to.next[e] = begin(e);
+        place<false>(mask, gates, first, rows, to);
+        return;
+      }
+      to.token_of_slot = tokens.row(t);
+      to.gate_of_slot = gates_of_tokens.row(t);
+      std::int32_t staged = 0;
+      for (index e = 0; e < experts; ++e) {
+        to.next[e] = staged;
+        to.shift[e] = begin(e) - staged;
+        staged += static_cast<std::int32_t>(count(e));
+      }
+      place<true>(mask, gates, first, rows, to);
+      constexpr int token_width = detail::register_values<std::int32_t>;
+      constexpr int gate_width = detail::register_values<T>;
+      for (index e = 0, from = 0; e < experts; from += count(e), ++e) {
+        detail::copy_run<token_width>(s.token_of_slot.data + begin(e), to.token_of_slot + from,
+                                      count(e));
+        detail::copy_run<gate_width>(gate_of_slot.data + begin(e), to.gate_of_slot + from,
+                                     count(e));
+      }
     });
   }
 
@@ -173,29 +236,83 @@ struct segments_impl<cpu> {
   }
 
  private:
-  /// Gives the experts of rows `first` and later, `rows` of them, their slots: `free[e]` is the
-  /// next one of expert e, `position` the first in the order of tokens. Not inlined: among the
-  /// variables of its caller the loop over slots runs out of registers.
+  /// Blocks with so many slots for each expert are sorted in memory that stays in the first caches
+  /// and copied from there: written in place, the streams of all experts meet in the same few sets
+  /// of a cache wherever the number of tokens is a large power of two.
+  static constexpr index least_run = 24;
+  /// Places for that, 128 KiB of float.
+  static constexpr index staged_slots = 16384;
+
+  /// Where the slots of a block go.
   template <class T>
-  [[gnu::noinline]] static void place(matrix_view<const std::uint32_t, cpu> mask,
-                                      matrix_view<const T, cpu> gates, const segments<cpu>& s,
-                                      vector_view<T, cpu> gate_of_slot, index first, index rows,
-                                      std::int32_t* free, index position) {
-    // Not through s, which the compiler would read anew after every store.
-    std::int32_t* const token_of_slot = s.token_of_slot.data;
-    std::int32_t* const slot_of_token = s.slot_of_token.data;
-    index* const offset_of_token = s.slot_offset_of_token.data;
-    T* const gate_to = gate_of_slot.data;
-    const index experts = gates.cols;
-    for (index n = first; n < first + rows; ++n) {
-      offset_of_token[n] = position;
-      const T* const gate_of = gates.row(n);
-      detail::for_each_expert(mask.row(n), experts, [&](index e) {
-        const std::int32_t slot = free[e]++;
-        slot_of_token[position++] = slot;
-        token_of_slot[slot] = static_cast<std::int32_t>(n);
-        gate_to[slot] = gate_of[e];
-      });
+  struct slot_places {
+    std::int32_t* slot_of_token;
+    index* offset_of_token;       // of the block's first token
+    std::int32_t* token_of_slot;  // this and the next staged or not
+    T* gate_of_slot;
+    std::int32_t* next;   // [E], the next place of each expert
+    std::int32_t* shift;  // [E], from a staged place to its slot
+    index position;       // the block's first place in the order of tokens
+  };
+
+  /// Gives the experts of rows `first` and later, `rows` of them, their slots.
+  template <bool Staged, class T>
+  static void place(matrix_view<const std::uint32_t, cpu> mask, matrix_view<const T, cpu> gates,
+                    index first, index rows, const slot_places<T>& to) {
+    const index words = mask_words(gates.cols);
+    if (words == 1) return place_words<Staged, 1>(mask, gates, first, rows, to);
+    if (words == 2) return place_words<Staged, 2>(mask, gates, first, rows, to);
+    return place_words<Staged, 0>(mask, gates, first, rows, to);
+  }
+  /// The same for rows of `Words` words, 0: of any number. Not inlined: among the variables of its
+  /// caller the loop over slots runs out of registers.
+  template <bool Staged, int Words, class T>
+  [[gnu::noinline]] static void place_words(matrix_view<const std::uint32_t, cpu> mask,
+                                            matrix_view<const T, cpu> gates, index first,
+                                            index rows, const slot_places<T>& to) {
+    // Not through `to`, which the compiler would read anew after every store.
+    std::int32_t* const slot_of_token = to.slot_of_token;
+    index* offset_of_token = to.offset_of_token;
+    std::int32_t* const token_of_slot = to.token_of_slot;
+    T* const gate_of_slot = to.gate_of_slot;
+    std::int32_t* const next = to.next;
+    const std::int32_t* const shift = to.shift;
+    index position = to.position;
+    const index words = mask_words(gates.cols);
+    const std::uint32_t tail = detail::last_word_bits(gates.cols);
+    const std::uint32_t* row = mask.row(first);
+    const T* gate_of = gates.row(first);
+    const auto end = static_cast<std::int32_t>(first + rows);
+    for (auto n = static_cast<std::int32_t>(first); n < end; ++n) {
+      *offset_of_token++ = position;
+      const auto place_bits = [&](std::uint64_t bits, index base) __attribute__((always_inline)) {
+        for (; bits != 0; bits &= bits - 1u) {
+          const index e = base + static_cast<index>(std::countr_zero(bits));
+          const std::int32_t at = next[e];
+          next[e] = at + 1;
+          slot_of_token[position++] = Staged ? at + shift[e] : at;
+          token_of_slot[at] = n;
+          gate_of_slot[at] = gate_of[e];
+        }
+      };
+      if constexpr (Words == 1) {
+        place_bits(row[0] & tail, 0);
+      } else if constexpr (Words == 2) {
+        place_bits(row[0] | static_cast<std::uint64_t>(row[1] & tail) << mask_word_bits, 0);
+      } else {
+        index w = 0;
+        for (; w + 2 < words; w += 2) {
+          place_bits(row[w] | static_cast<std::uint64_t>(row[w + 1]) << mask_word_bits,
+                     w * mask_word_bits);
+        }
+        if (w + 1 == words) place_bits(row[w] & tail, w * mask_word_bits);
+        if (w + 2 == words) {
+          place_bits(row[w] | static_cast<std::uint64_t>(row[w + 1] & tail) << mask_word_bits,
+                     w * mask_word_bits);
+        }
+      }
+      row += mask.stride;
+      gate_of += gates.stride;
     }
   }
 

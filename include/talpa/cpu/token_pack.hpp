@@ -34,6 +34,11 @@ class token_pack {
   [[gnu::always_inline]] static pack<T, W> uniform(T c) {
     return detail::splat<T, W>(c);
   }
+  /// f(), a number that depends on its kind, E and the argument alone, kept from pack to pack.
+  template <class T, class F>
+  [[gnu::always_inline]] T shared(int kind, double argument, F f) const {
+    return scratch_->template shared<T>(kind, experts_, argument, f);
+  }
   template <class F>
   [[gnu::always_inline]] void for_each(F f) const {
     for (index e = 0; e < experts_; ++e) f(element{e});
@@ -85,12 +90,13 @@ class token_pack {
   template <class T, class F>
   [[gnu::always_inline]] pack<T, W> sum(F f) const {
     pack<T, W> lanes[mask_word_bits];
-    const index held = experts_ < mask_word_bits ? experts_ : mask_word_bits;
-    for (index i = 0; i < held; ++i) lanes[i] = uniform(T{});
+    const auto zero = uniform(T{});
+    for (index i = experts_; i < 8; ++i) lanes[i] = zero;
     // One call of f in the code: two, and compilers no longer inline it.
-    for (index first = 0; first < experts_; first += mask_word_bits) {
-      const index more = experts_ - first < mask_word_bits ? experts_ - first : mask_word_bits;
-      for (index i = 0; i < more; ++i) lanes[i] = lanes[i] + f(element{first + i});
+    for (index e = 0; e < experts_; ++e) {
+      const index lane = e % mask_word_bits;
+      const pack<T, W>& before = e < mask_word_bits ? zero : lanes[lane];
+      lanes[lane] = before + f(element{e});
     }
     return detail::canonical_tree(lanes, experts_);
   }
@@ -124,13 +130,13 @@ class token_pack {
     const auto at = [&](index e) { return f(element{e}); };
     const auto lowest = uniform(-std::numeric_limits<T>::infinity());
     if (most <= 1) {
-      detail::insert_largest<1, T>(r, experts_, lowest, at);
+      detail::keep_largest<1, T>(r, experts_, lowest, at);
     } else if (most == 2) {
-      detail::insert_largest<2, T>(r, experts_, lowest, at);
+      detail::keep_largest<2, T>(r, experts_, lowest, at);
     } else if (most <= 4) {
-      detail::insert_largest<4, T>(r, experts_, lowest, at);
+      detail::keep_largest<4, T>(r, experts_, lowest, at);
     } else if (most <= 8) {
-      detail::insert_largest<8, T>(r, experts_, lowest, at);
+      detail::keep_largest<8, T>(r, experts_, lowest, at);
     } else {
       for (index e = 0; e < experts_; ++e) r[e] = at(e);
       detail::sort_descending(r, experts_, lowest);
@@ -198,9 +204,9 @@ class token_pack {
     }
   };
   mask_row load_mask(row_pointer<const std::uint32_t> mask) const {
+    if (stored_words_ != nullptr && mask.data == stored_mask_) return {stored_words_};
     const index count = mask_words(experts_);
-    auto* const words = static_cast<pack<std::int32_t, W>*>(
-        scratch_->take(static_cast<std::size_t>(count) * sizeof(pack<std::int32_t, W>)));
+    pack<std::int32_t, W>* const words = take_words();
     for (index w = 0; w < count; ++w) {
       words[w] = detail::make_pack<std::int32_t, W>([&](int i) {
         return static_cast<std::int32_t>(
@@ -219,29 +225,75 @@ class token_pack {
   }
   template <class F>
   [[gnu::always_inline]] void store_mask(row_pointer<std::uint32_t> mask, F f) const {
-    for (index w = 0; w < mask_words(experts_); ++w) {
-      pack<std::int32_t, W> word = uniform(std::int32_t{0});
-      const index first = w * mask_word_bits;
-      const index last = first + mask_word_bits < experts_ ? first + mask_word_bits : experts_;
-      for (index e = first; e < last; ++e) {
-        const auto bit = uniform(static_cast<std::int32_t>(1u << (e - first)));
-        word = word + talpa::select(f(element{e}), bit, uniform(std::int32_t{0}));
-      }
-      const auto words = detail::values_of(word);
-      for (int i = 0; i < valid_; ++i) {
-        mask.data[i * mask.stride + w] = static_cast<std::uint32_t>(words.v[i]);
-      }
+    pack<std::int32_t, W>* const words = words_for(mask);
+    const index count = mask_words(experts_);
+    for (index w = 0; w < count; ++w) {
+      words[w] = word_of(w, [&](element e) { return f(e); });
     }
+    write_words(mask, words);
   }
+  /// Where no row is cut among experts of equal value, its first n are those with at least x.
   template <class T, class F>
   [[gnu::always_inline]] void store_first(row_pointer<std::uint32_t> mask,
                                           const pack<std::int32_t, W>& n, const pack<T, W>& x,
                                           const pack<std::int32_t, W>& early, F f) const {
-    detail::store_up_to_last<T>(*this, mask, n, x, early, f);
+    const auto lowest = uniform(-std::numeric_limits<T>::infinity());
+    pack<std::int32_t, W>* const words = words_for(mask);
+    const index count = mask_words(experts_);
+    auto left = n;
+    for (index w = 0; w < count; ++w) {
+      words[w] = word_of(w, [&](element e) {
+        const auto in = f(e) >= x;
+        left = minus_one(left, in);
+        return in;
+      });
+    }
+    const auto tied = left < uniform(std::int32_t{0}), empty = x <= lowest;
+    if (any(tied | (empty | (early > uniform(std::int32_t{0}))))) {
+      detail::store_up_to_last<T>(*this, mask, n, x, early, f);
+    } else {
+      write_words(mask, words);
+    }
   }
 
  private:
   static constexpr index most_columns = 16;
+
+  /// Word w of a mask row with the bits f(e).
+  template <class F>
+  [[gnu::always_inline]] pack<std::int32_t, W> word_of(index w, F f) const {
+    auto word = uniform(std::int32_t{0});
+    const index first = w * mask_word_bits;
+    const index last = first + mask_word_bits < experts_ ? first + mask_word_bits : experts_;
+    for (index e = first; e < last; ++e) {
+      const auto bit = uniform(static_cast<std::int32_t>(1u << (e - first)));
+      word = word + talpa::select(f(element{e}), bit, uniform(std::int32_t{0}));
+    }
+    return word;
+  }
+  /// Where the words of a mask row that is being written are kept for load_mask.
+  pack<std::int32_t, W>* words_for(row_pointer<std::uint32_t> mask) const {
+    if (stored_words_ == nullptr) stored_words_ = take_words();
+    stored_mask_ = mask.data;
+    return stored_words_;
+  }
+  [[gnu::always_inline]] void write_words(row_pointer<std::uint32_t> mask,
+                                          const pack<std::int32_t, W>* words) const {
+    if (experts_ <= mask_word_bits && mask.stride == 1 && valid_ == W) {
+      __builtin_memcpy(mask.data, &words->v, sizeof(words->v));
+      return;
+    }
+    for (index w = 0; w < mask_words(experts_); ++w) {
+      const auto word = detail::values_of(words[w]);
+      for (int i = 0; i < valid_; ++i) {
+        mask.data[i * mask.stride + w] = static_cast<std::uint32_t>(word.v[i]);
+      }
+    }
+  }
+  pack<std::int32_t, W>* take_words() const {
+    return static_cast<pack<std::int32_t, W>*>(scratch_->take(
+        static_cast<std::size_t>(mask_words(experts_)) * sizeof(pack<std::int32_t, W>)));
+  }
 
   /// n - 1 where the condition holds.
   [[gnu::always_inline]] static pack<std::int32_t, W> minus_one(const pack<std::int32_t, W>& n,
@@ -316,6 +368,9 @@ class token_pack {
   index experts_;
   int valid_;
   lane_scratch* scratch_;
+  // The mask row written last, which a selector reads again for its gates.
+  mutable pack<std::int32_t, W>* stored_words_ = nullptr;
+  mutable const std::uint32_t* stored_mask_ = nullptr;
 };
 
 }  // namespace talpa

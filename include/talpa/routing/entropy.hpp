@@ -98,18 +98,30 @@ template <class T, class G, class V>
   return talpa::select(p == zero, zero, value);
 }
 
+/// f(), a number that depends on E and q alone, from groups that keep it for the rows to come.
+template <class T, class G, class F>
+[[gnu::always_inline]] TALPA_HD inline T shared_number(const G& g, int kind, double q, F f) {
+  if constexpr (requires { g.template shared<T>(kind, q, f); }) {
+    return g.template shared<T>(kind, q, f);
+  } else {
+    return f();
+  }
+}
+
 /// ln E.
-template <class T>
-TALPA_HD T log_experts(index experts) {
-  return math::log(static_cast<T>(experts));
+template <class T, class G>
+TALPA_HD T log_experts(const G& g) {
+  return shared_number<T>(g, 0, 0.0, [&] { return math::log(static_cast<T>(g.experts())); });
 }
 
 /// Tsallis of E equal probabilities: (1 - E^(1 - q)) / (q - 1), ln E at q = 1.
-template <class T>
-TALPA_HD T greatest_tsallis(index experts, double q) {
-  const T shift = static_cast<T>(q - 1.0);
-  const T log_e = log_experts<T>(experts);
-  return shift == T{0} ? log_e : -math::expm1(math::mul(-shift, log_e)) / shift;
+template <class T, class G>
+TALPA_HD T greatest_tsallis(const G& g, double q) {
+  return shared_number<T>(g, 1, q, [&] {
+    const T shift = static_cast<T>(q - 1.0);
+    const T log_e = math::log(static_cast<T>(g.experts()));
+    return shift == T{0} ? log_e : -math::expm1(math::mul(-shift, log_e)) / shift;
+  });
 }
 
 /// value / greatest. With one expert greatest is 0, and so is the exact value.
@@ -152,7 +164,7 @@ struct shannon {
       return talpa::select(shifted == zero, zero, math::mul(shifted, log_p));
     });
     if (!normalised) return -sum;
-    return detail::part_of<T>(g, -sum, detail::log_experts<T>(g.experts()), exact);
+    return detail::part_of<T>(g, -sum, detail::log_experts<T>(g), exact);
   }
 
   template <class T, class G, class P, class D>
@@ -160,7 +172,7 @@ struct shannon {
     const auto shift = g.uniform(static_cast<T>(epsilon));
     const auto inside = g.uniform(static_cast<T>(log_epsilon));
     const auto zero = g.uniform(T{0});
-    const auto scale = g.uniform(normalised ? detail::log_experts<T>(g.experts()) : T{1});
+    const auto scale = g.uniform(normalised ? detail::log_experts<T>(g) : T{1});
     const bool alone = g.experts() == 1 && epsilon == 0.0 && log_epsilon == 0.0;
     g.for_each([&](auto e) {
       const auto shifted = p[e] + shift;
@@ -194,7 +206,7 @@ struct tsallis {
       h = -detail::mean_deformed_log<T>(g, p, q);
     }
     if (!normalised) return h;
-    return detail::part_of<T>(g, h, detail::greatest_tsallis<T>(g.experts(), q), epsilon == 0.0);
+    return detail::part_of<T>(g, h, detail::greatest_tsallis<T>(g, q), epsilon == 0.0);
   }
 
   template <class T, class G, class P, class D>
@@ -205,7 +217,7 @@ struct tsallis {
     }
     const auto zero = g.uniform(T{0});
     const auto shift = g.uniform(static_cast<T>(epsilon));
-    const auto scale = g.uniform(normalised ? detail::greatest_tsallis<T>(g.experts(), q) : T{1});
+    const auto scale = g.uniform(normalised ? detail::greatest_tsallis<T>(g, q) : T{1});
     const auto index_q = g.uniform(static_cast<T>(q));
     const auto less_one = g.uniform(static_cast<T>(q - 1.0));
     const bool alone = g.experts() == 1 && epsilon == 0.0;
@@ -249,7 +261,7 @@ struct renyi {
               : -(math::log1p(math::mul(g.uniform(less_one), mean)) / g.uniform(less_one));
     }
     if (!normalised) return h;
-    return detail::part_of<T>(g, h, detail::log_experts<T>(g.experts()), epsilon == 0.0);
+    return detail::part_of<T>(g, h, detail::log_experts<T>(g), epsilon == 0.0);
   }
 
   template <class T, class G, class P, class D>
@@ -260,7 +272,7 @@ struct renyi {
     }
     const auto zero = g.uniform(T{0});
     const auto index_q = g.uniform(static_cast<T>(q));
-    const auto scale = g.uniform(normalised ? detail::log_experts<T>(g.experts()) : T{1});
+    const auto scale = g.uniform(normalised ? detail::log_experts<T>(g) : T{1});
     const auto less_one = g.uniform(static_cast<T>(q - 1.0));
     const auto shift = g.uniform(static_cast<T>(epsilon));
     const auto whole =

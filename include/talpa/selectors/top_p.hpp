@@ -22,7 +22,8 @@ namespace talpa {
 /// experts; min_k above E counts as E; a row with NaN, +inf, or -inf everywhere gets NaN gates on
 /// all experts.
 /// Cost: 7 passes over the row, a sort of its logits ((log2 E)^2 / 4 comparisons an expert), and an
-/// exponential for each rank that is looked at, at most one more than are on.
+/// exponential for each rank that is looked at, at most one more than are on, or for each of eight
+/// ranks where rows run side by side.
 /// Determinism: same bits for every lane group and backend; sums are added in the order of ranks.
 /// Throws: value_error from validate.
 /// Source: Huang et al. 2024 (arXiv 2403.07652): top_p<gate::raw, crossing::kept>{.p = 0.4}.
