@@ -86,6 +86,7 @@ void compare(const Selector& selector, const sizes& z, training which) {
   for (index n = 0; n < z.tokens; ++n) real(0, n) = n % 5 == 3 ? 0 : 1;
   const auto real_on = to_device<device>(real.view());
   matrix<S, device> y(z.tokens, z.features), dx(z.tokens, z.features);
+  ctx.memory.reserve(layer.template saved_bytes<device>(z.tokens));
   const auto kept =
       layer.forward(ctx, p, x_on.view(), y.view(), mode::training, {real_on.data(), z.tokens});
   CHECK(ctx.memory.used() <= layer.template saved_bytes<device>(z.tokens));
