@@ -48,7 +48,7 @@ capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 
 libraries=$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")/lib64
 export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
-nvcc_flags=(-std=c++20 -O2 "-gencode=arch=compute_$capability,code=sm_$capability"
+nvcc_flags=(-std=c++20 -O2 --split-compile 4 "-gencode=arch=compute_$capability,code=sm_$capability"
   --extended-lambda --expt-relaxed-constexpr -diag-suppress 1675,20012,177 -diag-error 20014,20011 -Iinclude)
 test_flags=(-x cu -Itests -Itests/support/gpu -isystem "$deps/eigen3" -isystem "$deps"
   -Xcompiler -fopenmp)
