@@ -347,7 +347,7 @@ class warp_tile {
     for (int s = 0; s < Slots; ++s) {
       sum = sum + q.values[s];
       const bool found = x.values[s].value > -std::numeric_limits<T>::infinity();
-      counts += found ? (reached & within(sum) ? 0x10001 : 1) : 0;
+      counts += found ? ((reached & within(sum)) ? 0x10001 : 1) : 0;
     }
     counts = butterfly(counts, [](std::int32_t m, std::int32_t n) { return m + n; });
     const std::int32_t all = counts & 0xffff, inside_bound = counts >> 16;
@@ -400,7 +400,7 @@ class warp_tile {
                                                   T b) const {
     const detail::exact_quotient<T> over(b);
     detail::slot_array<T, Slots> q;
-    if (any(!over.covers() | !over.covers(x.values, Slots))) {
+    if (any(!over.covers() || !over.covers(x.values, Slots))) {
       TALPA_UNROLL
       for (int s = 0; s < Slots; ++s) q.values[s] = x.values[s] / b;
     } else {
