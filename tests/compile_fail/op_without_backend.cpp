@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // An op used without the header of its implementation says which header that is.
-// expect: talpa: ops::gemm has no implementation for this backend here, include talpa/cpu/gemm.hpp for cpu
+// expect: talpa: ops::gemm has no implementation for this backend here, include talpa/cpu/gemm.hpp for cpu, talpa/cuda/gemm.cuh for gpu
 #include <talpa/cpu/context.hpp>
 #include <talpa/ops/gemm.hpp>
 #ifndef TALPA_MISTAKE

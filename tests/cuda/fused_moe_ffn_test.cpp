@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "products.hpp"
 #include "support/parity.hpp"
+#include "support/scalars.hpp"
 #include "support/stored.hpp"
 
 #include <talpa/cpu/add.hpp>
@@ -151,7 +152,7 @@ void compare(const Selector& selector, const sizes& z, training which) {
 }  // namespace
 
 TEST_SUITE("cuda/fused_moe_ffn") {
-  TEST_CASE_TEMPLATE("forward and backward agree with moe_ffn of the host", S, bfloat16, float16) {
+  TEST_CASE_TEMPLATE("forward and backward agree with moe_ffn of the host", S, TALPA_HALVES) {
     compare<S>(renormalised{2}, {support::device_size(37, 2049), 24, 40, 5}, training::all);
     compare<S>(renormalised{1}, {9, 17, 11, 3}, training::some);
     compare<S>(renormalised{1}, {7, 16, 8, 1}, training::none);

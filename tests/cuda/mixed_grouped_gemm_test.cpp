@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
 #include "support/sanitized.hpp"
+#include "support/scalars.hpp"
 #include "support/stored.hpp"
 
 #include <talpa/cuda/grouped_gemm.hpp>
@@ -209,7 +210,7 @@ std::string gradient_difference(const layout& l, index rows, index cols,
 }  // namespace
 
 TEST_SUITE("cuda/mixed_grouped_gemm") {
-  TEST_CASE_TEMPLATE("products of halves agree with plain loops in double", S, bfloat16, float16) {
+  TEST_CASE_TEMPLATE("products of halves agree with plain loops in double", S, TALPA_HALVES) {
     const layout few{{0, 3, 0, device_size(129, 3001), 1}, 5};
     for (const bool aligned : {true, false}) {
       for (const bool by_rows : {false, true}) {
@@ -218,10 +219,14 @@ TEST_SUITE("cuda/mixed_grouped_gemm") {
         CAPTURE(by_rows);
         const way put{aligned, by_rows}, add{aligned, by_rows, grad_mode::accumulate};
         // Long and short sides, whole tiles and others.
-        CHECK(product_difference<S, S>(few, 16, 40, transpose::yes, put) == "");
-        CHECK(product_difference<S, float>(few, 5, 130, transpose::no, add) == "");
-        CHECK(product_difference<S, float>(few, 131, 33, transpose::yes, put) == "");
-        CHECK(product_difference<S, S>(few, 7, 9, transpose::no, add) == "");
+        if (!support::sanitized || aligned) {
+          CHECK(product_difference<S, S>(few, 16, 40, transpose::yes, put) == "");
+          CHECK(product_difference<S, float>(few, 5, 130, transpose::no, add) == "");
+        }
+        if (!support::sanitized || !aligned) {
+          CHECK(product_difference<S, float>(few, 131, 33, transpose::yes, put) == "");
+          CHECK(product_difference<S, S>(few, 7, 9, transpose::no, add) == "");
+        }
       }
     }
     CHECK(product_difference<S, S>({{0, 0}, 0}, 8, 8, transpose::yes, {}) == "");
@@ -230,7 +235,7 @@ TEST_SUITE("cuda/mixed_grouped_gemm") {
   }
 
   TEST_CASE_TEMPLATE("the gradient of a bank of halves adds the slots of each trained group", S,
-                     bfloat16, float16) {
+                     TALPA_HALVES) {
     const layout few{{0, 3, device_size(67, 3001), 1}, 5};
     for (const bool aligned : {true, false}) {
       for (const bool by_rows : {false, true}) {

@@ -115,6 +115,7 @@ TEST_SUITE("cuda/select") {
     using dropped = top_p<gate::raw, crossing::dropped>;
     const index tokens = support::device_size(29, 1000);
     for (const index experts : {index{3}, index{23}, index{128}, index{300}}) {
+      if (support::sanitized && experts != 23 && experts != 128) continue;
       CAPTURE(experts);
       for (const double p : {0.0, 0.6, 0.999, 1.0}) {
         if (support::sanitized && p != 0.6) continue;

@@ -45,7 +45,9 @@ struct all_totals {
   }
   bool operator==(const all_totals& other) const {
     const auto same = [](const auto& a, const auto& b) {
-      return std::memcmp(a.data(), b.data(),
+      // Of nothing there is no address.
+      return a.size() == 0 ||
+             std::memcmp(a.data(), b.data(),
                          static_cast<std::size_t>(a.size()) * sizeof(*a.data())) == 0;
     };
     return same(tokens, other.tokens) && same(counts, other.counts) &&

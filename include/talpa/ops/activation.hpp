@@ -107,7 +107,8 @@ template <class B>
 struct activation_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::activation has no implementation for this backend here, include "
-                "talpa/cpu/activation.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/activation.hpp for cpu, talpa/cuda/activation.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Applies an activation to every element: y = f(x), with f one of relu, silu, gelu_tanh, tanh,

@@ -25,7 +25,8 @@ template <class B>
 struct adamw_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::adamw_update has no implementation for this backend here, include "
-                "talpa/cpu/adamw.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/adamw.hpp for cpu, talpa/cuda/adamw.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Moves weights one step of AdamW:

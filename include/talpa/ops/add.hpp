@@ -13,7 +13,8 @@ template <class B>
 struct add_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::add has no implementation for this backend here, include "
-                "talpa/cpu/add.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/add.hpp for cpu, talpa/cuda/add.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Computes c = a + b.

@@ -12,7 +12,8 @@ template <class B>
 struct assign_balanced_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::assign_balanced has no implementation for this backend here, include "
-                "talpa/cpu/assign_balanced.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/assign_balanced.hpp for cpu, talpa/cuda/assign_balanced.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Gives every token one expert so that no expert has more than its share and the scores add up to

@@ -11,7 +11,8 @@ template <class B>
 struct bias_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::add_bias has no implementation for this backend here, include "
-                "talpa/cpu/bias.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/bias.hpp for cpu, talpa/cuda/bias.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Adds one row to every row: y = x + 1 bias.

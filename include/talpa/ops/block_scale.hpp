@@ -28,7 +28,8 @@ template <class B>
 struct block_scale_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::block_scale has no implementation for this backend here, include "
-                "talpa/cpu/block_scale.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/block_scale.hpp for cpu, talpa/cuda/block_scale.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Scales the columns of each block of a bank by numbers of its own: y[e P + p, o] = f[e, o]

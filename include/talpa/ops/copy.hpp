@@ -10,7 +10,8 @@ template <class B>
 struct copy_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::copy has no implementation for this backend here, include "
-                "talpa/cpu/copy.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/copy.hpp for cpu, talpa/cuda/copy.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Copies x to y.

@@ -29,7 +29,8 @@ template <class B>
 struct cross_entropy_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::cross_entropy has no implementation for this backend here, include "
-                "talpa/cpu/cross_entropy.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/cross_entropy.hpp for cpu, talpa/cuda/cross_entropy.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Computes the mean over counted rows of -log softmax(logits)[label].

@@ -24,7 +24,8 @@ template <class B>
 struct dropout_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::dropout has no implementation for this backend here, include "
-                "talpa/cpu/dropout.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/dropout.hpp for cpu, talpa/cuda/dropout.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Keeps each element with a probability and divides it by that probability:

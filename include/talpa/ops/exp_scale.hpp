@@ -12,7 +12,8 @@ template <class B>
 struct exp_scale_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::exp_scale has no implementation for this backend here, include "
-                "talpa/cpu/exp_scale.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/exp_scale.hpp for cpu, talpa/cuda/exp_scale.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Multiplies by a factor that is learned as its logarithm: y = exp(s) x, so it stays positive.

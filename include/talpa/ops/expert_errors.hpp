@@ -10,7 +10,8 @@ template <class B>
 struct expert_errors_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::expert_errors has no implementation for this backend here, include "
-                "talpa/cpu/expert_errors.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/expert_errors.hpp for cpu, talpa/cuda/expert_errors.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Computes how far each expert by itself is from a target:

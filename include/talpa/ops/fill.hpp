@@ -11,7 +11,8 @@ template <class B>
 struct fill_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::fill has no implementation for this backend here, include "
-                "talpa/cpu/fill.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/fill.hpp for cpu, talpa/cuda/fill.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Sets every element of y to one value.

@@ -9,7 +9,8 @@ template <class B>
 struct gated_activation_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::gated_activation has no implementation for this backend here, include "
-                "talpa/cpu/gated_activation.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/gated_activation.hpp for cpu, talpa/cuda/gated_activation.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Gated linear unit: h = f(a) b elementwise, SwiGLU's with f = silu.

@@ -10,7 +10,8 @@ template <class B>
 struct gather_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::gather has no implementation for this backend here, include "
-                "talpa/cpu/gather.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/gather.hpp for cpu, talpa/cuda/gather.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Copies the row of its token into each slot.

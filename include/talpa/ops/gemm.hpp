@@ -44,7 +44,8 @@ template <class B>
 struct gemm_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::gemm has no implementation for this backend here, include "
-                "talpa/cpu/gemm.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/gemm.hpp for cpu, talpa/cuda/gemm.cuh for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Computes c = alpha op(a) op(b) + beta c.

@@ -55,7 +55,8 @@ template <class B>
 struct group_loss_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::group_loss has no implementation for this backend here, include "
-                "talpa/cpu/group_loss.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/group_loss.hpp for cpu, talpa/cuda/group_loss.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Evaluates a function of the totals of each group, with its derivatives.

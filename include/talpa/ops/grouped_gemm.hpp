@@ -37,7 +37,8 @@ template <class B>
 struct grouped_gemm_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::grouped_gemm has no implementation for this backend here, include "
-                "talpa/cpu/grouped_gemm.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/grouped_gemm.hpp for cpu, talpa/cuda/grouped_gemm.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Product of each segment of slots with its group's block of a stacked bank.

@@ -13,7 +13,8 @@ template <class B>
 struct item_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::item has no implementation for this backend here, include "
-                "talpa/cpu/item.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/item.hpp for cpu, talpa/cuda/item.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Brings one number to the host: a loss to print, a norm to compare.

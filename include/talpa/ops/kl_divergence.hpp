@@ -20,7 +20,8 @@ template <class B>
 struct kl_divergence_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::kl_divergence has no implementation for this backend here, include "
-                "talpa/cpu/kl_divergence.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/kl_divergence.hpp for cpu, talpa/cuda/kl_divergence.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Computes the mean over rows of the Kullback-Leibler divergence of rows of probabilities p from

@@ -25,7 +25,8 @@ template <class B>
 struct layer_norm_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::layer_norm has no implementation for this backend here, include "
-                "talpa/cpu/layer_norm.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/layer_norm.hpp for cpu, talpa/cuda/layer_norm.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Normalises every row to mean 0 and variance 1, then scales and shifts:

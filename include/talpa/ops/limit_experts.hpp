@@ -22,7 +22,8 @@ template <class B>
 struct limit_experts_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::limit_experts has no implementation for this backend here, include "
-                "talpa/cpu/limit_experts.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/limit_experts.hpp for cpu, talpa/cuda/limit_experts.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Takes bits out of a mask until no expert has more tokens of a sequence than it may take.

@@ -269,7 +269,8 @@ template <class B>
 struct mix_logits_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::mix_logits has no implementation for this backend here, include "
-                "talpa/cpu/mix_logits.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/mix_logits.hpp for cpu, talpa/cuda/mix_logits.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// The weights of R routers: g = softmax over the `keep` largest main logits of a token, 0

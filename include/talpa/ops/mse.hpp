@@ -12,7 +12,8 @@ template <class B>
 struct mse_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::mse has no implementation for this backend here, include "
-                "talpa/cpu/mse.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/mse.hpp for cpu, talpa/cuda/mse.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Computes the mean squared error: value = 1 / (N D) sum over n, d of (y - target)^2.

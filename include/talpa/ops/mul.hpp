@@ -12,7 +12,8 @@ template <class B>
 struct mul_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::mul has no implementation for this backend here, include "
-                "talpa/cpu/mul.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/mul.hpp for cpu, talpa/cuda/mul.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Computes the elementwise product c = a b, or c += a b with grad_mode::accumulate.

@@ -13,7 +13,9 @@ template <class B>
 struct noise_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::add_noise, add_learned_noise and jitter have no implementation for "
-                "this backend here, include talpa/cpu/noise.hpp for cpu (docs/architecture.md)");
+                "this backend here, include "
+                "talpa/cpu/noise.hpp for cpu, talpa/cuda/noise.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Adds normal noise of one deviation: y[n, d] = x[n, d] + deviation z,

@@ -11,7 +11,8 @@ template <class B>
 struct overlay_rows_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::overlay_rows has no implementation for this backend here, include "
-                "talpa/cpu/overlay_rows.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/overlay_rows.hpp for cpu, talpa/cuda/overlay_rows.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Replaces rows of a mask by those of another that have a bit.

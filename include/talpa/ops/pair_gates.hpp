@@ -14,7 +14,8 @@ template <class B>
 struct pair_gates_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::pair_gates has no implementation for this backend here, include "
-                "talpa/cpu/pair_gates.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/pair_gates.hpp for cpu, talpa/cuda/pair_gates.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Gives what one routing chose the gates of another, rank by rank: the first choice of a token

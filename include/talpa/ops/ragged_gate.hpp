@@ -12,7 +12,9 @@ template <class B>
 struct ragged_gate_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::ragged_gate and its fellows have no implementation for this backend "
-                "here, include talpa/cpu/ragged_gate.hpp for cpu (docs/architecture.md)");
+                "here, include "
+                "talpa/cpu/ragged_gate.hpp for cpu, talpa/cuda/ragged_gate.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Gates in rank space where each expert has a number of ranks and a scale of its own:

@@ -15,7 +15,8 @@ template <class B>
 struct ragged_gemm_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::ragged_gemm has no implementation for this backend here, include "
-                "talpa/cpu/ragged_gemm.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/ragged_gemm.hpp for cpu, talpa/cuda/ragged_gemm.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// grouped_gemm of a bank whose blocks have different numbers of rows.

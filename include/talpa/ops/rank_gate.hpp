@@ -28,7 +28,8 @@ template <class B>
 struct rank_gate_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::rank_gate has no implementation for this backend here, include "
-                "talpa/cpu/rank_gate.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/rank_gate.hpp for cpu, talpa/cuda/rank_gate.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Gates in rank space: scales the R columns of every expert by its gate.

@@ -13,7 +13,9 @@ template <class B>
 struct rank_share_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::rank_spread and its fellows have no implementation for this backend "
-                "here, include talpa/cpu/rank_share.hpp for cpu (docs/architecture.md)");
+                "here, include "
+                "talpa/cpu/rank_share.hpp for cpu, talpa/cuda/rank_share.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Gates ranks that the experts share, one copy an expert: z[n, e R + r] = (scale gates[n, e])

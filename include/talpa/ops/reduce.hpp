@@ -13,7 +13,9 @@ template <class B>
 struct reduce_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::column_sum and ops::sum_of_squares have no implementation for this "
-                "backend here, include talpa/cpu/reduce.hpp for cpu (docs/architecture.md)");
+                "backend here, include "
+                "talpa/cpu/reduce.hpp for cpu, talpa/cuda/reduce.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Sums columns: y[d] = beta y[d] + sum over n of x[n, d]. The gradient of a bias is column_sum of

@@ -14,7 +14,8 @@ template <class B>
 struct route_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::route has no implementation for this backend here, include "
-                "talpa/cpu/route.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/route.hpp for cpu, talpa/cuda/route.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Runs a selector over rows of logits and adds up what statistics and balance losses are made of:

@@ -286,7 +286,8 @@ template <class B>
 struct routing_sums_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::routing_sums has no implementation for this backend here, include "
-                "talpa/cpu/routing_sums.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/routing_sums.hpp for cpu, talpa/cuda/routing_sums.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Adds up over tokens what balance losses and statistics are made of, in one pass over a routing.

@@ -13,7 +13,8 @@ template <class B>
 struct scale_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::scale has no implementation for this backend here, include "
-                "talpa/cpu/scale.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/scale.hpp for cpu, talpa/cuda/scale.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Computes y = alpha x.

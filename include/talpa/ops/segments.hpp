@@ -79,7 +79,8 @@ template <class B>
 struct segments_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::build_segments has no implementation for this backend here, include "
-                "talpa/cpu/segments.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/segments.hpp for cpu, talpa/cuda/segments.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Number of slots of a routing: the set bits of its mask among the first E of each row.

@@ -160,7 +160,8 @@ template <class B>
 struct select_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::select has no implementation for this backend here, include "
-                "talpa/cpu/select.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/select.hpp for cpu, talpa/cuda/select.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 }  // namespace talpa::ops

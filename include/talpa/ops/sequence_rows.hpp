@@ -15,7 +15,8 @@ template <class B>
 struct sequence_rows_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::repeat_rows, lookup_rows and attend_rows have no implementation for "
-                "this backend here, include talpa/cpu/sequence_rows.hpp for cpu "
+                "this backend here, include "
+                "talpa/cpu/sequence_rows.hpp for cpu, talpa/cuda/sequence_rows.hpp for gpu "
                 "(docs/architecture.md)");
 };
 

@@ -23,7 +23,8 @@ template <class B>
 struct sgd_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::sgd_update has no implementation for this backend here, include "
-                "talpa/cpu/sgd.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/sgd.hpp for cpu, talpa/cuda/sgd.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Moves weights one step down their gradient:

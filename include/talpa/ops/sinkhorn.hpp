@@ -13,7 +13,8 @@ template <class B>
 struct sinkhorn_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::sinkhorn has no implementation for this backend here, include "
-                "talpa/cpu/sinkhorn.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/sinkhorn.hpp for cpu, talpa/cuda/sinkhorn.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Scales exp(logits) until its rows and columns have equal sums.

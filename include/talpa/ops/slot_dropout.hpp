@@ -13,7 +13,8 @@ template <class B>
 struct slot_dropout_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::slot_dropout has no implementation for this backend here, include "
-                "talpa/cpu/slot_dropout.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/slot_dropout.hpp for cpu, talpa/cuda/slot_dropout.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Dropout of what belongs to slots, with the mask that `dropout` of [N, E R] draws for the same

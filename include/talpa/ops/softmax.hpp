@@ -12,7 +12,8 @@ template <class B>
 struct softmax_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::softmax has no implementation for this backend here, include "
-                "talpa/cpu/softmax.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/softmax.hpp for cpu, talpa/cuda/softmax.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Normalises every row to probabilities: y[n, d] = exp(x[n, d] - max) / sum over d.

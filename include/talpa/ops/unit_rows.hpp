@@ -12,7 +12,8 @@ template <class B>
 struct unit_rows_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::unit_rows has no implementation for this backend here, include "
-                "talpa/cpu/unit_rows.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/unit_rows.hpp for cpu, talpa/cuda/unit_rows.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Divides every row by its length: y_n = x_n / max(|x_n|, epsilon), |.| the Euclidean norm.

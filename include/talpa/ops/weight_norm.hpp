@@ -12,7 +12,8 @@ template <class B>
 struct weight_norm_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::weight_norm has no implementation for this backend here, include "
-                "talpa/cpu/weight_norm.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/weight_norm.hpp for cpu, talpa/cuda/weight_norm.hpp for gpu "
+                "(docs/architecture.md)");
 };
 
 /// Lengths of the rows of a weight and what brings them to given magnitudes:
