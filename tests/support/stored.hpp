@@ -13,6 +13,7 @@
 // Numbers stored as halves, beside their values in double.
 
 namespace talpa::support {
+
 /// Unit roundoff of the storage: products are exact in float or rounded far below it, so that a few
 /// roundings to the storage are the error.
 template <class S>
