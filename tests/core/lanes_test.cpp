@@ -111,6 +111,21 @@ matrix<T, cpu> wild_matrix(index tokens, index experts, std::uint64_t seed) {
   return m;
 }
 
+/// Numbers from `low` to 1; every third row with many ties, others with -inf, one of nothing else.
+template <class T>
+matrix<T, cpu> rows_to_rank(support::test_random& random, index tokens, index experts, double low) {
+  matrix<T, cpu> x(tokens, experts);
+  for (index n = 0; n < tokens; ++n) {
+    for (index e = 0; e < experts; ++e) {
+      x(n, e) = static_cast<T>(random.uniform(low, 1.0));
+      if (n % 3 == 1) x(n, e) = static_cast<T>(random.below(3));
+      if (n % 4 == 2 && e % 3 != 0) x(n, e) = static_cast<T>(-infinity);
+      if (n == 8) x(n, e) = static_cast<T>(-infinity);
+    }
+  }
+  return x;
+}
+
 }  // namespace
 
 TEST_SUITE("core/lanes") {
@@ -464,16 +479,8 @@ TEST_SUITE("core/lanes") {
       CAPTURE(experts);
       // Full packs and a rest. Under a sanitizer, where rows cost the most, of the narrowest packs.
       const index tokens = support::sanitized ? 10 : 19;
-      matrix<T, cpu> x(tokens, experts);
-      for (index n = 0; n < tokens; ++n) {
-        for (index e = 0; e < experts; ++e) {
-          x(n, e) = static_cast<T>(random.uniform(-1.0, 1.0));
-          if (n % 3 == 1) x(n, e) = static_cast<T>(random.below(3));  // many ties
-          if (n % 4 == 2 && e % 3 != 0) x(n, e) = static_cast<T>(-infinity);
-          if (n == 7) x(n, e) = e % 2 == 0 ? T{0} : -T{0};
-          if (n == 8) x(n, e) = static_cast<T>(-infinity);
-        }
-      }
+      matrix<T, cpu> x = rows_to_rank<T>(random, tokens, experts, -1.0);
+      for (index e = 0; e < experts; ++e) x(7, e) = e % 2 == 0 ? T{0} : -T{0};
       for (const index most : {index{1}, index{2}, index{3}, index{4}, index{5}, index{8}, index{9},
                                index{33}, experts}) {
         if (most > experts || (support::sanitized && experts > 40 && most % 3 != 0)) continue;
@@ -537,15 +544,7 @@ TEST_SUITE("core/lanes") {
     for (const index experts : sizes) {
       CAPTURE(experts);
       const index tokens = support::sanitized ? 10 : 19;
-      matrix<T, cpu> x(tokens, experts);
-      for (index n = 0; n < tokens; ++n) {
-        for (index e = 0; e < experts; ++e) {
-          x(n, e) = static_cast<T>(random.uniform(0.0, 1.0));
-          if (n % 3 == 1) x(n, e) = static_cast<T>(random.below(3));
-          if (n % 4 == 2 && e % 3 != 0) x(n, e) = static_cast<T>(-infinity);
-          if (n == 8) x(n, e) = static_cast<T>(-infinity);
-        }
-      }
+      const matrix<T, cpu> x = rows_to_rank<T>(random, tokens, experts, 0.0);
       const T b = T{3};
       const auto part = [](const auto& v) { return math::mul(v, v); };
       const T bound = static_cast<T>(experts) / T{20};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/random.hpp"
 #include "support/scalars.hpp"
+#include "support/totals.hpp"
 
 #include <talpa/cpu/assign_balanced.hpp>
 #include <talpa/cpu/route.hpp>
@@ -12,49 +13,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 
 namespace talpa::route_test {
+using support::all_totals;
 
 namespace {
-
-/// Every total, owned; begins as 7.
-template <class T>
-struct all_totals {
-  vector<index, cpu> tokens;
-  matrix<index, cpu> counts;
-  matrix<T, cpu> probability, importance;
-  vector<T, cpu> squared_logsumexp, entropy;
-
-  all_totals(index groups, index experts)
-      : tokens(groups),
-        counts(groups, experts),
-        probability(groups, experts),
-        importance(groups, experts),
-        squared_logsumexp(groups),
-        entropy(groups) {
-    const auto fill = [](auto& m) { std::fill_n(m.data(), m.size(), 7); };
-    fill(tokens), fill(counts), fill(probability), fill(importance);
-    fill(squared_logsumexp), fill(entropy);
-  }
-  routing_totals<T, cpu> view() {
-    return {tokens, counts, probability, importance, squared_logsumexp, entropy};
-  }
-  bool operator==(const all_totals& other) const {
-    const auto same = [](const auto& a, const auto& b) {
-      // Of nothing there is no address.
-      return a.size() == 0 ||
-             std::memcmp(a.data(), b.data(),
-                         static_cast<std::size_t>(a.size()) * sizeof(*a.data())) == 0;
-    };
-    return same(tokens, other.tokens) && same(counts, other.counts) &&
-           same(probability, other.probability) && same(importance, other.importance) &&
-           same(squared_logsumexp, other.squared_logsumexp) && same(entropy, other.entropy);
-  }
-};
 
 /// What route and the two ops that it stands for read and write.
 template <class T>
@@ -82,7 +47,7 @@ bool equals_its_parts(const Selector& selector, index tokens, index experts, ind
                       grad_mode mode) {
   arguments<T> parts(tokens, experts), whole(tokens, experts);
   const index groups = group_rows == 0 ? 1 : tokens / group_rows;
-  all_totals<T> expected(groups, experts), found(groups, experts);
+  all_totals<T> expected(groups, experts, 7), found(groups, experts, 7);
   context<cpu> one(1), several(3);
   ops::select(one, selector, parts.logits, parts.real.view(), parts.gates.view(),
               parts.mask.view());
@@ -104,7 +69,7 @@ TEST_SUITE("ops/route") {
     matrix<double, cpu> logits(2, 2), gates(2, 2);
     logits(0, 1) = logits(1, 0) = std::log(3.0);
     matrix<std::uint32_t, cpu> mask(2, 1);
-    all_totals<double> totals(1, 2);
+    all_totals<double> totals(1, 2, 7);
     context<cpu> ctx(1);
     ops::route(ctx, top_k<gate::raw>{1}, logits, {}, gates.view(), mask.view(), {totals.view()});
     CHECK(mask(0, 0) == 0b10u);
@@ -135,7 +100,7 @@ TEST_SUITE("ops/route") {
 
   TEST_CASE("totals that are ignored stay as they are") {
     arguments<float> a(4, 3);
-    all_totals<float> totals(1, 3);
+    all_totals<float> totals(1, 3, 7);
     const all_totals<float> before = totals;
     context<cpu> ctx(1);
     ops::route(ctx, top_k<gate::raw>{2}, a.logits, a.real.view(), a.gates.view(), a.mask.view(),
@@ -146,7 +111,7 @@ TEST_SUITE("ops/route") {
 
   TEST_CASE("what does not fit is refused before any work") {
     arguments<float> a(6, 3);
-    all_totals<float> totals(2, 3);
+    all_totals<float> totals(2, 3, 7);
     context<cpu> ctx(1);
     const auto route = [&](const wanted_totals<float, cpu>& wanted) {
       ops::route(ctx, top_k<gate::raw>{2}, a.logits, a.real.view(), a.gates.view(), a.mask.view(),

@@ -2,6 +2,7 @@
 #include "support/routed.hpp"
 #include "support/scalars.hpp"
 #include "support/tolerance.hpp"
+#include "support/totals.hpp"
 
 #include <talpa/cpu/routing_sums.hpp>
 #include <talpa/cpu/token_pack.hpp>
@@ -24,33 +25,6 @@ template <class T>
 routed_rows<T, cpu> rows_of(const routed_layer<T>& layer, index group_rows = 0) {
   return {layer.logits, layer.gates, layer.mask, layer.padding.view(), group_rows};
 }
-
-/// Everything that can be wanted, owned; starts as `fill`.
-template <class T>
-struct all_totals {
-  vector<index, cpu> tokens;
-  matrix<index, cpu> counts;
-  matrix<T, cpu> probability, importance;
-  vector<T, cpu> squared_logsumexp, entropy;
-
-  all_totals(index groups, index experts, index fill)
-      : tokens(groups),
-        counts(groups, experts),
-        probability(groups, experts),
-        importance(groups, experts),
-        squared_logsumexp(groups),
-        entropy(groups) {
-    std::fill_n(tokens.data(), groups, fill);
-    std::fill_n(counts.data(), counts.size(), fill);
-    std::fill_n(probability.data(), probability.size(), static_cast<T>(fill));
-    std::fill_n(importance.data(), importance.size(), static_cast<T>(fill));
-    std::fill_n(squared_logsumexp.data(), groups, static_cast<T>(fill));
-    std::fill_n(entropy.data(), groups, static_cast<T>(fill));
-  }
-  routing_totals<T, cpu> view() {
-    return {tokens, counts, probability, importance, squared_logsumexp, entropy};
-  }
-};
 
 /// The same sums by plain loops.
 struct slow_totals {

@@ -178,13 +178,13 @@ class slab_reader {
   std::int32_t next_[count] = {};
 };
 
-/// A tile [M, N] of a product on tensor cores, with sums in float, by a block of four or eight
-/// warps. Slabs of the operands travel to shared memory while earlier ones are multiplied; the sums
-/// go out through shared memory, so that neighbours leave together. AlongA, AlongB: whether the
-/// terms of a row of a, of a column of b, are neighbours, else rows or columns are.
+/// A tile [M, N] of a product on tensor cores, with sums in float, by a block of four warps. Slabs
+/// of the operands travel to shared memory while earlier ones are multiplied; the sums go out
+/// through shared memory, so that neighbours leave together. AlongA, AlongB: whether the terms of a
+/// row of a, of a column of b, are neighbours, else rows or columns are.
 template <half_storage S, int M, int N, bool AlongA, bool AlongB>
 struct tensor_tile {
-  static constexpr int threads = M * N > 128 * 128 ? 256 : 128, m = M, n = N;
+  static constexpr int threads = 128, m = M, n = N;
 
   static constexpr std::size_t shared_bytes() {
     return std::max(sizeof(S) * stages * stage_size, sizeof(float) * M * sum_stride);
