@@ -76,6 +76,7 @@
 #include <talpa/cpu/register_tile.hpp>
 #include <talpa/cpu/routable_rows.hpp>
 #include <talpa/cpu/route.hpp>
+#include <talpa/cpu/routed_linear.hpp>
 #include <talpa/cpu/routing_sums.hpp>
 #include <talpa/cpu/row_products.hpp>
 #include <talpa/cpu/scale.hpp>
@@ -170,6 +171,7 @@
 #include <talpa/ops/rank_share.hpp>
 #include <talpa/ops/reduce.hpp>
 #include <talpa/ops/route.hpp>
+#include <talpa/ops/routed_linear.hpp>
 #include <talpa/ops/routing_sums.hpp>
 #include <talpa/ops/scale.hpp>
 #include <talpa/ops/segments.hpp>

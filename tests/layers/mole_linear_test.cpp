@@ -79,6 +79,11 @@ double margin(const table& x, const table& wr, const table& br, index k) {
   return least;
 }
 
+/// Turns on all experts and says one.
+struct liar : dense {
+  index max_selected(index) const { return 1; }
+};
+
 template <class T, class Selector>
 void compare_forward(const mole_sizes& s, const Selector& selector, std::uint64_t seed,
                      int threads) {
@@ -353,6 +358,78 @@ TEST_SUITE("layers/mole_linear") {
       };
       CHECK(agree(packed.y, plain.y, size.y) == "");
       CHECK(agree(packed.dx, plain.dx, size.dx) == "");
+    }
+  }
+
+  TEST_CASE_TEMPLATE("one pass over the tokens has the bits of one op after the other", T,
+                     TALPA_SCALARS) {
+    const mole_sizes s{.tokens = 129, .inputs = 70, .outputs = 66, .experts = 5, .rank = 3};
+    support::test_random random(65);
+    const matrix<T, cpu> x = support::random_matrix<T>(random, s.tokens, s.inputs);
+    const matrix<T, cpu> dy = support::random_matrix<T>(random, s.tokens, s.outputs);
+    auto layer = make_mole(s, renormalised{.k = 2}, strategy::indexed);
+    layer.router.scorer.bias = false;
+    generator parameters(21);
+    auto base = linear{.bias = false}.init<T, cpu>(s.inputs, s.outputs, parameters, "base.");
+    base.freeze();
+    auto p = layer.template init<T, cpu>(std::move(base), parameters);
+    testing::detail::shake<T>(p, parameters, 0.5);
+    context<cpu> ctx(1);
+    p.base.pack(ctx);
+    vector<std::uint8_t, cpu> padding(s.tokens);
+    for (index n = 0; n < s.tokens; ++n) padding[n] = n % 4 != 1 ? 1 : 0;
+    const auto joined = [&](bool checked, const batch_info<T, cpu>& batch) {
+      ctx.checked = checked;
+      const workspace<cpu>::scope scope(ctx.memory);
+      matrix<T, cpu> y(s.tokens, s.outputs);
+      return layer.forward(ctx, p, x, y.view(), mode::training, batch).mixed.joined;
+    };
+    for (const grad_mode mode : {grad_mode::overwrite, grad_mode::accumulate}) {
+      for (const bool pads : {false, true}) {
+        batch_info<T, cpu> batch;
+        if (pads) batch.padding_mask = padding.view();
+        const auto run = [&](int threads, bool checked) {
+          return run_mole<T>(layer, p, x, dy, threads, batch, mode, T{1}, checked);
+        };
+        // A context that looks at the logits first takes one op after the other.
+        REQUIRE(joined(false, batch));
+        REQUIRE_FALSE(joined(true, batch));
+        const auto apart = run(1, true);
+        for (const int threads : {1, 2, 3}) {
+          CHECK(support::step_difference(run(threads, false), apart) == "");
+        }
+      }
+    }
+    // What does not go through together: a recorded mask, dropout, a bias.
+    matrix<std::uint32_t, cpu> mask(s.tokens, 1);
+    std::fill_n(mask.data(), mask.size(), 3u);
+    CHECK_FALSE(joined(false, {.replay = mask.view()}));
+    layer.expert.dropout = 0.5;
+    generator stream(3);
+    CHECK_FALSE(joined(false, {.random = &stream}));
+    layer.expert.dropout = 0.0;
+    layer.execution = strategy::grouped;
+    CHECK_FALSE(joined(false, {}));
+  }
+
+  TEST_CASE("a selector that chooses more experts than it says is refused") {
+    const mole_sizes s{.tokens = 20, .inputs = 70, .outputs = 66, .experts = 4, .rank = 2};
+    support::test_random random(66);
+    const matrix<float, cpu> x = support::random_matrix<float>(random, s.tokens, s.inputs);
+    matrix<float, cpu> y(s.tokens, s.outputs);
+    for (const bool packed : {false, true}) {
+      mole_linear<router<linear_scorer, liar>, lora> layer{
+          .expert = {.rank = 2}, .experts = 4, .execution = strategy::indexed};
+      generator parameters(22);
+      auto base = linear{.bias = false}.init<float, cpu>(s.inputs, s.outputs, parameters, "base.");
+      base.freeze();
+      auto p = layer.init<float, cpu>(std::move(base), parameters);
+      context<cpu> ctx(2);
+      if (packed) p.base.pack(ctx);
+      CHECK_THROWS_WITH_AS(layer.forward(ctx, p, x, y.view(), mode::training),
+                           "talpa::ops::build_segments: 'token_of_slot' has shape [20], expected "
+                           "[80] = set bits of mask, or more",
+                           shape_error);
     }
   }
 

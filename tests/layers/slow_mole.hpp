@@ -15,6 +15,7 @@
 #include <talpa/cpu/grouped_gemm.hpp>
 #include <talpa/cpu/rank_gate.hpp>
 #include <talpa/cpu/reduce.hpp>
+#include <talpa/cpu/routed_linear.hpp>
 #include <talpa/cpu/segments.hpp>
 #include <talpa/cpu/select.hpp>
 #include <talpa/experts/lora.hpp>
@@ -216,8 +217,9 @@ mole_step<T> run_mole(const Layer& layer, Params& p, const matrix<T, cpu>& x,
                       const matrix<T, cpu>& dy, int threads = 1,
                       const batch_info<T, cpu>& batch = {},
                       grad_mode dx_mode = grad_mode::overwrite,
-                      T before = std::numeric_limits<T>::quiet_NaN()) {
+                      T before = std::numeric_limits<T>::quiet_NaN(), bool checked = false) {
   context<cpu> ctx(threads);
+  ctx.checked = checked;
   mole_step<T> s{matrix<T, cpu>(x.rows(), dy.cols()), matrix<T, cpu>(x.rows(), x.cols()), {}, {}};
   testing::poison<T>(s.y.view());
   std::fill_n(s.dx.data(), s.dx.size(), before);

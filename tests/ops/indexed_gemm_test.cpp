@@ -204,8 +204,9 @@ products<T> tile_of(const matrix<T, cpu>& x, const matrix<T, cpu>& bank) {
   for (index i = 0; i < 2; ++i) {
     for (index r = 0; r < tile::ranks; ++r) p.u(i, r) = tile::total(out[i][r]);
   }
-  const typename tile::row_factors terms[] = {{x.view().row(0), 2, 2}, {x.view().row(1), 0, 3}};
-  tile::sum_rows(2, terms, bank.data(), bank.cols(), false, p.y.data());
+  typename tile::row_factors terms[] = {{x.view().row(0), 2, 2}, {x.view().row(1), 0, 3}};
+  const typename tile::row_terms list{terms, 2};
+  tile::sum_rows(1, &list, bank.data(), bank.cols(), false, p.y.data(), tile::sum_cols, 0);
   const T* const rows[] = {bank.view().row(0), bank.view().row(1), bank.view().row(2),
                            bank.view().row(3)};
   tile::template outer<4>(cols / tile::outer_cols, 1,

@@ -25,10 +25,9 @@
   storage template void indexed_sum<T>(context<cpu>&, const segments<cpu>&,                      \
                                        matrix_view<const T, cpu>, matrix_view<const T, cpu>,     \
                                        matrix_view<T, cpu>, bool);                               \
-  storage template void product_and_sum<T>(                                                      \
-      context<cpu>&, const packed_product<T, cpu>&, const segments<cpu>&,                        \
-      matrix_view<const T, cpu>, matrix_view<const T, cpu>, const low_rank_product<T, cpu>&,     \
-      matrix_view<T, cpu>, bool);                                                                \
+  storage template void product_and_sum<T>(context<cpu>&, const packed_product<T, cpu>&,         \
+                                           const token_terms<T>&, const summed_rows<T>&,         \
+                                           matrix_view<T, cpu>, bool, const row_function&);      \
   storage template void indexed_outer<T>(context<cpu>&, const segments<cpu>&,                    \
                                          matrix_view<const T, cpu>, matrix_view<const T, cpu>,   \
                                          const row_run&, matrix_view<T, cpu>);

@@ -22,8 +22,8 @@ namespace talpa::detail {
 /// block of the bank is read once for all of them.
 inline constexpr index indexed_task_tokens = 64;
 inline constexpr index indexed_task_slots = 16;
-/// How many tokens ahead rows are fetched.
-inline constexpr index sum_prefetch_tokens = 4;
+/// Bytes of rows that are read for all experts before the next ones: they stay in L2.
+inline constexpr index indexed_block_bytes = 393216;
 /// Tokens an expert from which on a bank is copied into panels for sums of its rows.
 inline constexpr index panel_tokens = 2;
 
@@ -37,13 +37,6 @@ void indexed_inner(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const 
 template <class T>
 void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
                  matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, bool add);
-/// y = `product`, added to y if `add`, plus the sum of z[s] block_e over the slots of each token
-/// and `more`, which each block of y takes while it is in the near caches.
-template <class T>
-void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product,
-                     const segments<cpu>& s, matrix_view<const T, cpu> z,
-                     matrix_view<const T, cpu> bank, const low_rank_product<T, cpu>& more,
-                     matrix_view<T, cpu> y, bool add);
 /// dbank += the sum of z[s]^T x[token of s] over the slots of each expert in `run`.
 template <class T>
 void indexed_outer(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
@@ -86,37 +79,49 @@ void copy_panel(matrix_view<const T, cpu> bank, index first, index count, T* out
   }
 }
 
-/// What the tokens add up, token after token: a term for each slot, with the first row of its
-/// expert in the bank, and one for its row of d, if that has rows, with the rows behind the bank.
+/// What the tokens add up: some terms each, factors of rows of a panel.
 template <class T, class Tile = indexed_tile<T>>
 struct token_terms {
   using term = typename Tile::row_factors;
+  using list = typename Tile::row_terms;
 
-  /// In scratch.
+  /// In scratch, at most `most` terms a token, none yet.
+  token_terms(context<cpu>& ctx, index tokens, index most) : most_(most) {
+    lists_ = ctx.scratch.take<list>(tokens).data;
+    terms_ = ctx.scratch.take<term>(tokens * most).data;
+  }
+  /// A term for each slot, with the first row of its expert in the bank, and one for the token's
+  /// row of d, if that has rows, with the rows behind the bank. In scratch.
   token_terms(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
               matrix_view<const T, cpu> d)
-      : first_slot(s.slot_offset_of_token.data), more(d.rows != 0 ? 1 : 0) {
-    const index experts = s.experts();
-    terms = ctx.scratch.take<term>(s.offsets[experts] + more * s.tokens()).data;
+      : most_(0) {
+    const index experts = s.experts(), more = d.rows != 0 ? 1 : 0;
+    lists_ = ctx.scratch.take<list>(s.tokens()).data;
+    terms_ = ctx.scratch.take<term>(s.offsets[experts] + more * s.tokens()).data;
     parallel_for_blocks(ctx, s.tokens(), 256, [&](index begin, index count, int) {
       for (index n = begin; n < begin + count; ++n) {
-        term* to = terms + first(n);
-        for (index i = first_slot[n]; i < first_slot[n + 1]; ++i) {
+        const index first = s.slot_offset_of_token[n];
+        list& to = lists_[n];
+        to = {terms_ + first + more * n, 0};
+        for (index i = first; i < s.slot_offset_of_token[n + 1]; ++i) {
           const index slot = s.slot_of_token[i];
           const index* const after =
               std::upper_bound(s.offsets.data, s.offsets.data + experts, slot);
-          *to++ = {z.row(slot), (after - s.offsets.data - 1) * z.cols, z.cols};
+          to.terms[to.count++] = {z.row(slot), (after - s.offsets.data - 1) * z.cols, z.cols};
         }
-        if (more != 0) *to = {d.row(n), experts * z.cols, d.cols};
+        if (more != 0) to.terms[to.count++] = {d.row(n), experts * z.cols, d.cols};
       }
     });
   }
-  /// The terms of token n are [first(n), first(n + 1)).
-  index first(index n) const { return first_slot[n] + more * n; }
 
-  const index* first_slot;
-  index more;
-  term* terms = nullptr;
+  const list& of(index n) const { return lists_[n]; }
+  void clear(index n) const { lists_[n] = {terms_ + n * most_, 0}; }
+  void add(index n, const term& t) const { lists_[n].terms[lists_[n].count++] = t; }
+
+ private:
+  index most_;
+  list* lists_ = nullptr;
+  term* terms_ = nullptr;
 };
 
 /// Sums of rows of a panel for a block of y, tokens [first, first + y.rows), at most a panel wide.
@@ -124,26 +129,15 @@ struct token_terms {
 template <class T, class Tile = indexed_tile<T>>
 void sum_block(const token_terms<T, Tile>& of, index first, const T* panel, index stride,
                index ahead, bool add, matrix_view<T, cpu> y) {
+  if (y.cols == Tile::sum_cols) {
+    Tile::sum_rows(y.rows, &of.of(first), panel, stride, add, y.data, y.stride, ahead);
+    return;
+  }
   for (index n = 0; n < y.rows; ++n) {
-    // Rows are too far apart for the machine to foresee the next one.
-    const index row = (n + sum_prefetch_tokens) % y.rows;
-    const index column = n + sum_prefetch_tokens < y.rows ? 0 : ahead;
-    const auto next = reinterpret_cast<std::uintptr_t>(y.row(row)) +
-                      static_cast<std::uintptr_t>(column) * sizeof(T);
-    for (index line = 0; line < Tile::sum_cols / panel_width<T>; ++line) {
-      __builtin_prefetch(
-          reinterpret_cast<const void*>(next + static_cast<std::uintptr_t>(line * panel_bytes)), 1);
-    }
-    const auto* const terms = of.terms + of.first(first + n);
-    const index count = of.first(first + n + 1) - of.first(first + n);
+    T edge[Tile::sum_cols];
+    Tile::sum_rows(1, &of.of(first + n), panel, stride, false, edge, Tile::sum_cols, 0);
     T* const to = y.row(n);
-    if (y.cols == Tile::sum_cols) {
-      Tile::sum_rows(count, terms, panel, stride, add, to);
-    } else {
-      T edge[Tile::sum_cols];
-      Tile::sum_rows(count, terms, panel, stride, false, edge);
-      for (index d = 0; d < y.cols; ++d) to[d] = add ? to[d] + edge[d] : edge[d];
-    }
+    for (index d = 0; d < y.cols; ++d) to[d] = add ? to[d] + edge[d] : edge[d];
   }
 }
 
@@ -173,35 +167,65 @@ void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T,
   });
 }
 
+/// Rows that token_terms point to: a bank and what lies behind it.
+template <class T>
+struct summed_rows {
+  matrix_view<const T, cpu> bank;
+  matrix_view<const T, cpu> more;
+};
+
+/// y = `product`, added to y if `add`, plus the tokens' terms, which each block of y takes while it
+/// is in the near caches. `before` may make the terms: it is called once for each row before that
+/// is read, at the start of its task where columns are in one piece.
+template <class T>
+void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product,
+                     const token_terms<T>& terms, const summed_rows<T>& rows, matrix_view<T, cpu> y,
+                     bool add, const row_function& before);
+
+/// Whether product_and_sum leaves the columns of y in one piece.
+template <class T>
+bool whole_rows(const context<cpu>& ctx, const packed_matrix<T, cpu>& b, index rows) {
+  bool whole = false;
+  b.visit([&]<class Stored>(const Stored*) {
+    whole =
+        tile_tasks_of<T, stored_tile<T, Stored>>(rows, b.cols(), b.rows(), ctx.threads).col_tasks ==
+        1;
+  });
+  return whole;
+}
+
 /// `of_b` are the panels of product.b.
 template <class T, class Stored, class Tile = stored_tile<T, Stored>>
 void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product, const Stored* of_b,
-                     const segments<cpu>& s, matrix_view<const T, cpu> z,
-                     matrix_view<const T, cpu> bank, const low_rank_product<T, cpu>& more,
-                     matrix_view<T, cpu> y, bool add) {
+                     const token_terms<T>& terms, const summed_rows<T>& rows, matrix_view<T, cpu> y,
+                     bool add, const row_function& before) {
   constexpr index width = indexed_tile<T>::sum_cols;
   static_assert(width % Tile::cols == 0);
-  const index depth = product.b->rows();
+  const index depth = product.b->rows(), bank_rows = rows.bank.rows;
   const workspace<cpu>::scope scope(ctx.scratch);
   // Panels of the bank begin where the pieces of the product's columns do.
   const tile_tasks_of<T, Tile> cut(y.rows, y.cols, depth, ctx.threads);
   const index panels = ceil_div(cut.cols, width);
   const auto copies =
-      ctx.scratch.take<T>(cut.col_tasks * panels, (bank.rows + more.w.rows) * width);
+      ctx.scratch.take<T>(cut.col_tasks * panels, (bank_rows + rows.more.rows) * width);
   parallel_for(ctx, cut.col_tasks * panels, [&](index panel, int) {
     const index at = panel % panels * width, first = panel / panels * cut.cols + at;
     const index some = std::min({width, cut.cols - at, y.cols - first});
     if (some <= 0) return;
-    copy_panel<width, T>(bank, first, some, copies.row(panel));
-    copy_panel<width, T>(more.w, first, some, copies.row(panel) + bank.rows * width);
+    copy_panel<width, T>(rows.bank, first, some, copies.row(panel));
+    copy_panel<width, T>(rows.more, first, some, copies.row(panel) + bank_rows * width);
   });
-  const token_terms<T> terms(ctx, s, z, more.d);
   const auto add_sums = [&](const finished_block& block) {
     const index panel = block.col_task * panels + block.at / width;
     sum_block<T>(terms, block.row, copies.row(panel), width, 0, true,
                  y.row_range(block.row, block.rows).col_range(block.col, block.cols));
   };
   const T kept = add ? T{1} : T{0};
+  const bool joins = cut.col_tasks == 1 && depth > 0;
+  if (before && !joins) {
+    parallel_for_blocks(ctx, y.rows, indexed_task_tokens,
+                        [&](index first, index count, int t) { before(first, count, t); });
+  }
   if (depth == 0) {
     // No product: nothing is complete block by block.
     for (index i = 0; i < y.rows && !add; ++i) std::fill_n(y.row(i), y.cols, T{0});
@@ -213,17 +237,18 @@ void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product, c
     }
     return;
   }
-  panel_product<T>(ctx, T{1}, product.a, transpose::no, of_b, depth, kept, y, width, add_sums);
+  panel_product<T>(ctx, T{1}, product.a, transpose::no, of_b, depth, kept, y, width, add_sums,
+                   joins ? before : row_function{});
 }
 
 template <class T>
 void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product,
-                     const segments<cpu>& s, matrix_view<const T, cpu> z,
-                     matrix_view<const T, cpu> bank, const low_rank_product<T, cpu>& more,
-                     matrix_view<T, cpu> y, bool add) {
+                     const token_terms<T>& terms, const summed_rows<T>& rows, matrix_view<T, cpu> y,
+                     bool add, const row_function& before) {
   if (y.empty()) return;
-  product.b->visit(
-      [&](const auto* of_b) { product_and_sum<T>(ctx, product, of_b, s, z, bank, more, y, add); });
+  product.b->visit([&](const auto* of_b) {
+    product_and_sum<T>(ctx, product, of_b, terms, rows, y, add, before);
+  });
 }
 
 template <class T>
@@ -269,7 +294,10 @@ struct indexed_gemm_impl<cpu> {
                      matrix_view<const T, cpu> bank, const packed_product<T, cpu>& product,
                      const low_rank_product<T, cpu>& more, matrix_view<T, cpu> y,
                      grad_mode y_mode) {
-    detail::product_and_sum<T>(ctx, product, s, z, bank, more, y, y_mode == grad_mode::accumulate);
+    const workspace<cpu>::scope scope(ctx.scratch);
+    const detail::token_terms<T> terms(ctx, s, z, more.d);
+    detail::product_and_sum<T>(ctx, product, terms, {bank, more.w}, y,
+                               y_mode == grad_mode::accumulate, {});
   }
   template <class T>
   static void gradient(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,

@@ -4,6 +4,8 @@
 #include <talpa/core/index.hpp>
 #include <talpa/cpu/register_tile.hpp>
 
+#include <cstdint>
+
 namespace talpa::detail {
 
 /// Inner loops of products whose rows are given by pointers. Bytes is the width of a vector
@@ -19,8 +21,11 @@ struct indexed_tile {
   /// multiply-add everywhere, and the product needs a register.
   static constexpr index ranks = 4;
   static constexpr index tokens = Registers >= 32 ? 6 : (Bytes > 16 ? 3 : 2);
-  /// Columns of one sum of rows: as many registers as hide the latency of a multiply-add.
-  static constexpr index sum_vectors = 8;
+  /// Columns of one sum of rows: as many registers as hide the latency of a multiply-add, together
+  /// with the next row's; 64 rows of a panel fit L1.
+  static constexpr index sum_vectors = Bytes >= 64 ? 6 : 8;
+  /// How many rows ahead rows are fetched.
+  static constexpr index sum_prefetch_rows = 4;
   static constexpr index sum_cols = sum_vectors * lanes;
   /// Rows of x that enter a sum of outer products at a time, and columns of a step.
   static constexpr index outer_tokens = 4;
@@ -93,31 +98,53 @@ struct indexed_tile {
     const T* factors;
     index first, count;
   };
+  /// What one row of y adds up.
+  struct row_terms {
+    row_factors* terms;
+    index count;
+  };
 
-  /// y[0..sum_cols) = the sum over the terms t < count and r < t.count of t.factors[r] times row
-  /// t.first + r of the panel, in this order, added to what y held if `add`.
-  [[gnu::noinline]] static void sum_rows(index count, const row_factors* terms, const T* panel,
-                                         index stride, bool add, T* y) {
-    register_vector sum[sum_vectors] = {};
-    for (index i = 0; i < count; ++i) {
-      const T* const factor = terms[i].factors;
-      const T* row = panel + terms[i].first * stride;
-      for (index r = 0; r < terms[i].count; ++r) {
-        const T left = factor[r];
-        unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
-          sum[j] += left * *reinterpret_cast<const vector*>(row + j * lanes);
-        });
-        row += stride;
+  /// Row i of y, columns [0, sum_cols), for i < rows: the sum over the terms t of lists[i] and
+  /// r < t.count of t.factors[r] times row t.first + r of the panel, in this order, added to what y
+  /// held if `add`. Rows of y are fetched before they are needed; while the last ones are computed
+  /// the first ones `ahead` columns further.
+  [[gnu::noinline]] static void sum_rows(index rows, const row_terms* lists, const T* panel,
+                                         index stride, bool add, T* y, index y_stride,
+                                         index ahead) {
+    for (index n = 0; n < rows; ++n) {
+      // Rows are too far apart for the machine to foresee the next one.
+      const bool wraps = n + sum_prefetch_rows >= rows;
+      const index row = wraps ? (n + sum_prefetch_rows) % rows : n + sum_prefetch_rows;
+      const auto next = reinterpret_cast<std::uintptr_t>(y + row * y_stride) +
+                        static_cast<std::uintptr_t>(wraps ? ahead : 0) * sizeof(T);
+      unrolled<sum_cols / panel_width<T>>([&](auto line) __attribute__((always_inline)) {
+        constexpr auto bytes = static_cast<std::uintptr_t>(line * panel_bytes);
+        __builtin_prefetch(reinterpret_cast<const void*>(next + bytes), 1);
+      });
+      register_vector sum[sum_vectors] = {};
+      const row_factors* term = lists[n].terms;
+      for (const row_factors* const end = term + lists[n].count; term != end; ++term) {
+        const T* const factor = term->factors;
+        const T* from = panel + term->first * stride;
+        const index count = term->count;
+        for (index r = 0; r < count; ++r) {
+          const T left = factor[r];
+          unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
+            sum[j] += left * *reinterpret_cast<const vector*>(from + j * lanes);
+          });
+          from += stride;
+        }
       }
-    }
-    if (add) {
-      unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
-        *reinterpret_cast<vector*>(y + j * lanes) += sum[j];
-      });
-    } else {
-      unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
-        *reinterpret_cast<vector*>(y + j * lanes) = sum[j];
-      });
+      T* const to = y + n * y_stride;
+      if (add) {
+        unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
+          *reinterpret_cast<vector*>(to + j * lanes) += sum[j];
+        });
+      } else {
+        unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
+          *reinterpret_cast<vector*>(to + j * lanes) = sum[j];
+        });
+      }
     }
   }
 
@@ -138,7 +165,9 @@ struct indexed_tile {
         });
       });
       unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
-        __builtin_prefetch(next[i] + d * outer_cols);
+        unrolled<outer_cols / panel_width<T>>([&](auto line) __attribute__((always_inline)) {
+          __builtin_prefetch(next[i] + d * outer_cols + line * panel_width<T>);
+        });
       });
       for (index r = 0; r < rows; ++r) {
         register_vector to[outer_vectors];

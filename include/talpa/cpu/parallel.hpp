@@ -91,4 +91,23 @@ void parallel_for_blocks(const Context& ctx, index count, index block_rows, Task
   });
 }
 
+/// A function of rows [first, first + count) and a thread, by reference; none by default. What
+/// takes one need not be instantiated for each.
+class row_function {
+ public:
+  row_function() = default;
+  template <class F>
+  explicit row_function(const F& f)
+      : of_(&f), call_([](const void* of, index first, index count, int thread) {
+          (*static_cast<const F*>(of))(first, count, thread);
+        }) {}
+
+  explicit operator bool() const { return call_ != nullptr; }
+  void operator()(index first, index count, int thread) const { call_(of_, first, count, thread); }
+
+ private:
+  const void* of_ = nullptr;
+  void (*call_)(const void* of, index first, index count, int thread) = nullptr;
+};
+
 }  // namespace talpa::detail

@@ -4,6 +4,25 @@
 #include <talpa/cpu/context.hpp>
 #include <talpa/ops/rank_gate.hpp>
 
+#include <algorithm>
+
+namespace talpa::detail {
+
+/// dz *= scale gate, a row of ranks; returns the gradient of the gate, scale <dz, u>. Not inlined:
+/// every caller gets the same bits.
+template <class T>
+[[gnu::noinline]] T gate_backward(T scale, T gate, const T* u, index ranks, T* dz) {
+  const T factor = scale * gate;
+  T sum{};
+  for (index r = 0; r < ranks; ++r) {
+    sum += dz[r] * u[r];
+    dz[r] = factor * dz[r];
+  }
+  return scale * sum;
+}
+
+}  // namespace talpa::detail
+
 namespace talpa::ops {
 
 template <>
@@ -34,16 +53,11 @@ struct rank_gate_impl<cpu> {
     detail::parallel_for_blocks(ctx, u.rows, task_rows, [&](index first, index rows, int) {
       for (index n = first; n < first + rows; ++n) {
         for (index e = 0; e < gates.cols; ++e) {
-          const T factor = scale * gates(n, e);
-          const T* const values = u.row(n) + e * ranks;
           const T* const from = dz.row(n) + e * ranks;
           T* const to = du.row(n) + e * ranks;
-          T sum{};
-          for (index r = 0; r < ranks; ++r) {
-            sum += from[r] * values[r];
-            to[r] = factor * from[r];
-          }
-          dgates(n, e) = scale * sum;
+          if (to != from) std::copy_n(from, ranks, to);
+          dgates(n, e) =
+              detail::gate_backward<T>(scale, gates(n, e), u.row(n) + e * ranks, ranks, to);
         }
       }
     });

@@ -17,29 +17,54 @@ inline constexpr int packed_tokens = pack_bytes == 0 ? 1 : pack_bytes / static_c
 /// Up to this many experts tokens are packed; beyond, the arrays of a pack leave the first cache.
 inline constexpr index packed_experts = 256;
 
-/// Calls row(group, first) for every row or pack of rows, on the group that suits E.
-template <class T, class Row>
-void for_each_selected_row(context<cpu>& ctx, index tokens, index experts, Row row) {
-  constexpr int width = packed_tokens<T>;
-  constexpr index task_rows = 64 * width;
-  const bool packed = width > 1 && experts <= packed_experts;
-  const std::size_t bytes = lane_scratch::bytes_for(experts, packed ? width : 1);
-  const workspace<cpu>::scope scope(ctx.scratch);
-  std::byte* const scratch =
-      ctx.scratch.take<std::byte>(static_cast<index>(bytes) * ctx.threads).data;
-  parallel_for_blocks(ctx, tokens, task_rows, [&](index first, index rows, int thread) {
-    lane_scratch lanes(scratch + static_cast<std::size_t>(thread) * bytes, bytes);
+/// Groups that run rows of E logits in any thread of a context: packs of tokens, or each token by
+/// itself. Their memory is scratch of whoever makes them.
+template <class T>
+class row_groups {
+ public:
+  static constexpr int width = packed_tokens<T>;
+
+  row_groups(context<cpu>& ctx, index experts)
+      : experts_(experts),
+        packed_(width > 1 && experts <= packed_experts),
+        bytes_(lane_scratch::bytes_for(experts, packed_ ? width : 1)),
+        scratch_(ctx.scratch.take<std::byte>(static_cast<index>(bytes_) * ctx.threads).data) {}
+
+  /// row(group, n, count) for rows n, ..., n + count - 1 of [first, first + rows), on `thread`.
+  template <class Row>
+  void run(index first, index rows, int thread, Row row) const {
+    lane_scratch lanes(scratch_ + static_cast<std::size_t>(thread) * bytes_, bytes_);
     if constexpr (width > 1) {
-      for (index r = 0; packed && r < rows; r += width) {
+      for (index r = 0; packed_ && r < rows; r += width) {
         lanes.reset();
         const int valid = static_cast<int>(rows - r < width ? rows - r : width);
-        row(token_pack<width>(experts, valid, &lanes), first + r, valid);
+        row(token_pack<width>(experts_, valid, &lanes), first + r, valid);
       }
     }
-    for (index r = 0; !packed && r < rows; ++r) {
+    for (index r = 0; !packed_ && r < rows; ++r) {
       lanes.reset();
-      row(serial(experts, &lanes), first + r, 1);
+      row(serial(experts_, &lanes), first + r, 1);
     }
+  }
+
+ private:
+  index experts_;
+  bool packed_;
+  std::size_t bytes_;
+  std::byte* scratch_;
+};
+
+/// Rows of one task.
+template <class T>
+inline constexpr index selected_task_rows = 64 * packed_tokens<T>;
+
+/// Calls row(group, first, count) for every row or pack of rows, on the group that suits E.
+template <class T, class Row>
+void for_each_selected_row(context<cpu>& ctx, index tokens, index experts, Row row) {
+  const workspace<cpu>::scope scope(ctx.scratch);
+  const row_groups<T> groups(ctx, experts);
+  parallel_for_blocks(ctx, tokens, selected_task_rows<T>, [&](index first, index rows, int thread) {
+    groups.run(first, rows, thread, row);
   });
 }
 
@@ -63,11 +88,25 @@ struct select_impl<cpu> {
   static void select(context<cpu>& ctx, const Selector& selector, matrix_view<const T, cpu> logits,
                      vector_view<const std::uint8_t, cpu> padding_mask, matrix_view<T, cpu> gates,
                      matrix_view<std::uint32_t, cpu> mask, const select_inputs<T, cpu>& more) {
-    detail::for_each_selected_row<T>(
-        ctx, logits.rows, logits.cols, [&](const auto& group, index first, int rows) {
-          selector.select(group, row_of<T>(logits, gates, mask, more, first));
-          clear_padding(padding_mask, first, rows, gates, mask);
-        });
+    const workspace<cpu>::scope scope(ctx.scratch);
+    const detail::row_groups<T> groups(ctx, logits.cols);
+    detail::parallel_for_blocks(ctx, logits.rows, detail::selected_task_rows<T>,
+                                [&](index first, index rows, int thread) {
+                                  select_rows<T>(groups, selector, logits, padding_mask, gates,
+                                                 mask, more, first, rows, thread);
+                                });
+  }
+  /// The same for some rows on one thread. Not inlined: rows of selectors are instantiated once.
+  template <class T, class Selector>
+  [[gnu::noinline]] static void select_rows(
+      const detail::row_groups<T>& groups, const Selector& selector,
+      matrix_view<const T, cpu> logits, vector_view<const std::uint8_t, cpu> padding_mask,
+      matrix_view<T, cpu> gates, matrix_view<std::uint32_t, cpu> mask,
+      const select_inputs<T, cpu>& more, index first_row, index count, int thread) {
+    groups.run(first_row, count, thread, [&](const auto& group, index first, int rows) {
+      selector.select(group, row_of<T>(logits, gates, mask, more, first));
+      clear_padding(padding_mask, first, rows, gates, mask);
+    });
   }
 
   template <class T, class Selector>
@@ -88,21 +127,35 @@ struct select_impl<cpu> {
                               matrix_view<const std::uint32_t, cpu> mask,
                               matrix_view<const T, cpu> dgates, matrix_view<T, cpu> dlogits,
                               const select_inputs<T, cpu>& more, matrix_view<T, cpu> dcontrol) {
-    detail::for_each_selected_row<T>(
-        ctx, logits.rows, logits.cols, [&](const auto& group, index first, int rows) {
-          selector.select_backward(
-              group,
-              select_gradient_row<T>{detail::row_at(logits, first), detail::row_at(gates, first),
-                                     detail::row_at(mask, first), detail::row_at(dgates, first),
-                                     detail::row_at(dlogits, first), bias_of(more),
-                                     detail::scalar_at(more.control, first),
-                                     detail::scalar_at(dcontrol, first)});
-          for (index n = first; n < first + rows; ++n) {
-            if (any_bit(mask.row(n), mask.cols)) continue;
-            std::fill_n(dlogits.row(n), dlogits.cols, T{});
-            if (!dcontrol.empty()) dcontrol(n, 0) = T{};
-          }
+    const workspace<cpu>::scope scope(ctx.scratch);
+    const detail::row_groups<T> groups(ctx, logits.cols);
+    detail::parallel_for_blocks(
+        ctx, logits.rows, detail::selected_task_rows<T>, [&](index first, index rows, int thread) {
+          select_backward_rows<T>(groups, selector, logits, gates, mask, dgates, dlogits, more,
+                                  dcontrol, first, rows, thread);
         });
+  }
+  /// As select_rows is to select.
+  template <class T, class Selector>
+  [[gnu::noinline]] static void select_backward_rows(
+      const detail::row_groups<T>& groups, const Selector& selector,
+      matrix_view<const T, cpu> logits, matrix_view<const T, cpu> gates,
+      matrix_view<const std::uint32_t, cpu> mask, matrix_view<const T, cpu> dgates,
+      matrix_view<T, cpu> dlogits, const select_inputs<T, cpu>& more, matrix_view<T, cpu> dcontrol,
+      index first_row, index count, int thread) {
+    groups.run(first_row, count, thread, [&](const auto& group, index first, int rows) {
+      selector.select_backward(
+          group, select_gradient_row<T>{detail::row_at(logits, first), detail::row_at(gates, first),
+                                        detail::row_at(mask, first), detail::row_at(dgates, first),
+                                        detail::row_at(dlogits, first), bias_of(more),
+                                        detail::scalar_at(more.control, first),
+                                        detail::scalar_at(dcontrol, first)});
+      for (index n = first; n < first + rows; ++n) {
+        if (any_bit(mask.row(n), mask.cols)) continue;
+        std::fill_n(dlogits.row(n), dlogits.cols, T{});
+        if (!dcontrol.empty()) dcontrol(n, 0) = T{};
+      }
+    });
   }
 
   template <class T>

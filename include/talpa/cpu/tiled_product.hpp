@@ -178,10 +178,12 @@ struct finished_block {
 
 /// c = alpha op(a) b + beta c with b packed by pack_panels, k > 0; then done(block) for blocks that
 /// make up c, each `width` columns wide, a multiple of a tile's, but for the last of a piece.
+/// `before`, where there is one, is called for the rows of each task before a is read, which is
+/// once for each row where columns are in one piece.
 template <class T, class Stored, class Tile = stored_tile<T, Stored>, class Done>
 void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, transpose ta,
                    const Stored* b, index k, T beta, matrix_view<T, cpu> c, index width,
-                   const Done& done) {
+                   const Done& done, const row_function& before = {}) {
   constexpr index panel_cols = panel_width<T>;
   const tile_tasks_of<T, Tile> cut(c.rows, c.cols, k, ctx.threads);
   const workspace<cpu>::scope scope(ctx.scratch);
@@ -193,6 +195,7 @@ void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, tran
     const index rows = std::min(c.rows, cut.first_row(task / cut.col_tasks + 1)) - row;
     const index cols = std::min(cut.cols, c.cols - col);
     T* const block = blocks.row(thread);
+    if (before) before(row, rows, thread);
     for (index k0 = 0; k0 < k; k0 += cut.depth) {
       const index depth = std::min(cut.depth, k - k0);
       const T kept = k0 == 0 ? beta : T{1};

@@ -6,6 +6,7 @@
 #include <talpa/core/view.hpp>
 #include <talpa/ops/dropout.hpp>
 #include <talpa/ops/indexed_gemm.hpp>
+#include <talpa/ops/routed_linear.hpp>
 #include <talpa/ops/segments.hpp>
 
 #include <concepts>
@@ -98,6 +99,19 @@ concept indexed_expert = rank_space_expert<X> &&
   {
     x.backward_indexed(ctx, params, saved, slots, gates, m, m, gates, m, grad_mode::overwrite, base,
                        more)
+    } -> std::same_as<void>;
+};
+
+/// An expert whose share of a layer ops::routed_linear can form: `adapter` names its factors, what
+/// it saves is A x over the slots, and `bank_gradients` adds what backward leaves to be done.
+template <class X>
+concept routed_linear_expert = indexed_expert<X> &&
+    requires(const X x, context<cpu>& ctx, typename X::template params<float, cpu>& params,
+             const segments<cpu>& slots, vector_view<const float, cpu> gates,
+             matrix_view<float, cpu> m) {
+  { x.adapter(params, m, index{1}) } -> std::same_as<routed_adapter<float, cpu>>;
+  {
+    x.bank_gradients(ctx, params, typename X::template saved<float, cpu>{m}, slots, gates, m, m, m)
     } -> std::same_as<void>;
 };
 

@@ -9,6 +9,7 @@
 #include <talpa/ops/grouped_gemm.hpp>
 #include <talpa/ops/indexed_gemm.hpp>
 #include <talpa/ops/rank_gate.hpp>
+#include <talpa/ops/routed_linear.hpp>
 #include <talpa/ops/segments.hpp>
 
 #include <span>
@@ -177,19 +178,33 @@ struct lora {
                         grad_mode dx_mode, const packed_product<T, B>& base = {},
                         const More& more = {}) const {
     const typename workspace<B>::scope scope(ctx.scratch);
-    const T s = static_cast<T>(scale());
-    const auto z = ctx.scratch.template take<T>(gates.size, rank);   // [S, R]
     const auto du = ctx.scratch.template take<T>(gates.size, rank);  // [S, R]
-    const auto gate_column = as_column(gates);                       // [S, 1]
+    ops::indexed_shrink(ctx, slots, dy, p.b.value(), du);
+    ops::rank_gate_backward(ctx, static_cast<T>(scale()), as_column(gates), kept.u, du, du,
+                            as_column(dgates));
+    const low_rank_product<T, B> rest = more();
+    bank_gradients(ctx, p, kept, slots, gates, x, dy, du);
+    expand(ctx, slots, du, p.a, base, dx, dx_mode, rest);
+  }
+
+  /// What ops::routed_linear reads of a bank behind a router [E, D].
+  template <class T, class B>
+  routed_adapter<T, B> adapter(const params<T, B>& p, input<T, B> router,
+                               index max_selected) const {
+    return {router, p.a.value(), p.b.value(), static_cast<T>(scale()), max_selected};
+  }
+  /// Adds to the gradients of a bank: du [S, R] as backward makes it.
+  template <class T, class B>
+  void bank_gradients(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
+                      const segments<B>& slots, vector_input<T, B> gates, input<T, B> x,
+                      input<T, B> dy, input<T, B> du) const {
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const auto z = ctx.scratch.template take<T>(gates.size, rank);  // [S, R]
     if (p.b.trainable()) {
-      ops::rank_gate(ctx, s, gate_column, kept.u, z);
+      ops::rank_gate(ctx, static_cast<T>(scale()), as_column(gates), kept.u, z);
       ops::indexed_gradient(ctx, slots, z, dy, p.b.trained(), p.b.grad());
     }
-    ops::indexed_shrink(ctx, slots, dy, p.b.value(), du);
-    ops::rank_gate_backward(ctx, s, gate_column, kept.u, du, du, as_column(dgates));
-    const low_rank_product<T, B> rest = more();
     if (p.a.trainable()) ops::indexed_gradient(ctx, slots, du, x, p.a.trained(), p.a.grad());
-    expand(ctx, slots, du, p.a, base, dx, dx_mode, rest);
   }
 
  private:
@@ -208,6 +223,6 @@ struct lora {
   }
 };
 
-static_assert(indexed_expert<lora>);
+static_assert(indexed_expert<lora> && routed_linear_expert<lora>);
 
 }  // namespace talpa

@@ -9,10 +9,12 @@
 #include <talpa/ops/gather.hpp>
 #include <talpa/ops/indexed_gemm.hpp>
 #include <talpa/ops/packed_gemm.hpp>
+#include <talpa/ops/routed_linear.hpp>
 #include <talpa/ops/segments.hpp>
 #include <talpa/routing/routing.hpp>
 
 #include <type_traits>
+#include <utility>
 
 namespace talpa {
 
@@ -45,6 +47,7 @@ struct mixture {
   struct saved {
     strategy used = strategy::dense_masked;
     typename Expert::template saved<T, B> expert;
+    bool joined = false;        // by forward_joined
     sorted_slots<T, B> sorted;  // grouped and indexed
     input_dropout dropout;
   };
@@ -169,6 +172,50 @@ struct mixture {
     }
     ops::combine(ctx, kept.sorted.slots, y_slots, y, y_mode);
     return kept;
+  }
+
+  /// Whether ops::routed_linear can form the experts' share with the router's and the base's.
+  template <class B>
+  static constexpr bool can_join =
+      can_index<B>&& has_routed_linear<B>&& routed_linear_expert<Expert>;
+
+  /// forward by ops::routed_linear: route(adapter, u) calls it for all of y and fills
+  /// u [N max_selected, R] and what `routing` shows. `router` [E, D].
+  template <floating T, backend B, class Route>
+  requires can_join<B> saved<T, B> forward_joined(
+      context<B>& ctx, const params<T, B>& p,
+      const std::type_identity_t<matrix_view<const T, B>>& router, index tokens, const Route& route)
+  const {
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const auto u = ctx.scratch.template take<T>(tokens * max_selected, expert.width());
+    const routing_view<const T, B> routing =
+        route(expert.adapter(p, router, max_selected), matrix_view<T, B>(u));
+    saved<T, B> kept;
+    kept.used = strategy::indexed;
+    kept.joined = true;
+    kept.sorted = sort_slots(ctx, routing, max_selected);
+    const auto of_slots =
+        ctx.memory.template take<T>(kept.sorted.slots.capacity(), expert.width());  // [S, R]
+    ops::rows_of_slots(ctx, kept.sorted.slots, max_selected, u, of_slots);
+    kept.expert = {of_slots};
+    return kept;
+  }
+  /// backward of forward_joined: route(adapter, slots, du) calls ops::routed_linear_backward,
+  /// which makes dx and fills du [S, R].
+  template <floating T, backend B, class Route>
+  requires can_join<B>
+  void backward_joined(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
+                       const std::type_identity_t<matrix_view<const T, B>>& router,
+                       std::type_identity_t<matrix_view<const T, B>> x,
+                       std::type_identity_t<matrix_view<const T, B>> dy, const Route& route) const {
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const auto& sorted = kept.sorted;
+    const auto du =
+        ctx.scratch.template take<T>(sorted.slots.capacity(), expert.width());  // [S, R]
+    route(expert.adapter(std::as_const(p), router, max_selected),
+          ops::routed_slots<T, B>{sorted.slots, sorted.gates, kept.expert.u},
+          matrix_view<T, B>(du));
+    expert.bank_gradients(ctx, p, kept.expert, sorted.slots, sorted.gates, x, dy, du);
   }
 
   /// Overwrites dgates [N, E]; adds to the gradients of what trains; writes or adds to dx as

@@ -133,6 +133,11 @@ struct mole_linear {
     check_shape(name, "y", y, x.rows, p.base.weight.rows(), "tokens, output width of the base");
 
     const auto dropout = mixed().draw(name, m, batch);
+    if constexpr (can_join<B>) {
+      if (!dropout.input.active && joins(ctx, p, x.rows, batch)) {
+        return forward_joined(ctx, p, x, y, m, batch);
+      }
+    }
     saved<T, B> kept;
     kept.router = router.forward(ctx, p.router, experts, x, m, batch);
     kept.routed = kept.router.routed;
@@ -162,6 +167,13 @@ struct mole_linear {
     if (dx_mode != grad_mode::ignore) check_shape(name, "dx", dx, x.rows, x.cols, "shape of x");
     if constexpr (base_adapting_expert<Expert>) check_frozen(p);
     const packed_product<T, B> base{dy, p.base.weight.packed()};
+    if constexpr (can_join<B>) {
+      if (kept.mixed.joined && base.b != nullptr && dx_mode != grad_mode::ignore &&
+          ops::routed_linear_pays<B, T>(ctx, *base.b, x.rows, experts)) {
+        affine_backward(ctx, p.base, x, dy, dx, grad_mode::ignore);
+        return backward_joined(ctx, p, kept, x, base, dx, dx_mode, from_losses);
+      }
+    }
     affine_backward(ctx, p.base, x, dy, dx, base.b != nullptr ? grad_mode::ignore : dx_mode);
     const grad_mode add = dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate;
 
@@ -183,6 +195,61 @@ struct mole_linear {
   }
 
  private:
+  /// Whether router, experts and base can go through the tokens together.
+  template <class B>
+  static constexpr bool can_join = Router::routes_rows&& mixture<Expert>::template can_join<B>;
+
+  template <class T, class B>
+  bool joins(const context<B>& ctx, const params<T, B>& p, index tokens,
+             const batch_info<T, B>& batch) const {
+    const affine_params<T, B>& scorer = p.router.scorer;
+    const packed_matrix<T, B>* const base = p.base.weight.packed_transpose();
+    return base != nullptr && !p.base.bias.exists() && !scorer.bias.exists() &&
+           scorer.weight.packed_transpose() == nullptr && batch.replay.data == nullptr &&
+           choose<B>(base->rows(), base->cols()) == strategy::indexed &&
+           ops::routed_linear_pays<B, T>(ctx, *base, tokens, experts);
+  }
+  template <class T, class B>
+  saved<T, B> forward_joined(context<B>& ctx, const params<T, B>& p, matrix_view<const T, B> x,
+                             matrix_view<T, B> y, mode m, const batch_info<T, B>& batch) const {
+    saved<T, B> kept;
+    const auto route = [&](const routed_adapter<T, B>& adapter, matrix_view<T, B> u) {
+      kept.router = router.forward_by(
+          ctx, p.router, experts, x, m, batch,
+          [&](const auto& selector, const routed_choice<T, B>& choice) {
+            ops::routed_linear(ctx, selector, adapter,
+                               packed_product<T, B>{x, p.base.weight.packed_transpose()},
+                               batch.padding_mask, choice, u, y);
+          });
+      kept.routed = kept.router.routed;
+      return kept.routed.routing;
+    };
+    kept.mixed = mixed().template forward_joined<T>(ctx, p.expert, p.router.scorer.weight.value(),
+                                                    x.rows, route);
+    return kept;
+  }
+  template <class T, class B>
+  void backward_joined(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
+                       matrix_view<const T, B> x, const packed_product<T, B>& base,
+                       matrix_view<T, B> dx, grad_mode dx_mode,
+                       const routed_gradient<T, B>* from_losses) const {
+    const typename workspace<B>::scope scope(ctx.scratch);
+    const auto dgates = ctx.scratch.template take<T>(x.rows, experts);   // [N, E]
+    const auto dlogits = ctx.scratch.template take<T>(x.rows, experts);  // [N, E]
+    const routed_gradient<T, B> losses =
+        from_losses != nullptr ? *from_losses : routed_gradient<T, B>{};
+    const auto route = [&](const routed_adapter<T, B>& adapter,
+                           const ops::routed_slots<T, B>& slots, matrix_view<T, B> du) {
+      router.backward_by(ctx, p.router, kept.router, x, dlogits,
+                         [&](const auto& selector, const routed_choice<const T, B>& choice) {
+                           ops::routed_linear_backward(ctx, selector, adapter, base, choice, slots,
+                                                       losses.dlogits, losses.dgates, dgates,
+                                                       dlogits, du, dx, dx_mode);
+                         });
+    };
+    mixed().template backward_joined<T>(
+        ctx, p.expert, kept.mixed, std::as_const(p.router.scorer.weight).value(), x, base.a, route);
+  }
   /// Experts that look at the base give it no gradient.
   template <class T, class B>
   static void check_frozen(const params<T, B>& p) {

@@ -7,6 +7,7 @@
 #include <talpa/ops/copy.hpp>
 #include <talpa/ops/indexed_gemm.hpp>
 #include <talpa/ops/route.hpp>
+#include <talpa/ops/routed_linear.hpp>
 #include <talpa/ops/routing_sums.hpp>
 #include <talpa/ops/select.hpp>
 #include <talpa/scorers/explain.hpp>
@@ -143,7 +144,7 @@ struct router {
                       std::type_identity_t<matrix_view<const T, B>> x, mode m,
                       const batch_info<T, B>& batch) const {
     return forward_with(
-        ctx, p, experts, x, m, batch,
+        ctx, p, experts, x, m, batch, score(ctx, p, x, m, batch),
         [&](const Selector& now, auto logits, auto gates, auto mask, const auto& more) {
           if (batch.replay.data == nullptr) {
             ops::select(ctx, now, logits, batch.padding_mask, gates, mask, more);
@@ -161,7 +162,7 @@ struct router {
                       const batch_info<T, B>& batch,
                       const std::type_identity_t<wanted_totals<T, B>>& totals) const {
     saved<T, B> kept = forward_with(
-        ctx, p, experts, x, m, batch,
+        ctx, p, experts, x, m, batch, score(ctx, p, x, m, batch),
         [&](const Selector& now, auto logits, auto gates, auto mask, const auto& more) {
           if (batch.replay.data == nullptr) {
             ops::route(ctx, now, logits, batch.padding_mask, gates, mask, totals, more);
@@ -179,6 +180,36 @@ struct router {
   /// Whether all of dx is dlogits W with the weight of the scorer.
   static constexpr bool low_rank_dx =
       std::same_as<Scorer, linear_scorer> && !controlled_selector<Selector>;
+
+  /// Whether ops::routed_linear can route: `low_rank_dx`, each token by itself.
+  static constexpr bool routes_rows = low_rank_dx && !coupled_selector<Selector>;
+
+  /// forward where route(selector, choice) makes logits, gates and mask at once.
+  template <floating T, backend B, class Route>
+  requires routes_rows saved<T, B> forward_by(context<B>& ctx, const params<T, B>& p, index experts,
+                                              std::type_identity_t<matrix_view<const T, B>> x,
+                                              mode m, const batch_info<T, B>& batch,
+                                              const Route& route)
+  const {
+    return forward_with(
+        ctx, p, experts, x, m, batch, [](auto) { return typename Scorer::template saved<T, B>{}; },
+        [&](const Selector& now, auto logits, auto gates, auto mask, const auto& more) {
+          route(now, routed_choice<T, B>{logits, gates, mask, more});
+        });
+  }
+  /// backward where route_back(selector, choice) makes dlogits [N, E], all of dx among what it
+  /// does.
+  template <floating T, backend B, class Route>
+  requires routes_rows void backward_by(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
+                                        std::type_identity_t<matrix_view<const T, B>> x,
+                                        std::type_identity_t<matrix_view<const T, B>> dlogits,
+                                        const Route& route_back) const {
+    const auto& routed = kept.routed;
+    route_back(selector_at(selector, kept.in),
+               routed_choice<const T, B>{routed.logits, routed.routing.gates, routed.routing.mask,
+                                         kept.more});
+    scorer.backward(ctx, p.scorer, kept.scorer, x, dlogits, {}, grad_mode::ignore);
+  }
 
   /// backward without dx, which is the returned product if `low_rank_dx`. dlogits [N, E] is
   /// overwritten and must live until the product is formed.
@@ -226,11 +257,20 @@ struct router {
   }
 
  private:
-  /// forward, where select(selector, logits, gates, mask, more) makes gates and mask.
-  template <class T, class B, class Select>
+  /// What makes logits by the scorer.
+  template <class T, class B>
+  auto score(context<B>& ctx, const params<T, B>& p, matrix_view<const T, B> x, mode m,
+             const batch_info<T, B>& batch) const {
+    return [this, &ctx, &p, x, m, &batch](matrix_view<T, B> logits) {
+      return scorer.forward(ctx, p.scorer, x, logits, m, batch);
+    };
+  }
+  /// forward, where score(logits) makes logits and select(selector, logits, gates, mask, more)
+  /// gates and mask.
+  template <class T, class B, class Score, class Select>
   saved<T, B> forward_with(context<B>& ctx, const params<T, B>& p, index experts,
                            matrix_view<const T, B> x, mode m, const batch_info<T, B>& batch,
-                           const Select& select) const {
+                           const Score& score, const Select& select) const {
     check_batch(Selector::name, batch, x.rows, experts);
     const auto logits = ctx.memory.template take<T>(x.rows, experts);  // [N, E]
     const auto gates = ctx.memory.template take<T>(x.rows, experts);   // [N, E]
@@ -238,7 +278,7 @@ struct router {
         ctx.memory.template take<std::uint32_t>(x.rows, mask_words(experts));  // [N, words]
     saved<T, B> kept{};
     kept.in = m;
-    kept.scorer = scorer.forward(ctx, p.scorer, x, logits, m, batch);
+    kept.scorer = score(logits);
     kept.more.sequence_length = batch.sequence_length;
     if constexpr (controlled_selector<Selector>) {
       const auto control = ctx.memory.template take<T>(x.rows, 1);  // [N, 1]

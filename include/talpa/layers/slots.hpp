@@ -24,7 +24,9 @@ sorted_slots<T, B> sort_slots(context<B>& ctx, const routing_view<const T, B>& r
   const index used = ops::count_slots(ctx, routing.mask, experts);
   sorted_slots<T, B> s{make_segments(ctx.memory, tokens, experts, capacity),
                        ctx.memory.template take<T>(capacity)};
-  s.slots.token_of_slot.size = s.slots.slot_of_token.size = s.gates.size = used;
+  // A selector may break its word and choose more, which build_segments refuses.
+  s.slots.token_of_slot.size = s.slots.slot_of_token.size = s.gates.size =
+      used < capacity ? used : capacity;
   ops::build_segments(ctx, routing.mask, routing.gates, s.slots, s.gates);
   return s;
 }

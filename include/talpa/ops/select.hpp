@@ -168,11 +168,12 @@ struct select_impl {
 
 namespace talpa::detail {
 
-/// The front door of what makes gates by a selector.
+/// The front door of what makes gates by a selector, but for the values of the logits.
 template <class T, class B, class Selector>
-void check_selection(context<B>& ctx, const Selector& selector, matrix_view<const T, B> logits,
-                     vector_view<const std::uint8_t, B> padding_mask, matrix_view<T, B> gates,
-                     matrix_view<std::uint32_t, B> mask, const select_inputs<T, B>& more) {
+void check_selection_shapes(const Selector& selector, matrix_view<const T, B> logits,
+                            vector_view<const std::uint8_t, B> padding_mask,
+                            matrix_view<T, B> gates, matrix_view<std::uint32_t, B> mask,
+                            const select_inputs<T, B>& more) {
   selector.validate(logits.cols);
   check_shape(Selector::name, "gates", gates, logits.rows, logits.cols, "shape of logits");
   check_shape(Selector::name, "mask", mask, logits.rows, mask_words(logits.cols),
@@ -181,6 +182,14 @@ void check_selection(context<B>& ctx, const Selector& selector, matrix_view<cons
     check_size(Selector::name, "padding_mask", padding_mask, logits.rows, "one flag a token");
   }
   check_select_inputs<Selector, T, B>(more, logits.rows, logits.cols);
+}
+
+/// The front door of what makes gates by a selector.
+template <class T, class B, class Selector>
+void check_selection(context<B>& ctx, const Selector& selector, matrix_view<const T, B> logits,
+                     vector_view<const std::uint8_t, B> padding_mask, matrix_view<T, B> gates,
+                     matrix_view<std::uint32_t, B> mask, const select_inputs<T, B>& more) {
+  check_selection_shapes<T>(selector, logits, padding_mask, gates, mask, more);
   if (ctx.checked) {
     ops::select_impl<B>::template check_logits<T>(Selector::name, logits, padding_mask);
   }

@@ -12,6 +12,7 @@
 #include <talpa/cpu/gather.hpp>
 #include <talpa/cpu/grouped_gemm.hpp>
 #include <talpa/cpu/rank_gate.hpp>
+#include <talpa/cpu/routed_linear.hpp>
 #include <talpa/cpu/reduce.hpp>
 #include <talpa/cpu/segments.hpp>
 #include <talpa/cpu/select.hpp>
