@@ -17,9 +17,13 @@ inline constexpr int packed_tokens = pack_bytes == 0 ? 1 : pack_bytes / static_c
 /// Up to this many experts tokens are packed; beyond, the arrays of a pack leave the first cache.
 inline constexpr index packed_experts = 256;
 
-/// Calls row(group, first) for every row or pack of rows, on the group that suits E.
+/// Calls row(group, first) for every row or pack of rows, on the group that suits E. It begins by
+/// reading the rows `read` [N, E] and ends by writing the rows `written` [N, E]; views without data
+/// where it does not.
 template <class T, class Row>
-void for_each_selected_row(context<cpu>& ctx, index tokens, index experts, Row row) {
+void for_each_selected_row(context<cpu>& ctx, matrix_view<const T, cpu> read,
+                           matrix_view<T, cpu> written, Row row) {
+  const index tokens = read.rows, experts = read.cols;
   constexpr int width = packed_tokens<T>;
   constexpr index task_rows = 64 * width;
   const bool packed = width > 1 && experts <= packed_experts;
@@ -33,7 +37,10 @@ void for_each_selected_row(context<cpu>& ctx, index tokens, index experts, Row r
       for (index r = 0; packed && r < rows; r += width) {
         lanes.reset();
         const int valid = static_cast<int>(rows - r < width ? rows - r : width);
-        row(token_pack<width>(experts, valid, &lanes), first + r, valid);
+        const index n = first + r;
+        row(token_pack<width>(experts, valid, &lanes, upcoming_rows::of<width>(read, n + width),
+                              upcoming_rows::of<width>(written, n)),
+            n, valid);
       }
     }
     for (index r = 0; !packed && r < rows; ++r) {
@@ -41,6 +48,11 @@ void for_each_selected_row(context<cpu>& ctx, index tokens, index experts, Row r
       row(serial(experts, &lanes), first + r, 1);
     }
   });
+}
+
+template <class T, class Row>
+void for_each_selected_row(context<cpu>& ctx, index tokens, index experts, Row row) {
+  for_each_selected_row<T>(ctx, {nullptr, tokens, experts, 0}, {nullptr, tokens, experts, 0}, row);
 }
 
 template <class T>
@@ -64,7 +76,7 @@ struct select_impl<cpu> {
                      vector_view<const std::uint8_t, cpu> padding_mask, matrix_view<T, cpu> gates,
                      matrix_view<std::uint32_t, cpu> mask, const select_inputs<T, cpu>& more) {
     detail::for_each_selected_row<T>(
-        ctx, logits.rows, logits.cols, [&](const auto& group, index first, int rows) {
+        ctx, logits, gates, [&](const auto& group, index first, int rows) {
           selector.select(group, row_of<T>(logits, gates, mask, more, first));
           clear_padding(padding_mask, first, rows, gates, mask);
         });
@@ -76,7 +88,7 @@ struct select_impl<cpu> {
                      matrix_view<std::uint32_t, cpu> mask, matrix_view<T, cpu> gates,
                      const select_inputs<T, cpu>& more) {
     detail::for_each_selected_row<T>(
-        ctx, logits.rows, logits.cols, [&](const auto& group, index first, int rows) {
+        ctx, logits, gates, [&](const auto& group, index first, int rows) {
           selector.replay(group, row_of<T>(logits, gates, mask, more, first));
           clear_padding(padding_mask, first, rows, gates, mask);
         });
@@ -89,7 +101,7 @@ struct select_impl<cpu> {
                               matrix_view<const T, cpu> dgates, matrix_view<T, cpu> dlogits,
                               const select_inputs<T, cpu>& more, matrix_view<T, cpu> dcontrol) {
     detail::for_each_selected_row<T>(
-        ctx, logits.rows, logits.cols, [&](const auto& group, index first, int rows) {
+        ctx, logits, dlogits, [&](const auto& group, index first, int rows) {
           selector.select_backward(
               group,
               select_gradient_row<T>{detail::row_at(logits, first), detail::row_at(gates, first),
