@@ -175,6 +175,46 @@ TEST_SUITE("core/lanes") {
     CHECK(order_matters);
   }
 
+  TEST_CASE_TEMPLATE("sum_of maps each element once, by one function or in lock-step", T,
+                     TALPA_SCALARS) {
+    const auto check = [](auto map, auto of_number) {
+      for (const index experts : sizes) {
+        CAPTURE(experts);
+        const index tokens = 21;
+        matrix<T, cpu> x = wild_matrix<T>(tokens, experts, 32), wanted(tokens, experts);
+        for (index i = 0; i < x.size(); ++i) {
+          x.data()[i] = i % 5 == 0 ? static_cast<T>(-infinity) : -std::abs(x.data()[i]);
+          wanted.data()[i] = of_number(x.data()[i]);
+        }
+        on_every_group([&](auto which, const char* name) {
+          CAPTURE(name);
+          using G = typename decltype(which)::group;
+          matrix<T, cpu> kept(tokens, experts);
+          const auto sums = results_on<G, T>(tokens, experts, [&](const auto& g, index first) {
+            auto y = g.template elements<T>();
+            const auto sum = g.template sum_of<T>(
+                map, [&](auto e) { return g.load(row_at(x, first), e, T{0}); },
+                [&](auto e, const auto& value) { return y[e] = value; });
+            const auto written = kept.view();
+            g.store_row(row_pointer<T>{written.row(first), written.stride},
+                        [&](auto e) { return y[e]; });
+            return sum;
+          });
+          for (index n = 0; n < tokens; ++n) {
+            CHECK(testing::same_number(sums[static_cast<std::size_t>(n)],
+                                       canonical_sum(wanted.view().row(n), experts)));
+          }
+          for (index i = 0; i < kept.size(); ++i) {
+            CHECK(testing::same_number(kept.data()[i], wanted.data()[i]));
+          }
+        });
+      }
+    };
+    check(detail::exp_nonpositive_of{}, [](T x) { return math::exp_nonpositive(x); });
+    check(detail::expm1_nonpositive_of{}, [](T x) { return math::expm1_nonpositive(x); });
+    check([](const auto& x) { return math::sigmoid(x); }, [](T x) { return math::sigmoid(x); });
+  }
+
   TEST_CASE("a sum of negative zeros is positive zero") {
     matrix<double, cpu> x(1, 3);
     for (index e = 0; e < 3; ++e) x(0, e) = -0.0;

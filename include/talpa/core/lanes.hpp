@@ -25,6 +25,9 @@
 //   g.store_row(row, f)        writes f(e) for each element of the row
 //   g.load(scalar), g.store(scalar, v)   a number that the row has once
 //   g.sum<T>(f)                canonical sum of f(e), the same bits for every group
+//   g.sum_of<T>(map, f, use)   canonical sum of use(e, map(f(e))), each computed once, so that use
+//                              may keep what it is given in an array. Rows side by side map several
+//                              elements in lock-step by map.all(x), where there is such a member
 //   g.max<T>(f)                largest f(e); NaN is skipped; -inf for an empty row
 //   g.arg_max<T>(f, active)    largest f(e) among active(e), ties to the lower index; -1 if none
 //   g.ranks<T>(most, f)        r(j), j < most <= E: the j-th largest f(e) counted from 0, -inf
@@ -347,6 +350,37 @@ template <class T, class G, class Count, class Value, class F>
   });
 }
 
+/// math::exp_nonpositive and math::expm1_nonpositive as what sum_of takes.
+struct exp_nonpositive_of {
+  template <class Value>
+  [[gnu::always_inline]] TALPA_HD Value operator()(const Value& x) const {
+    return math::exp_nonpositive(x);
+  }
+  template <class Value, int N>
+  [[gnu::always_inline]] void all(Value (&x)[N]) const {
+    math::exp_nonpositive(x);
+  }
+};
+struct expm1_nonpositive_of {
+  template <class Value>
+  [[gnu::always_inline]] TALPA_HD Value operator()(const Value& x) const {
+    return math::expm1_nonpositive(x);
+  }
+  template <class Value, int N>
+  [[gnu::always_inline]] void all(Value (&x)[N]) const {
+    math::expm1_nonpositive(x);
+  }
+};
+/// x[i] becomes map(x[i]), for all i in lock-step where map can.
+template <class Map, class Value, int N>
+[[gnu::always_inline]] TALPA_HD inline void map_all(const Map& map, Value (&x)[N]) {
+  if constexpr (N > 1 && requires { map.all(x); }) {
+    map.all(x);
+  } else {
+    for (int i = 0; i < N; ++i) x[i] = map(x[i]);
+  }
+}
+
 /// Ranks whose parts lead_by_rank computes before it looks whether a row needs more.
 template <class G>
 inline constexpr index ranks_at_once = 1;
@@ -371,7 +405,9 @@ lead_by_rank(const G& g, const rank_limit& limit, Part part, const Value& b, Wit
        first += step) {
     const index end = first + step < g.experts() ? first + step : g.experts();
     Value share[step];
-    for (index j = first; j < end; ++j) share[j - first] = part(ranks(j)) / b;
+    for (index j = 0; j < step; ++j) share[j] = ranks(first + j < end ? first + j : end - 1);
+    map_all(part, share);
+    for (index j = 0; j < step; ++j) share[j] = share[j] / b;
     for (index j = first; j < end; ++j) {
       const auto value = ranks(j);
       const auto found = value > -infinity;
@@ -472,6 +508,10 @@ class serial {
       lane = lane + f(element{e});
     }
     return detail::canonical_tree(lanes, experts_);
+  }
+  template <class T, class Map, class F, class Use>
+  [[gnu::always_inline]] TALPA_HD T sum_of(Map map, F f, Use use) const {
+    return sum<T>([&](element e) { return use(e, map(f(e))); });
   }
   template <class T, class F>
   [[gnu::always_inline]] TALPA_HD T max(F f) const {

@@ -330,17 +330,23 @@ template <class T>
 }
 
 // exp for x <= 0: 2^k is scaled by one power of two, so that it stays normal, and back. The
-// significand is rounded as there, and the result where it is subnormal.
-template <class T>
-[[gnu::always_inline]] TALPA_HD inline T exp_nonpositive(T x) {
+// significand is rounded as there, and the result where it is subnormal. Of N numbers in lock-step:
+// one chain of operations waits for itself, several side by side keep the units busy.
+template <class T, int N>
+[[gnu::always_inline]] TALPA_HD inline void exp_nonpositive(T (&x)[N]) {
   using F = format<T>;
-  const exp_reduced<T> e = reduce_exp(select(x < F::exp_min, F::exp_min, x));
-  // The pattern of shift, moved as far, is zero: what is left is k.
-  const T power =
-      from_bits((to_bits(e.shifted) << F::mantissa) + ((F::bias + F::exp_lift) << F::mantissa));
-  const T value = math::fma(power, e.high + e.low, power);
+  exp_reduced<T> e[N];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) e[i] = reduce_exp(select(x[i] < F::exp_min, F::exp_min, x[i]));
   const T back = from_bits((F::bias - F::exp_lift) << F::mantissa);
-  return math::fma(value, back, T(0));  // mul: both are positive
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+    // The pattern of shift, moved as far, is zero: what is left is k.
+    const T power = from_bits((to_bits(e[i].shifted) << F::mantissa) +
+                              ((F::bias + F::exp_lift) << F::mantissa));
+    const T value = math::fma(power, e[i].high + e[i].low, power);
+    x[i] = math::fma(value, back, T(0));  // mul: both are positive
+  }
 }
 
 // With a = first, b = 1 / second: second * ((a - b) + a high + a low), the first two terms summed
@@ -359,17 +365,25 @@ template <class T>
   return select(x == T(0), x, y);
 }
 
-// 2^k - 1 + 2^k p with p = e^r - 1 and one rounding; for k <= 0 the difference is exact or -1.
-template <class T>
-[[gnu::always_inline]] TALPA_HD inline T expm1_nonpositive(T x) {
+// 2^k - 1 + 2^k p with p = e^r - 1 and one rounding; for k <= 0 the difference is exact or -1. Of N
+// numbers in lock-step.
+template <class T, int N>
+[[gnu::always_inline]] TALPA_HD inline void expm1_nonpositive(T (&x)[N]) {
   using F = format<T>;
-  const T bounded = select(x < F::expm1_min, F::expm1_min, x);
-  const T shifted = math::fma(bounded, F::log2_e, F::shift);
-  const T k = shifted - F::shift;
-  const T r = math::fma(k, -F::ln_two_low, math::fma(k, -F::ln_two_high, bounded));
-  const T p = math::fma(r * r, exp_tail(r), r);
-  const T power = from_bits((to_bits(shifted) - to_bits(F::shift) + F::bias) << F::mantissa);
-  return math::fma(power, p, power - T(1));
+  T shifted[N], r[N];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+    const T bounded = select(x[i] < F::expm1_min, F::expm1_min, x[i]);
+    shifted[i] = math::fma(bounded, F::log2_e, F::shift);
+    const T k = shifted[i] - F::shift;
+    r[i] = math::fma(k, -F::ln_two_low, math::fma(k, -F::ln_two_high, bounded));
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+    const T p = math::fma(r[i] * r[i], exp_tail(r[i]), r[i]);
+    const T power = from_bits((to_bits(shifted[i]) - to_bits(F::shift) + F::bias) << F::mantissa);
+    x[i] = math::fma(power, p, power - T(1));
+  }
 }
 
 // log(u) - k0 ln 2 + correction for a positive normal u. With u = 2^k m, sqrt(1/2) <= m < sqrt 2,
@@ -616,10 +630,14 @@ template <class T>
 ///
 /// 1 for +-0, 0 for -inf, NaN for NaN; nothing is said of x > 0.
 [[gnu::always_inline]] TALPA_HD inline float exp_nonpositive(float x) {
-  return detail::exp_nonpositive(x);
+  float y[1] = {x};
+  detail::exp_nonpositive(y);
+  return y[0];
 }
 [[gnu::always_inline]] TALPA_HD inline double exp_nonpositive(double x) {
-  return detail::exp_nonpositive(x);
+  double y[1] = {x};
+  detail::exp_nonpositive(y);
+  return y[0];
 }
 
 /// Computes e^x - 1 without cancellation.
@@ -634,10 +652,14 @@ template <class T>
 /// 0 for +-0, -1 for -inf, NaN for NaN; nothing is said of x > 0.
 /// Error: at most 1.25 ulp; seen 1.14.
 [[gnu::always_inline]] TALPA_HD inline float expm1_nonpositive(float x) {
-  return detail::expm1_nonpositive(x);
+  float y[1] = {x};
+  detail::expm1_nonpositive(y);
+  return y[0];
 }
 [[gnu::always_inline]] TALPA_HD inline double expm1_nonpositive(double x) {
-  return detail::expm1_nonpositive(x);
+  double y[1] = {x};
+  detail::expm1_nonpositive(y);
+  return y[0];
 }
 
 /// Computes the natural logarithm, also of subnormal numbers.

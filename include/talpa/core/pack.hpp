@@ -65,6 +65,18 @@ template <class T, int W>
   return a;
 }
 
+/// The pack with these values; conditions are held as integers.
+template <class T, class Stored, int W>
+[[gnu::always_inline]] inline pack<T, W> pack_of(const pack_values<Stored, W>& a) {
+  pack<T, W> p;
+  if constexpr (in_register<Stored, W>) {
+    p.v = a.whole;
+  } else {
+    __builtin_memcpy(p.v, a.v, sizeof(a.v));
+  }
+  return p;
+}
+
 template <class T, int W, class F>
 [[gnu::always_inline]] inline pack<T, W> make_pack(F f) {
   using stored = std::conditional_t<std::same_as<T, bool>, std::int32_t, T>;
@@ -76,13 +88,7 @@ template <class T, int W, class F>
       r.v[i] = f(i);
     }
   });
-  pack<T, W> p;
-  if constexpr (in_register<stored, W>) {
-    p.v = r.whole;
-  } else {
-    __builtin_memcpy(p.v, r.v, sizeof(r.v));
-  }
-  return p;
+  return pack_of<T>(r);
 }
 
 /// The same value everywhere.
@@ -249,6 +255,24 @@ requires in_register<T, W>
   return {a.v < b.v ? a.v : b.v};
 }
 
+/// N packs in place, f(x) for an array x of the i-th value of each.
+template <class T, int W, int N, class F>
+[[gnu::always_inline]] inline void change_packs(pack<T, W> (&a)[N], F f) {
+  pack_values<T, W> v[N];
+#pragma GCC unroll 8
+  for (int k = 0; k < N; ++k) v[k] = values_of(a[k]);
+  for_lanes<W>([&](int i) __attribute__((always_inline)) {
+    T x[N];
+#pragma GCC unroll 8
+    for (int k = 0; k < N; ++k) x[k] = v[k].v[i];
+    f(x);
+#pragma GCC unroll 8
+    for (int k = 0; k < N; ++k) v[k].v[i] = x[k];
+  });
+#pragma GCC unroll 8
+  for (int k = 0; k < N; ++k) a[k] = pack_of<T>(v[k]);
+}
+
 }  // namespace detail
 
 namespace math {
@@ -275,12 +299,16 @@ template <class T, int W>
     return math::exp(x.v[i]);
   });
 }
+template <class T, int W, int N>
+[[gnu::always_inline]] inline void exp_nonpositive(pack<T, W> (&a)[N]) {
+  talpa::detail::change_packs(
+      a, [](T(&x)[N]) __attribute__((always_inline)) { detail::exp_nonpositive(x); });
+}
 template <class T, int W>
 [[gnu::always_inline]] inline pack<T, W> exp_nonpositive(const pack<T, W>& a) {
-  const auto x = talpa::detail::values_of(a);
-  return talpa::detail::make_pack<T, W>([&](int i) __attribute__((always_inline)) {
-    return math::exp_nonpositive(x.v[i]);
-  });
+  pack<T, W> x[1] = {a};
+  math::exp_nonpositive(x);
+  return x[0];
 }
 template <class T, int W>
 [[gnu::always_inline]] inline pack<T, W> log(const pack<T, W>& a) {
@@ -296,12 +324,16 @@ template <class T, int W>
     return math::expm1(x.v[i]);
   });
 }
+template <class T, int W, int N>
+[[gnu::always_inline]] inline void expm1_nonpositive(pack<T, W> (&a)[N]) {
+  talpa::detail::change_packs(
+      a, [](T(&x)[N]) __attribute__((always_inline)) { detail::expm1_nonpositive(x); });
+}
 template <class T, int W>
 [[gnu::always_inline]] inline pack<T, W> expm1_nonpositive(const pack<T, W>& a) {
-  const auto x = talpa::detail::values_of(a);
-  return talpa::detail::make_pack<T, W>([&](int i) __attribute__((always_inline)) {
-    return math::expm1_nonpositive(x.v[i]);
-  });
+  pack<T, W> x[1] = {a};
+  math::expm1_nonpositive(x);
+  return x[0];
 }
 template <class T, int W>
 [[gnu::always_inline]] inline pack<T, W> log1p(const pack<T, W>& a) {

@@ -177,7 +177,7 @@ template <>
 struct routed_linear_impl<cpu> {
   template <class T>
   static bool pays(const context<cpu>& ctx, const packed_matrix<T, cpu>& base, index tokens,
-                    index experts) {
+                   index experts) {
     return !ctx.checked && base.cols() > 0 && detail::inner_pays(tokens, experts, base.rows()) &&
            detail::whole_rows<T>(ctx, base, tokens);
   }
@@ -189,7 +189,7 @@ struct routed_linear_impl<cpu> {
                       const routed_choice<T, cpu>& routed, matrix_view<T, cpu> u,
                       matrix_view<T, cpu> y) {
     const workspace<cpu>::scope scope(ctx.scratch);
-    const detail::row_groups<T> groups(ctx, adapter.experts());
+    const detail::row_groups<T> groups(ctx, matrix_view<const T, cpu>(routed.logits), routed.gates);
     const auto select = [&](index first, index rows, int thread) {
       select_impl<cpu>::select_rows<T>(groups, selector, routed.logits, padding_mask, routed.gates,
                                        routed.mask, routed.more, first, rows, thread);
@@ -223,7 +223,7 @@ struct routed_linear_impl<cpu> {
                        matrix_view<T, cpu> dlogits, matrix_view<T, cpu> du, matrix_view<T, cpu> dx,
                        grad_mode dx_mode) {
     const workspace<cpu>::scope scope(ctx.scratch);
-    const detail::row_groups<T> groups(ctx, adapter.experts());
+    const detail::row_groups<T> groups(ctx, routed.logits, dlogits);
     const auto select = [&](index first, index rows, int thread) {
       select_impl<cpu>::select_backward_rows<T>(groups, selector, routed.logits, routed.gates,
                                                 routed.mask, dgates, dlogits, routed.more, {},

@@ -172,7 +172,8 @@ struct routing_sums_impl<cpu> {
         });
       }
       if (!wanted.logits()) return;
-      memory.for_each_pack(thread, rows, [&](const auto& group, index r, int valid, T* tile) {
+      const auto logits = in.logits.row_range(first, rows);
+      memory.for_each_pack(thread, logits, [&](const auto& group, index r, int valid, T* tile) {
         const auto scalars = detail::softmax_row(group, detail::row_at(in.logits, first + r),
                                                  row_pointer<T>{tile, experts});
         const auto is_real = [&](index i) { return real(in, first + r + i); };
@@ -362,19 +363,26 @@ struct routing_sums_impl<cpu> {
           tiles_(ctx.scratch.take<T>(ctx.threads, (packed_ ? width : 1) * tile_columns)) {}
 
     /// Calls row(group, r, valid, tile) for rows r .. r + valid - 1 until all are done; results go
-    /// to the tile [valid, columns] because rows of padding must not be written.
+    /// to the tile [valid, columns] because rows of padding must not be written. It begins by
+    /// reading the rows `read` [rows, E], a view without data where it does not.
     template <class Row>
-    void for_each_pack(int thread, index rows, Row row) const {
+    void for_each_pack(int thread, matrix_view<const T, cpu> read, Row row) const {
+      const index rows = read.rows;
       lane_scratch scratch(lanes_ + static_cast<std::size_t>(thread) * lane_bytes_, lane_bytes_);
       T* const tile = tiles_.row(thread);
       for (index r = 0; r < rows; r += packed_ ? width : 1) {
         scratch.reset();
         if constexpr (width > 1) {
           const int valid = static_cast<int>(std::min<index>(width, rows - r));
-          if (packed_) row(token_pack<width>(experts_, valid, &scratch), r, valid, tile);
+          const auto next = upcoming_rows::of<width>(read, r + width);
+          if (packed_) row(token_pack<width>(experts_, valid, &scratch, next), r, valid, tile);
         }
         if (!packed_) row(serial(experts_, &scratch), r, 1, tile);
       }
+    }
+    template <class Row>
+    void for_each_pack(int thread, index rows, Row row) const {
+      for_each_pack(thread, matrix_view<const T, cpu>{nullptr, rows, experts_, 0}, row);
     }
 
    private:

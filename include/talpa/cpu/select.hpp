@@ -17,17 +17,20 @@ inline constexpr int packed_tokens = pack_bytes == 0 ? 1 : pack_bytes / static_c
 /// Up to this many experts tokens are packed; beyond, the arrays of a pack leave the first cache.
 inline constexpr index packed_experts = 256;
 
-/// Groups that run rows of E logits in any thread of a context: packs of tokens, or each token by
-/// itself. Their memory is scratch of whoever makes them.
+/// Groups that run rows in any thread of a context: packs of tokens, or each token by itself. Their
+/// memory is scratch of whoever makes them.
 template <class T>
 class row_groups {
  public:
   static constexpr int width = packed_tokens<T>;
 
-  row_groups(context<cpu>& ctx, index experts)
-      : experts_(experts),
-        packed_(width > 1 && experts <= packed_experts),
-        bytes_(lane_scratch::bytes_for(experts, packed_ ? width : 1)),
+  /// A row begins by reading the rows `read` [N, E] and ends by writing the rows `written` [N, E];
+  /// views without data where it does not.
+  row_groups(context<cpu>& ctx, matrix_view<const T, cpu> read, matrix_view<T, cpu> written)
+      : read_(read),
+        written_(written),
+        packed_(width > 1 && read.cols <= packed_experts),
+        bytes_(lane_scratch::bytes_for(read.cols, packed_ ? width : 1)),
         scratch_(ctx.scratch.take<std::byte>(static_cast<index>(bytes_) * ctx.threads).data) {}
 
   /// row(group, n, count) for rows n, ..., n + count - 1 of [first, first + rows), on `thread`.
@@ -38,17 +41,21 @@ class row_groups {
       for (index r = 0; packed_ && r < rows; r += width) {
         lanes.reset();
         const int valid = static_cast<int>(rows - r < width ? rows - r : width);
-        row(token_pack<width>(experts_, valid, &lanes), first + r, valid);
+        const index n = first + r;
+        row(token_pack<width>(read_.cols, valid, &lanes, upcoming_rows::of<width>(read_, n + width),
+                              upcoming_rows::of<width>(written_, n)),
+            n, valid);
       }
     }
     for (index r = 0; !packed_ && r < rows; ++r) {
       lanes.reset();
-      row(serial(experts_, &lanes), first + r, 1);
+      row(serial(read_.cols, &lanes), first + r, 1);
     }
   }
 
  private:
-  index experts_;
+  matrix_view<const T, cpu> read_;
+  matrix_view<T, cpu> written_;
   bool packed_;
   std::size_t bytes_;
   std::byte* scratch_;
@@ -58,14 +65,20 @@ class row_groups {
 template <class T>
 inline constexpr index selected_task_rows = 64 * packed_tokens<T>;
 
-/// Calls row(group, first, count) for every row or pack of rows, on the group that suits E.
+/// Calls row(group, first, count) for every row or pack of rows, on the group that suits E. `read`
+/// and `written` as for row_groups.
+template <class T, class Row>
+void for_each_selected_row(context<cpu>& ctx, matrix_view<const T, cpu> read,
+                           matrix_view<T, cpu> written, Row row) {
+  const workspace<cpu>::scope scope(ctx.scratch);
+  const row_groups<T> groups(ctx, read, written);
+  parallel_for_blocks(
+      ctx, read.rows, selected_task_rows<T>,
+      [&](index first, index rows, int thread) { groups.run(first, rows, thread, row); });
+}
 template <class T, class Row>
 void for_each_selected_row(context<cpu>& ctx, index tokens, index experts, Row row) {
-  const workspace<cpu>::scope scope(ctx.scratch);
-  const row_groups<T> groups(ctx, experts);
-  parallel_for_blocks(ctx, tokens, selected_task_rows<T>, [&](index first, index rows, int thread) {
-    groups.run(first, rows, thread, row);
-  });
+  for_each_selected_row<T>(ctx, {nullptr, tokens, experts, 0}, {nullptr, tokens, experts, 0}, row);
 }
 
 template <class T>
@@ -89,7 +102,7 @@ struct select_impl<cpu> {
                      vector_view<const std::uint8_t, cpu> padding_mask, matrix_view<T, cpu> gates,
                      matrix_view<std::uint32_t, cpu> mask, const select_inputs<T, cpu>& more) {
     const workspace<cpu>::scope scope(ctx.scratch);
-    const detail::row_groups<T> groups(ctx, logits.cols);
+    const detail::row_groups<T> groups(ctx, logits, gates);
     detail::parallel_for_blocks(ctx, logits.rows, detail::selected_task_rows<T>,
                                 [&](index first, index rows, int thread) {
                                   select_rows<T>(groups, selector, logits, padding_mask, gates,
@@ -115,7 +128,7 @@ struct select_impl<cpu> {
                      matrix_view<std::uint32_t, cpu> mask, matrix_view<T, cpu> gates,
                      const select_inputs<T, cpu>& more) {
     detail::for_each_selected_row<T>(
-        ctx, logits.rows, logits.cols, [&](const auto& group, index first, int rows) {
+        ctx, logits, gates, [&](const auto& group, index first, int rows) {
           selector.replay(group, row_of<T>(logits, gates, mask, more, first));
           clear_padding(padding_mask, first, rows, gates, mask);
         });
@@ -128,7 +141,7 @@ struct select_impl<cpu> {
                               matrix_view<const T, cpu> dgates, matrix_view<T, cpu> dlogits,
                               const select_inputs<T, cpu>& more, matrix_view<T, cpu> dcontrol) {
     const workspace<cpu>::scope scope(ctx.scratch);
-    const detail::row_groups<T> groups(ctx, logits.cols);
+    const detail::row_groups<T> groups(ctx, logits, dlogits);
     detail::parallel_for_blocks(
         ctx, logits.rows, detail::selected_task_rows<T>, [&](index first, index rows, int thread) {
           select_backward_rows<T>(groups, selector, logits, gates, mask, dgates, dlogits, more,

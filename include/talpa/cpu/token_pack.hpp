@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/core/lanes.hpp>
+#include <talpa/core/view.hpp>
 #include <talpa/cpu/transpose_rows.hpp>
 
 #include <cstddef>
@@ -9,6 +10,21 @@
 #include <limits>
 
 namespace talpa {
+
+/// Rows of W tokens in memory that are read or written soon.
+struct upcoming_rows {
+  const char* data = nullptr;  ///< none where there is nothing to gain
+  index stride = 0;            ///< bytes from one row to the next
+
+  /// W rows of E values from n on; none where there are fewer, and for short rows, which processors
+  /// fetch ahead by themselves.
+  template <int W, class T>
+  static upcoming_rows of(matrix_view<T, cpu> rows, index n) {
+    if (rows.data == nullptr || rows.cols <= W || n + W > rows.rows) return {};
+    return {reinterpret_cast<const char*>(rows.row(n)),
+            rows.stride * static_cast<index>(sizeof(T))};
+  }
+};
 
 /// W tokens side by side, one in each element of a pack: the CPU's path for few experts. Rows at
 /// and beyond `valid` repeat the last valid row when read and are not written.
@@ -26,8 +42,11 @@ class token_pack {
     }
   };
 
-  token_pack(index experts, int valid, lane_scratch* scratch)
-      : experts_(experts), valid_(valid), scratch_(scratch) {}
+  /// `read` by the next pack and `written` by this one, rows of E values, are fetched while it
+  /// computes.
+  token_pack(index experts, int valid, lane_scratch* scratch, upcoming_rows read = {},
+             upcoming_rows written = {})
+      : experts_(experts), valid_(valid), scratch_(scratch), read_(read), written_(written) {}
 
   index experts() const { return experts_; }
   template <class T>
@@ -98,6 +117,29 @@ class token_pack {
       const pack<T, W>& before = e < mask_word_bits ? zero : lanes[lane];
       lanes[lane] = before + f(element{e});
     }
+    return detail::canonical_tree(lanes, experts_);
+  }
+  template <class T, class Map, class F, class Use>
+  [[gnu::always_inline]] pack<T, W> sum_of(Map map, F f, Use use) const {
+    pack<T, W> lanes[mask_word_bits];
+    const auto zero = uniform(T{});
+    for (index i = experts_; i < 8; ++i) lanes[i] = zero;
+    const auto add = [&](index first, auto& x) __attribute__((always_inline)) {
+      constexpr int n = sizeof(x) / sizeof(x[0]);
+#pragma GCC unroll 4
+      for (int i = 0; i < n; ++i) x[i] = f(element{first + i});
+      detail::map_all(map, x);
+#pragma GCC unroll 4
+      for (int i = 0; i < n; ++i) {
+        const index e = first + i, lane = e % mask_word_bits;
+        const pack<T, W>& before = e < mask_word_bits ? zero : lanes[lane];
+        lanes[lane] = before + use(element{e}, x[i]);
+      }
+      fetch<T>(first, n);
+    };
+    index e = 0;
+    for (pack<T, W> x[lock_step]; e + lock_step <= experts_; e += lock_step) add(e, x);
+    for (pack<T, W> x[1]; e < experts_; ++e) add(e, x);
     return detail::canonical_tree(lanes, experts_);
   }
   template <class T, class F>
@@ -188,6 +230,7 @@ class token_pack {
   template <class F>
   [[gnu::always_inline]] pack<bool, W> some(F f) const {
     pack<bool, W> found = uniform(false);
+#pragma GCC unroll 4
     for (index e = 0; e < experts_; ++e) found = found | f(element{e});
     return found;
   }
@@ -258,6 +301,7 @@ class token_pack {
 
  private:
   static constexpr index most_columns = 16;
+  static constexpr int lock_step = 4;  // elements that sum_of maps at a time
 
   /// Word w of a mask row with the bits f(e).
   template <class F>
@@ -293,6 +337,25 @@ class token_pack {
   pack<std::int32_t, W>* take_words() const {
     return static_cast<pack<std::int32_t, W>*>(scratch_->take(
         static_cast<std::size_t>(mask_words(experts_)) * sizeof(pack<std::int32_t, W>)));
+  }
+
+  /// Fetches parts `first` .. first + n - 1 of the upcoming rows, of W values each, down the rows
+  /// first: E parts are all there are. Many at once would hold up what is under way.
+  template <class T>
+  [[gnu::always_inline]] void fetch(index first, int n) const {
+    if constexpr (W >= lock_step) {
+      const index row = first % W, bytes = (first - row) * static_cast<index>(sizeof(T));
+      if (read_.data != nullptr) {
+        for (int i = 0; i < n; ++i) {
+          __builtin_prefetch(read_.data + (row + i) * read_.stride + bytes, 0);
+        }
+      }
+      if (written_.data != nullptr) {
+        for (int i = 0; i < n; ++i) {
+          __builtin_prefetch(written_.data + (row + i) * written_.stride + bytes, 1);
+        }
+      }
+    }
   }
 
   /// n - 1 where the condition holds.
@@ -334,8 +397,25 @@ class token_pack {
   template <class T>
   [[gnu::always_inline]] void store_columns(row_pointer<T> row, const pack<T, W>* x,
                                             index columns) const {
+    if constexpr (detail::in_register<T, W> && W >= 4) {
+      if (valid_ == W && columns == most_columns) return store_whole(row, x);
+    }
     const index done = store_blocks<W>(row, reinterpret_cast<const T*>(x), 0, columns);
     for (index j = done; j < columns; ++j) store(row, element{j}, x[j]);
+  }
+  /// The same for `most_columns` columns of W rows, in so few instructions that a processor gets to
+  /// what comes next while it waits for them.
+  template <class T>
+  [[gnu::always_inline]] static void store_whole(row_pointer<T> row, const pack<T, W>* x) {
+    for (index first = 0; first < most_columns; first += W) {
+      typename detail::pack_storage<T, W>::type r[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) r[i] = x[first + i].v;
+      detail::transpose_rows<W>(r);
+      T* to = row.data + first;
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i, to += row.stride) __builtin_memcpy(to, &r[i], sizeof(r[i]));
+    }
   }
   template <int C, class T>
   [[gnu::always_inline]] index store_blocks(row_pointer<T> row, const T* x, index first,
@@ -368,6 +448,7 @@ class token_pack {
   index experts_;
   int valid_;
   lane_scratch* scratch_;
+  upcoming_rows read_, written_;
   // The mask row written last, which a selector reads again for its gates.
   mutable pack<std::int32_t, W>* stored_words_ = nullptr;
   mutable const std::uint32_t* stored_mask_ = nullptr;

@@ -217,6 +217,10 @@ class warp_tile {
     }
     return total(lanes);
   }
+  template <class T, class Map, class F, class Use>
+  TALPA_HD T sum_of(Map map, F f, Use use) const {
+    return sum<T>([&](element e) { return use(e, map(f(e))); });
+  }
   template <class T, class F>
   TALPA_HD T max(F f) const {
     T best = -std::numeric_limits<T>::infinity();

@@ -149,8 +149,9 @@ TALPA_HD row_scalars<typename G::template value<T>> softmax_row(const G& g,
   const auto u = g.load_row(logits, masked_logit<T>);
   const auto top = g.template max<T>([&](auto e) { return u[e]; });
   auto weight = g.template elements<T>();
-  g.for_each([&](auto e) { weight[e] = math::exp_nonpositive(u[e] - top); });
-  const auto sum = g.template sum<T>([&](auto e) { return weight[e]; });
+  const auto sum = g.template sum_of<T>(
+      exp_nonpositive_of{}, [&](auto e) { return u[e] - top; },
+      [&](auto e, const auto& x) { return weight[e] = x; });
   auto p = g.template elements<T>();
   g.for_each([&](auto e) { p[e] = weight[e] / sum; });
   const auto log_sum = math::log(sum);
@@ -177,8 +178,9 @@ TALPA_HD void softmax_row_backward(const G& g, row_pointer<const T> logits,
   const auto u = g.load_row(logits, masked_logit<T>);
   const auto top = g.template max<T>([&](auto e) { return u[e]; });
   auto p = g.template elements<T>();
-  g.for_each([&](auto e) { p[e] = math::exp_nonpositive(u[e] - top); });
-  const auto sum = g.template sum<T>([&](auto e) { return p[e]; });
+  const auto sum = g.template sum_of<T>(
+      exp_nonpositive_of{}, [&](auto e) { return u[e] - top; },
+      [&](auto e, const auto& x) { return p[e] = x; });
   g.for_each([&](auto e) { p[e] = p[e] / sum; });
   auto wanted = g.template elements<T>();
   if (gradient.probability.data != nullptr) {

@@ -40,18 +40,6 @@ template <class P, class Element>
   }
 }
 
-/// run(f) for one of three f(ln p) = p^(q - 1) - 1, ln p at q = 1, chosen once for all experts.
-template <class T, class G, class Run>
-[[gnu::always_inline]] TALPA_HD inline auto with_power_less_one(const G& g, double q, Run run) {
-  const T shift = static_cast<T>(q - 1.0);
-  if (shift == T{0}) return run([](const auto& log_p) { return log_p; });
-  const auto exponent = [&](const auto& log_p) { return math::mul(g.uniform(shift), log_p); };
-  if (shift > T{0}) {
-    return run([&](const auto& log_p) { return math::expm1_nonpositive(exponent(log_p)); });
-  }
-  return run([&](const auto& log_p) { return math::expm1(exponent(log_p)); });
-}
-
 /// f(ln p_e), 0 for p_e = 0, where it is multiplied by p_e.
 template <class T, class G, class P, class Element, class F>
 [[gnu::always_inline]] TALPA_HD inline auto of_log(const G& g, const P& p, Element e, F f) {
@@ -64,7 +52,14 @@ template <class T, class G, class P, class Element, class F>
 template <class T, class G, class P, class Element>
 [[gnu::always_inline]] TALPA_HD inline auto power_less_one(const G& g, const P& p, Element e,
                                                            double q) {
-  return with_power_less_one<T>(g, q, [&](auto power) { return of_log<T>(g, p, e, power); });
+  const T shift = static_cast<T>(q - 1.0);
+  if (shift == T{0}) return of_log<T>(g, p, e, [](const auto& log_p) { return log_p; });
+  const auto exponent = [&](const auto& log_p) { return math::mul(g.uniform(shift), log_p); };
+  if (shift > T{0}) {
+    return of_log<T>(g, p, e,
+                     [&](const auto& log_p) { return math::expm1_nonpositive(exponent(log_p)); });
+  }
+  return of_log<T>(g, p, e, [&](const auto& log_p) { return math::expm1(exponent(log_p)); });
 }
 
 /// What power_less_one is divided by to be continuous in q, with ln p as its limit.
@@ -84,9 +79,18 @@ template <class T, class G, class P, class Element>
 /// sum_e p_e (p_e^(q - 1) - 1) / (q - 1), sum_e p_e ln p_e at q = 1.
 template <class T, class G, class P>
 TALPA_HD typename G::template value<T> mean_deformed_log(const G& g, const P& p, double q) {
-  const auto sum = with_power_less_one<T>(g, q, [&](auto power) {
-    return g.template sum<T>([&](auto e) { return math::mul(p[e], of_log<T>(g, p, e, power)); });
-  });
+  typename G::template value<T> sum;
+  const T shift = static_cast<T>(q - 1.0);
+  if (shift > T{0}) {
+    // e^x - 1 is finite where p_e = 0, +0 for both zeros, and zeros of either sign may be added.
+    const auto factor = g.uniform(shift), zero = g.uniform(T{0});
+    sum = g.template sum_of<T>(
+        talpa::detail::expm1_nonpositive_of{},
+        [&](auto e) { return math::fma(factor, log_of(p, e), zero); },
+        [&](auto e, const auto& power) { return math::fma(p[e], power, zero); });
+  } else {
+    sum = g.template sum<T>([&](auto e) { return math::mul(p[e], power_less_one<T>(g, p, e, q)); });
+  }
   return sum / g.uniform(power_divisor<T>(q));
 }
 

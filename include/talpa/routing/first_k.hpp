@@ -40,13 +40,24 @@ TALPA_HD pick_boundary<T, G> first_k(const G& g, index k, Score score) {
                         g.template top<T>(k, score).last, score);
 }
 
-/// Writes the mask of these, `last` being the k-th largest score; of an invalid row experts 0..k-1.
+/// Writes the mask of the first n experts of a row, `last` being the score of the n-th, +inf for
+/// n = 0; of an invalid row that of experts 0 .. early - 1.
+template <class T, class G, class Score>
+TALPA_HD void store_first_n(const G& g, row_pointer<std::uint32_t> mask,
+                            const typename G::template value<std::int32_t>& n,
+                            const typename G::template value<T>& last,
+                            const typename G::template value<bool>& invalid, index early,
+                            Score score) {
+  const auto wanted = g.uniform(static_cast<std::int32_t>(early)),
+             none = g.uniform(std::int32_t{0});
+  g.template store_first<T>(mask, n, last, talpa::select(invalid, wanted, none), score);
+}
+/// The same for the first k, k in the place of n and `early`.
 template <class T, class G, class Score>
 TALPA_HD void store_first_k(const G& g, row_pointer<std::uint32_t> mask, index k,
                             const typename G::template value<T>& last,
                             const typename G::template value<bool>& invalid, Score score) {
-  const auto wanted = g.uniform(static_cast<std::int32_t>(k)), none = g.uniform(std::int32_t{0});
-  g.template store_first<T>(mask, wanted, last, talpa::select(invalid, wanted, none), score);
+  store_first_n<T>(g, mask, g.uniform(static_cast<std::int32_t>(k)), last, invalid, k, score);
 }
 
 }  // namespace talpa

@@ -47,17 +47,14 @@ template <class Weight>
 inline constexpr bool shares_exponentials =
     std::same_as<Weight, gate::renormalised> || std::same_as<Weight, gate::softmax_selected>;
 
-/// Writes the gates numerator(e) / sum_{j in S} numerator(j) of a row whose mask is S, 0 elsewhere,
-/// NaN on S for an invalid row.
-template <class G, class T, class Numerator>
-TALPA_HD void weigh_shares(const G& g, const select_row<T>& row,
-                           const typename G::template value<bool>& invalid, Numerator numerator) {
+/// Writes the gates part[e] / mass of a row whose mask `on` is S, for parts that are 0 beyond S and
+/// add up to mass; NaN on S for an invalid row.
+template <class G, class T, class On, class Parts>
+TALPA_HD void weigh_shares(const G& g, const select_row<T>& row, const On& on, const Parts& part,
+                           const typename G::template value<T>& mass,
+                           const typename G::template value<bool>& invalid) {
   const auto zero = g.uniform(T{0});
   const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
-  const auto on = g.load_mask(row.recorded());
-  auto part = g.template elements<T>();
-  g.for_each([&](auto e) { part[e] = talpa::select(on(e), numerator(e), zero); });
-  const auto mass = g.template sum<T>([&](auto e) { return part[e]; });
   const auto share = g.quotients(part, mass);
   // 0 / mass = 0 beyond S.
   const auto plain = mass > zero;
@@ -75,7 +72,13 @@ template <class G, class T, class Logits>
 TALPA_HD void weigh_logits(const G& g, const select_row<T>& row, const Logits& u,
                            const typename G::template value<T>& top,
                            const typename G::template value<bool>& invalid) {
-  weigh_shares(g, row, invalid, [&](auto e) { return math::exp_nonpositive(u[e] - top); });
+  const auto zero = g.uniform(T{0});
+  const auto on = g.load_mask(row.recorded());
+  auto part = g.template elements<T>();
+  const auto mass = g.template sum_of<T>(
+      exp_nonpositive_of{}, [&](auto e) { return u[e] - top; },
+      [&](auto e, const auto& x) { return part[e] = talpa::select(on(e), x, zero); });
+  weigh_shares(g, row, on, part, mass, invalid);
 }
 
 }  // namespace detail
@@ -86,13 +89,19 @@ template <class Weight, class G, class T>
 TALPA_HD void weigh(const G& g, const select_row<T>& row,
                     const row_exponentials<T, G>& exponential) {
   if constexpr (Weight::unit_mass) {
-    // exp(p_e) for softmax_probability, else exp(u_e - max u).
+    const auto zero = g.uniform(T{0});
+    const auto on = g.load_mask(row.recorded());
+    auto part = g.template elements<T>();
+    const auto weigh_by = [&](auto numerator) {
+      const auto mass = g.template sum<T>(
+          [&](auto e) { return part[e] = talpa::select(on(e), numerator(e), zero); });
+      detail::weigh_shares(g, row, on, part, mass, exponential.invalid);
+    };
     if constexpr (std::same_as<Weight, gate::softmax_probability>) {
       const auto p = g.quotients(exponential.weight, exponential.sum);
-      detail::weigh_shares(g, row, exponential.invalid, [&](auto e) { return math::exp(p[e]); });
+      weigh_by([&](auto e) { return math::exp(p[e]); });
     } else {
-      detail::weigh_shares(g, row, exponential.invalid,
-                           [&](auto e) { return exponential.weight[e]; });
+      weigh_by([&](auto e) { return exponential.weight[e]; });
     }
   } else {
     const auto zero = g.uniform(T{0});

@@ -33,8 +33,9 @@ template <class T, class G, class Logits>
 TALPA_HD row_exponentials<T, G> exponentials(const G& g, const Logits& logits,
                                              const typename G::template value<T>& top) {
   auto weight = g.template elements<T>();
-  g.for_each([&](auto e) { weight[e] = math::exp_nonpositive(logits[e] - top); });
-  const auto sum = g.template sum<T>([&](auto e) { return weight[e]; });
+  const auto sum = g.template sum_of<T>(
+      detail::exp_nonpositive_of{}, [&](auto e) { return logits[e] - top; },
+      [&](auto e, const auto& x) { return weight[e] = x; });
   const auto valid = sum == sum;
   return {weight, top, sum, valid, !valid};
 }
@@ -64,7 +65,7 @@ struct logged_probabilities {
 
   template <class Element>
   TALPA_HD auto operator[](Element e) const {
-    return math::mul(weight[e], scale);
+    return math::fma(weight[e], scale, G::template uniform<T>(T{0}));  // mul: none is negative
   }
   template <class Element>
   TALPA_HD auto log(Element e) const {

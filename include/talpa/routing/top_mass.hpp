@@ -37,16 +37,34 @@ inline void check_mass_limit(const char* function, double p, index min_k) {
   check_at_least(function, "min_k", min_k, 1, "experts a token gets in any case");
 }
 
-/// Finds where the selection by cumulative probability ends in a row with logits u: ranks in the
-/// order (logit descending, index ascending) of the experts that are not masked, c_j = min(1, p_1 +
-/// ... + p_j) added in that order, the crossing rank the first with c_j > p (>= where inclusive).
-/// `asked` is about rows that are valid; where it does not hold the selection ends with min_k.
+namespace detail {
+
+/// e^(x - top) for x <= top.
+template <class Value>
+struct exp_below {
+  Value top;
+  [[gnu::always_inline]] TALPA_HD Value operator()(const Value& x) const {
+    return math::exp_nonpositive(x - top);
+  }
+  template <int N>
+  [[gnu::always_inline]] void all(Value (&x)[N]) const {
+    for (int i = 0; i < N; ++i) x[i] = x[i] - top;
+    math::exp_nonpositive(x);
+  }
+};
+
+}  // namespace detail
+
+/// Finds how many experts the selection by cumulative probability takes in a row with logits u, and
+/// the logit of the last of them, +inf for none: ranks in the order (logit descending, index
+/// ascending) of the experts that are not masked, c_j = min(1, p_1 + ... + p_j) added in that
+/// order, the crossing rank the first with c_j > p (>= where inclusive). `asked` is about rows that
+/// are valid; where it does not hold the selection ends with min_k.
 template <class T, class Crossing, class G, class Logits, class Condition>
-TALPA_HD pick_boundary<T, G> top_mass(const G& g, const Logits& u,
-                                      const row_exponentials<T, G>& exponential,
-                                      const mass_limit& limit, const Condition& asked) {
+TALPA_HD leading<typename G::template value<T>, typename G::template value<std::int32_t>> top_mass(
+    const G& g, const Logits& u, const row_exponentials<T, G>& exponential, const mass_limit& limit,
+    const Condition& asked) {
   const T p = static_cast<T>(limit.p);
-  const auto top = exponential.top;
   // min(1, c) > p is c > p for p < 1, and never true for p = 1; min(1, c) >= p is c >= p.
   const auto bound =
       g.uniform(limit.inclusive || p < T{1} ? p : std::numeric_limits<T>::infinity());
@@ -54,12 +72,10 @@ TALPA_HD pick_boundary<T, G> top_mass(const G& g, const Logits& u,
     const auto below = mass < bound, not_above = mass <= bound;
     return limit.inclusive ? below : not_above;
   };
-  const auto logit = [&](auto e) { return u[e]; };
-  const auto end = g.template leading_ranks<T>(
+  return g.template leading_ranks<T>(
       rank_limit{limit.min_k, Crossing::keeps},
-      [&](const auto& score) { return math::exp_nonpositive(score - top); }, exponential.sum,
-      within, asked, logit);
-  return boundary_at<T>(g, end.count, end.last, logit);
+      detail::exp_below<typename G::template value<T>>{exponential.top}, exponential.sum, within,
+      asked, [&](auto e) { return u[e]; });
 }
 
 }  // namespace talpa

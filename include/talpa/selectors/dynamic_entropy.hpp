@@ -50,7 +50,6 @@ struct dynamic_entropy {
 
   template <class G, class T>
   TALPA_HD void select(const G& g, const select_row<T>& row) const {
-    const auto masked = g.uniform(-std::numeric_limits<T>::infinity());
     const auto u = row_logits(g, row.logits);
     const auto exponential = exponentials<T>(g, u);
     auto all = exponential.invalid;
@@ -61,10 +60,12 @@ struct dynamic_entropy {
     }
     // Not asked where all are on, which takes the most ranks.
     const auto end = top_mass<T, crossing::dropped>(g, u, exponential, {p, min_k, false}, !all);
-    g.store_mask(row.mask, [&](auto e) {
-      const auto offered = u[e] > masked, chosen = end.holds(u[e], e);
-      return (offered & (chosen | all)) | exponential.invalid;
-    });
+    // All are those whose logit is not -inf.
+    const auto lowest = g.uniform(std::numeric_limits<T>::lowest());
+    const auto experts = g.uniform(static_cast<std::int32_t>(g.experts()));
+    store_first_n<T>(g, row.mask, talpa::select(all, experts, end.count),
+                     talpa::select(all, lowest, end.last), exponential.invalid, g.experts(),
+                     [&](auto e) { return u[e]; });
     weigh<Weight>(g, row, exponential);
   }
 

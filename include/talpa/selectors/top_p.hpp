@@ -48,7 +48,8 @@ struct top_p {
     const auto exponential = exponentials<T>(g, u);
     const auto end =
         top_mass<T, Crossing>(g, u, exponential, {p, min_k, inclusive}, exponential.valid);
-    g.store_mask(row.mask, [&](auto e) { return end.holds(u[e], e) | exponential.invalid; });
+    store_first_n<T>(g, row.mask, end.count, end.last, exponential.invalid, g.experts(),
+                     [&](auto e) { return u[e]; });
     weigh<Weight>(g, row, exponential);
   }
 

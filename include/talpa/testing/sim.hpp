@@ -95,6 +95,10 @@ class sim {
     }
     return butterfly(lanes[0], [](const T& a, const T& b) { return a + b; });
   }
+  template <class T, class Map, class F, class Use>
+  pack<T, W> sum_of(Map map, F f, Use use) const {
+    return sum<T>([&](element e) { return use(e, map(f(e))); });
+  }
   template <class T, class F>
   pack<T, W> max(F f) const {
     pack<T, W> best = uniform(-std::numeric_limits<T>::infinity());
