@@ -106,6 +106,7 @@
 #include <talpa/layers/factored_ffn.hpp>
 #include <talpa/layers/fused_moe_ffn.hpp>
 #include <talpa/layers/fused_mole_linear.hpp>
+#include <talpa/layers/fused_perft_block.hpp>
 #include <talpa/layers/infer.hpp>
 #include <talpa/layers/input_dropout.hpp>
 #include <talpa/layers/linear.hpp>

@@ -47,6 +47,7 @@ namespace talpa {
 template <class Selector, half_storage S = bfloat16, activation_function Act = silu>
 struct fused_moe_ffn {
   static constexpr const char* name = "fused_moe_ffn";
+  using storage = S;
   static_assert(!coupled_selector<Selector> && !controlled_selector<Selector> &&
                     !biased_selector<Selector>,
                 "talpa: fused_moe_ffn takes selectors that read the logits of a token alone");
@@ -71,6 +72,9 @@ struct fused_moe_ffn {
       f(router);
       if (gate_up.exists()) f(gate_up);
       if (down.exists()) f(down);
+    }
+    void freeze() {
+      visit([](parameter<float, B>& w) { w.freeze(); });
     }
     index features() const { return router_stored.cols(); }
   };
