@@ -104,6 +104,7 @@
 #include <talpa/layers/allocation.hpp>
 #include <talpa/layers/dense_ffn.hpp>
 #include <talpa/layers/factored_ffn.hpp>
+#include <talpa/layers/fused_factored_ffn.hpp>
 #include <talpa/layers/fused_moe_ffn.hpp>
 #include <talpa/layers/fused_mole_linear.hpp>
 #include <talpa/layers/fused_perft_block.hpp>

@@ -10,10 +10,12 @@
 // expect 8: talpa: fused_perft_block knows placement::embedded, dense and single, and routed and base_weighted with a router of a linear_scorer, for others see perft_block (docs/cuda.md)
 // expect 9: talpa: fused_perft_block takes selectors that read the logits of a token alone
 // expect 10: talpa: fused_perft_block takes lora or parallel_adapter as its adapter, for others see perft_block (docs/cuda.md)
+// expect 11: talpa: fused_factored_ffn rescales by the share k / E of a selector with a member k, for others write rescale::none as its second argument
 #include <talpa/cpu/gemm.hpp>
 #include <talpa/experts/lora.hpp>
 #include <talpa/experts/shared_lora.hpp>
 #include <talpa/layers/factored_ffn.hpp>
+#include <talpa/layers/fused_factored_ffn.hpp>
 #include <talpa/layers/fused_perft_block.hpp>
 #include <talpa/layers/infer.hpp>
 #include <talpa/layers/merge.hpp>
@@ -113,3 +115,10 @@ using stored_adapter = talpa::lora;
 talpa::fused_perft_block<stored_base, talpa::placement::routed<talpa::router<scorer, selector>>,
                          stored_adapter>
     stored;
+
+#if TALPA_MISTAKE == 11
+using stored_compensation = talpa::rescale::exact;
+#else
+using stored_compensation = talpa::rescale::none;
+#endif
+talpa::fused_factored_ffn<talpa::dense, stored_compensation> stored_soft;

@@ -22,13 +22,16 @@
 #include <talpa/cpu/select.hpp>
 #include <talpa/cpu/slot_dropout.hpp>
 #include <talpa/cuda/add.hpp>
+#include <talpa/cuda/bias.hpp>
 #include <talpa/cuda/convert.hpp>
 #include <talpa/cuda/fill.hpp>
 #include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/grouped_gemm.hpp>
 #include <talpa/cuda/pair_gates.hpp>
 #include <talpa/cuda/rank_gate.hpp>
+#include <talpa/cuda/reduce.hpp>
 #include <talpa/cuda/route.hpp>
+#include <talpa/cuda/scale.hpp>
 #include <talpa/cuda/segments.hpp>
 #include <talpa/cuda/select.hpp>
 #include <talpa/cuda/slot_glu.hpp>
@@ -59,6 +62,8 @@ using block_of = fused_perft_block<fused_moe_ffn<renormalised, S>, Placement, Ad
 
 struct sizes {
   index tokens, features, hidden, experts, adapters, chosen;
+  index shared = 0;
+  double scale = 1.0;
 };
 
 /// A placement whose router is given its mask.
@@ -91,7 +96,7 @@ struct running {
   running(context<device>& ctx, const Layer& made, const sizes& size) : z(size), layer(made) {
     support::test_random random(11);
     generator numbers(7);
-    const index rows = z.experts * z.hidden;
+    const index rows = (z.shared + z.experts) * z.hidden;
     gate = random_stored<S>(random, rows, z.features, 0.3);
     up = random_stored<S>(random, rows, z.features, 0.3);
     down = random_stored<S>(random, rows, z.features, 0.3);
@@ -141,7 +146,10 @@ void compare(const Placement& placement, const Adapter& adapter, const sizes& z,
   CAPTURE(std::string(Placement::name));
   using fused = block_of<S, Placement, Adapter>;
   context<device> ctx;
-  running<fused> there(ctx, {{{z.chosen}, z.hidden, z.experts}, placement, adapter, z.adapters}, z);
+  running<fused> there(
+      ctx,
+      {{{z.chosen}, z.hidden, z.experts, {}, z.shared, z.scale}, placement, adapter, z.adapters},
+      z);
   if (!trained.empty()) {
     there.p.base.freeze();
     there.p.a.train_blocks(adapter.rank, trained);
@@ -166,12 +174,16 @@ void compare(const Placement& placement, const Adapter& adapter, const sizes& z,
 
   using slow = perft_block<moe_ffn<own_router, swiglu>, replayed<Placement>, Adapter>;
   const auto mask = to_host(kept.routing.mask), base_mask = to_host(kept.base.mask);
-  const slow reference{
-      .base = {.router = {{}, {z.chosen}}, .expert = {.hidden = z.hidden}, .experts = z.experts},
-      .placement = {placement, mask.view()},
-      .adapter = adapter,
-      .adapters = z.adapters,
-      .execution = strategy::dense_masked};
+  const slow reference{.base = {.router = {{}, {z.chosen}},
+                                .expert = {.hidden = z.hidden},
+                                .experts = z.experts,
+                                .shared = {.hidden = z.hidden},
+                                .shared_experts = z.shared,
+                                .scale = z.scale},
+                       .placement = {placement, mask.view()},
+                       .adapter = adapter,
+                       .adapters = z.adapters,
+                       .execution = strategy::dense_masked};
   context<cpu> host(1);
   generator other(7);
   auto q = reference.template init<double, cpu>(
@@ -182,9 +194,17 @@ void compare(const Placement& placement, const Adapter& adapter, const sizes& z,
   const auto rows_of = [](const matrix<S, device>& m, index first, index rows) {
     return whole<S>(matrix<S, cpu>(to_host(m.view())).view().row_range(first, rows));
   };
-  set(q.base.expert.gate, whole<S>(there.gate.view()));
-  set(q.base.expert.up, whole<S>(there.up.view()));
-  set(q.base.expert.down, whole<S>(there.down.view()));
+  const auto part = [&](const matrix<S, cpu>& from, index first, index count) {
+    return whole<S>(from.view().row_range(first * z.hidden, count * z.hidden));
+  };
+  set(q.base.expert.gate, part(there.gate, z.shared, z.experts));
+  set(q.base.expert.up, part(there.up, z.shared, z.experts));
+  set(q.base.expert.down, part(there.down, z.shared, z.experts));
+  if (z.shared > 0) {
+    set(q.base.shared.gate, part(there.gate, 0, z.shared));
+    set(q.base.shared.up, part(there.up, 0, z.shared));
+    set(q.base.shared.down, part(there.down, 0, z.shared));
+  }
   set(q.base.router.scorer.weight, rows_of(there.p.base.router_stored, 0, z.experts));
   const index ranks = z.adapters * adapter.rank;
   std::vector<parameter<double, cpu>*> factors;
@@ -216,9 +236,9 @@ void compare(const Placement& placement, const Adapter& adapter, const sizes& z,
                      &from_base_losses);
   if (z.tokens == 0) return;
 
-  // As fused_moe_ffn, and once more: y and dx are rounded again when the adapters' share joins
-  // them. Each time independently of the others.
-  const double limit = std::sqrt(7.0) * support::storage_roundoff<S>();
+  // As fused_moe_ffn, six times or seven, and once more: y and dx are rounded again when the
+  // adapters' share joins them. Each time independently of the others.
+  const double limit = std::sqrt(z.shared > 0 ? 8.0 : 7.0) * support::storage_roundoff<S>();
   const auto compare_one = [&](const std::string& what, const matrix<double, cpu>& got,
                                const matrix<double, cpu>& wanted) {
     CAPTURE(what);
@@ -260,12 +280,13 @@ TEST_SUITE("cuda/fused_perft_block") {
   TEST_CASE("adapters in the experts agree with perft_block of the host") {
     compare<bfloat16>(embedded{}, parallel_adapter<>{.rank = 4, .scale = 0.8},
                       {support::device_size(19, 1025), 16, 8, 5, 5, 2});
-    compare<bfloat16>(embedded{}, parallel_adapter<>{.rank = 3}, {8, 12, 8, 4, 4, 1}, {0, 3});
+    compare<bfloat16>(embedded{}, parallel_adapter<>{.rank = 3}, {9, 12, 8, 4, 4, 2, 1, 2.0},
+                      {0, 3});
   }
 
   TEST_CASE("adapters that the base weighs agree with perft_block of the host") {
     compare<bfloat16>(base_weighted<own_router>{{{}, {2}}}, lora{.rank = 4, .alpha = 8.0},
-                      {support::device_size(17, 1025), 16, 8, 5, 6, 3});
+                      {support::device_size(17, 1025), 16, 8, 5, 6, 3, 0, 0.5});
   }
 
   TEST_CASE("adapters that are always on agree with perft_block of the host") {
@@ -364,6 +385,30 @@ TEST_SUITE("cuda/fused_perft_block") {
     for (std::size_t i = 0; i < 2; ++i) {
       CHECK(support::bit_difference(first.outputs[i], second.outputs[i]) == "");
     }
+  }
+
+  TEST_CASE("dx is overwritten, added to or left alone") {
+    using S = bfloat16;
+    context<device> ctx;
+    const sizes z{9, 16, 8, 4, 3, 2, 1};
+    running<block_of<S, dense, lora>> block(
+        ctx, {{{2}, z.hidden, z.experts, {}, z.shared}, {}, {.rank = 4}, z.adapters}, z);
+    const auto kept = block.forward(ctx);
+    const auto dx = [&](grad_mode how) {
+      matrix<S, device> to = to_device<device>(block.x.view());
+      block.layer.backward(ctx, block.p, kept, std::as_const(block.x_on).view(),
+                           std::as_const(block.dy_on).view(), to.view(), how, mode::training);
+      ctx.synchronise();
+      return whole<S>(to_host(std::as_const(to).view()).view());
+    };
+    auto sum = dx(grad_mode::overwrite);
+    const auto before = whole<S>(block.x.view());
+    for (index i = 0; i < sum.size(); ++i) sum.data()[i] += before.data()[i];
+    CHECK(support::distance(dx(grad_mode::ignore), before) == 0.0);
+    // Four parts join what was there, shared experts, routed ones, the router's and the adapters',
+    // each rounded; without it likewise.
+    CHECK(support::distance(dx(grad_mode::accumulate), sum) <=
+          std::sqrt(8.0) * support::storage_roundoff<S>());
   }
 
   TEST_CASE("the totals of both routings have the bits of routing_sums") {

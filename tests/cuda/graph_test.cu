@@ -5,6 +5,7 @@
 
 #include <talpa/cuda/adamw.hpp>
 #include <talpa/cuda/add.hpp>
+#include <talpa/cuda/bias.hpp>
 #include <talpa/cuda/convert.hpp>
 #include <talpa/cuda/copy.hpp>
 #include <talpa/cuda/fill.hpp>
@@ -14,7 +15,9 @@
 #include <talpa/cuda/mole_route.hpp>
 #include <talpa/cuda/pair_gates.hpp>
 #include <talpa/cuda/rank_gate.hpp>
+#include <talpa/cuda/reduce.hpp>
 #include <talpa/cuda/routing_sums.hpp>
+#include <talpa/cuda/scale.hpp>
 #include <talpa/cuda/segments.hpp>
 #include <talpa/cuda/slot_glu.hpp>
 #include <talpa/layers/fused_moe_ffn.hpp>
@@ -123,17 +126,18 @@ trained train(bool captured, int steps) {
           statistics_report(statistics)};
 }
 
-/// The same for experts of which each is a network.
+/// The same for experts of which each is a network, with one that is always on.
 trained train_ffn(bool captured, int steps) {
   context<gpu> ctx;
   constexpr index hidden = 24, experts = 5;
-  const fused_moe_ffn<top_k<gate::renormalised>, S> layer{{2}, hidden, experts};
+  const fused_moe_ffn<top_k<gate::renormalised>, S> layer{{2}, hidden, experts, {}, 1, 2.0, true};
   generator random(1);
-  const auto bank =
-      to_device<gpu>(batch_of(-1).view().row_range(0, experts * hidden).col_range(0, inputs));
+  const auto bank = to_device<gpu>(
+      batch_of(-1).view().row_range(0, (1 + experts) * hidden).col_range(0, inputs));
   auto p = layer.init(ctx, std::as_const(bank).view(), std::as_const(bank).view(),
                       std::as_const(bank).view(), random);
   layer.train_experts(ctx, p);
+  layer.train_shared(ctx, p);
   matrix<S, gpu> x(tokens, inputs), dy(tokens, inputs), y(tokens, inputs), dx(tokens, inputs);
   parameter_group<float, gpu> group{.learning_rate = 0.01};
   group.add(p);

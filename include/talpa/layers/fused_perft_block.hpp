@@ -14,6 +14,7 @@
 #include <talpa/ops/pair_gates.hpp>
 #include <talpa/ops/rank_gate.hpp>
 #include <talpa/ops/route.hpp>
+#include <talpa/ops/scale.hpp>
 #include <talpa/ops/select.hpp>
 #include <talpa/placements/dense.hpp>
 #include <talpa/placements/embedded.hpp>
@@ -98,11 +99,11 @@ inline constexpr bool is_fused_moe_ffn<fused_moe_ffn<Selector, S, Act>> = true;
 /// [dA; dWr] += [du, dlogits]^T x, in float; the base gets its own where it trains.
 /// Shapes: x, y, dy and dx [N, D]; saved: the base's, [u, logits] [N, G] and c [N, M] in float, z
 /// [N, P].
-/// Ranges: routers are linear without bias, with selectors that read the logits of a token alone;
-/// no dropout.
+/// Ranges: the placement's router is linear without bias, with a selector that reads the logits of
+/// a token alone; no dropout.
 /// Master weights A, B and Wr are float, as are their gradients: `refresh` rounds them after a step
 /// of an optimiser.
-/// Edges: N = 0; padding gets zero, but adapters that are always on get it like any token;
+/// Edges: N = 0; padding gets shared experts and adapters that are always on alone;
 /// adapters without tokens get zero gradients.
 /// Cost: the base's and 2 N D (G + P) flop forward, twice that backward and as much again where
 /// adapters train; what all adapters cost, whatever a router decides. Nothing waits for it.
@@ -304,15 +305,14 @@ struct fused_perft_block {
     routed_gradient<float, B> to_base;
     if (from_base_losses != nullptr) to_base = *from_base_losses;
     if constexpr (gated == detail::gated_by::base) {
-      to_base.dgates = with_losses(ctx, from_base_losses, dgates);
+      to_base.dgates = with_losses(ctx, from_base_losses, unscaled(ctx, dgates));
     }
     if constexpr (gated == detail::gated_by::own_choice_of_base) {
       const auto dbase = ctx.scratch.template take<float>(n, base.experts);  // [N, E]
       ops::fill(ctx, 0.0f, dbase);
-      ops::pair_gates_backward(ctx, kept.routed.logits, kept.routing.mask,
-                               kept.base.routed.routing.gates, kept.base.routed.routing.mask,
-                               matrix_view<const float, B>(dgates), dbase);
-      to_base.dgates = with_losses(ctx, from_base_losses, dbase);
+      ops::pair_gates_backward(ctx, kept.routed.logits, kept.routing.mask, kept.base.applied.gates,
+                               kept.base.applied.mask, matrix_view<const float, B>(dgates), dbase);
+      to_base.dgates = with_losses(ctx, from_base_losses, unscaled(ctx, dbase));
       ops::fill(ctx, 0.0f, dgates);
     }
     if constexpr (routes) {
@@ -372,11 +372,11 @@ struct fused_perft_block {
     }
     if constexpr (gated == detail::gated_by::own_choice_of_base) {
       const auto weights = ctx.memory.template take<float>(n, adapters);
-      ops::pair_gates(ctx, kept.routed.logits, kept.routed.routing.mask,
-                      kept.base.routed.routing.gates, kept.base.routed.routing.mask, weights);
+      ops::pair_gates(ctx, kept.routed.logits, kept.routed.routing.mask, kept.base.applied.gates,
+                      kept.base.applied.mask, weights);
       kept.routing.gates = weights;
     }
-    if constexpr (gated == detail::gated_by::base) kept.routing = kept.base.routed.routing;
+    if constexpr (gated == detail::gated_by::base) kept.routing = kept.base.applied;
     if constexpr (gated == detail::gated_by::nobody) {
       kept.routing = always_on<float>(ctx, ctx.memory, n, adapters);
     }
@@ -388,6 +388,16 @@ struct fused_perft_block {
                     transpose::no, 1.0f, y);
   }
 
+  /// Gradients of the gates of the base from those of the gates as its experts saw them, in
+  /// place.
+  template <class B>
+  matrix_view<float, B> unscaled(context<B>& ctx, matrix_view<float, B> dapplied) const {
+    if (base.scale != 1.0) {
+      ops::scale(ctx, static_cast<float>(base.scale), matrix_view<const float, B>(dapplied),
+                 dapplied);
+    }
+    return dapplied;
+  }
   /// dgates, with those of losses added to it.
   template <class B>
   static matrix_view<float, B> with_losses(context<B>& ctx, const routed_gradient<float, B>* losses,
