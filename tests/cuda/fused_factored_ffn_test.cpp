@@ -238,6 +238,50 @@ TEST_SUITE("cuda/fused_factored_ffn") {
     CHECK(support::distance(run(3, nullptr), whole_network) <= limit);
   }
 
+  TEST_CASE("the same step twice has the same bits and takes no more memory") {
+    using S = bfloat16;
+    context<device> ctx;
+    const sizes z{support::device_size(9, 777), 16, 32, 3, 1};
+    generator random(1);
+    support::test_random numbers(2);
+    const dense_network<S> dense(numbers, z.neurons, z.features);
+    const fused_factored_ffn<hard, rescale::exact, S> layer{{2}, z.experts, z.shared, true};
+    auto p =
+        layer.split(ctx, dense.gate_on.view(), dense.up_on.view(), dense.down_on.view(), random);
+    const std::vector<index> one{1};
+    layer.train_experts(ctx, p, one);
+    layer.train_shared(ctx, p);
+    const auto x = to_device<device>(random_stored<S>(numbers, z.tokens, z.features).view());
+    matrix<S, device> y(z.tokens, z.features), dx(z.tokens, z.features);
+    struct left_behind {
+      std::vector<matrix<float, cpu>> gradients;
+      matrix<S, cpu> y, dx;
+    };
+    const auto run = [&] {
+      const workspace<device>::scope scope(ctx.memory);
+      p.visit([&](parameter<float, device>& w) { w.zero_grad(ctx); });
+      const auto kept = layer.forward(ctx, p, x.view(), y.view(), mode::training);
+      layer.backward(ctx, p, kept, x.view(), x.view(), dx.view(), grad_mode::overwrite,
+                     mode::training);
+      layer.label(ctx, p, x.view(), y.view());
+      ctx.synchronise();
+      left_behind left{{}, to_host(std::as_const(y).view()), to_host(std::as_const(dx).view())};
+      p.visit([&](parameter<float, device>& w) { left.gradients.push_back(to_host(w.grad())); });
+      return left;
+    };
+    const left_behind first = run();
+    const index allocations = ctx.memory.allocations() + ctx.scratch.allocations();
+    const left_behind second = run();
+    CHECK(ctx.memory.allocations() + ctx.scratch.allocations() == allocations);
+    CHECK(support::bit_difference(first.y, second.y) == "");
+    CHECK(support::bit_difference(first.dx, second.dx) == "");
+    REQUIRE(first.gradients.size() == 6);
+    CHECK(first.gradients[2].rows() == 2 * z.neurons / 4);
+    for (std::size_t i = 0; i < first.gradients.size(); ++i) {
+      CHECK(support::bit_difference(first.gradients[i], second.gradients[i]) == "");
+    }
+  }
+
   TEST_CASE("what does not fit is refused before any work") {
     using S = bfloat16;
     using layer_type = fused_factored_ffn<hard, rescale::exact, S>;

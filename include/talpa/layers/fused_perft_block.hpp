@@ -103,10 +103,10 @@ inline constexpr bool is_fused_moe_ffn<fused_moe_ffn<Selector, S, Act>> = true;
 /// a token alone; no dropout.
 /// Master weights A, B and Wr are float, as are their gradients: `refresh` rounds them after a step
 /// of an optimiser.
-/// Edges: N = 0; padding gets shared experts and adapters that are always on alone;
-/// adapters without tokens get zero gradients.
-/// Cost: the base's and 2 N D (G + P) flop forward, twice that backward and as much again where
-/// adapters train; what all adapters cost, whatever a router decides. Nothing waits for it.
+/// Edges: N = 0; padding gets shared experts and adapters that are always on alone; adapters that
+/// get no tokens get zero gradients.
+/// Cost: the base's and 2 N D (G + P) flop forward, as much backward, and once more where adapters
+/// train: what all adapters cost, whatever a router decides, so that nothing waits for it.
 /// Determinism: the same bits on every run; gates and masks have the bits of ops::select.
 /// Throws: shape_error, value_error before any work.
 /// Source: as perft_block.
@@ -123,7 +123,6 @@ struct fused_perft_block {
   static_assert(detail::bottleneck_adapter<Adapter>,
                 "talpa: fused_perft_block takes lora or parallel_adapter as its adapter, for "
                 "others see perft_block (docs/cuda.md)");
-
   static_assert(detail::reads_logits_alone<Placement>,
                 "talpa: fused_perft_block takes selectors that read the logits of a token alone");
 
@@ -131,8 +130,6 @@ struct fused_perft_block {
   static constexpr detail::gated_by gated = detail::gates_of_placement<Placement>;
   static constexpr bool routes =
       gated == detail::gated_by::own_router || gated == detail::gated_by::own_choice_of_base;
-  static constexpr bool reads_base =
-      gated == detail::gated_by::base || gated == detail::gated_by::own_choice_of_base;
 
   Base base{};
   Placement placement{};
