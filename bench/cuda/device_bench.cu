@@ -5,16 +5,23 @@
 
 #include <talpa/core/half.hpp>
 #include <talpa/cuda/add.hpp>
+#include <talpa/cuda/bias.hpp>
 #include <talpa/cuda/convert.hpp>
+#include <talpa/cuda/fill.hpp>
 #include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/gemm.cuh>
 #include <talpa/cuda/grouped_gemm.hpp>
 #include <talpa/cuda/mole_route.hpp>
+#include <talpa/cuda/pair_gates.hpp>
+#include <talpa/cuda/rank_gate.hpp>
+#include <talpa/cuda/reduce.hpp>
 #include <talpa/cuda/route.hpp>
+#include <talpa/cuda/scale.hpp>
 #include <talpa/cuda/segments.hpp>
 #include <talpa/cuda/slot_glu.hpp>
 #include <talpa/layers/fused_moe_ffn.hpp>
 #include <talpa/layers/fused_mole_linear.hpp>
+#include <talpa/layers/fused_perft_block.hpp>
 #include <talpa/routing/statistics.hpp>
 #include <talpa/selectors/dynamic_entropy.hpp>
 #include <talpa/selectors/top_k.hpp>
@@ -203,6 +210,55 @@ void ffn_lines(context<gpu>& ctx, report& out, const ceilings& today, index toke
            2.0 / 3.0 * once / product / today.flop_per_us);
 }
 
+/// Adapters of rank 16 beside frozen experts, 2 of 8 chosen by a router of their own, beside the
+/// same experts without.
+void perft_lines(context<gpu>& ctx, report& out, index tokens, index width, index hidden,
+                 index experts, index chosen) {
+  using S = bfloat16;
+  using own_router = router<linear_scorer, renormalised>;
+  constexpr index adapters = 8, rank = 16;
+  const fused_perft_block<fused_moe_ffn<renormalised, S>, placement::routed<own_router>, lora>
+      layer{{{chosen}, hidden, experts}, {{{}, {2}}}, {.rank = rank}, adapters};
+  generator random(1);
+  const index rows = experts * hidden;
+  const float inward = 1.0f / std::sqrt(float(width)), outward = 1.0f / std::sqrt(float(hidden));
+  const auto gate = normal_matrix<S>(ctx, rows, width, inward, 3);
+  const auto up = normal_matrix<S>(ctx, rows, width, inward, 4);
+  const auto down = normal_matrix<S>(ctx, rows, width, outward, 5);
+  auto base = layer.base.init(ctx, gate.view(), up.view(), down.view(), random);
+  base.freeze();
+  auto p = layer.init(ctx, std::move(base), random);
+  for (auto* w : {&p.base.router, &p.router, &p.b}) {
+    const auto numbers = normal_matrix<float>(ctx, w->rows(), width, inward, 6);
+    ops::convert(ctx, numbers.view(), w->value());
+  }
+  layer.refresh(ctx, p);
+  const auto x = normal_matrix<S>(ctx, tokens, width, 1.0f, 7);
+  const auto dy = normal_matrix<S>(ctx, tokens, width, 1.0f, 8);
+  matrix<S, gpu> y(tokens, width), dx(tokens, width);
+  const auto forward = [&](const auto& of, const auto& with) {
+    const workspace<gpu>::scope scope(ctx.memory);
+    of.forward(ctx, with, x.view(), y.view(), mode::training);
+  };
+  const auto step = [&](const auto& of, auto& with) {
+    const workspace<gpu>::scope scope(ctx.memory);
+    const auto kept = of.forward(ctx, with, x.view(), y.view(), mode::training);
+    of.backward(ctx, with, kept, x.view(), dy.view(), dx.view(), grad_mode::overwrite,
+                mode::training);
+  };
+  step_graph base_forward(ctx, [&] { forward(layer.base, p.base); });
+  step_graph block_forward(ctx, [&] { forward(layer, p); });
+  step_graph base_step(ctx, [&] { step(layer.base, p.base); });
+  step_graph block_step(ctx, [&] { step(layer, p); });
+  const std::vector<double> us =
+      microseconds(ctx, {&base_forward, &block_forward, &base_step, &block_step});
+  const std::string at = " N:" + std::to_string(tokens) + " D:" + std::to_string(width) +
+                         " H:" + std::to_string(hidden) + " E:" + std::to_string(experts) +
+                         " k:" + std::to_string(chosen) + " M:8 R:16";
+  out.line("fused_perft_block forward" + at, us[1], "its base", us[1] / us[0]);
+  out.line("fused_perft_block step" + at, us[3], "its base, frozen", us[3] / us[2]);
+}
+
 /// Each launch of one size by itself.
 void stage_lines(context<gpu>& ctx, report& out, index tokens, index width, index experts,
                  index rank) {
@@ -327,6 +383,7 @@ int run(const char* path) {
   ffn_lines(ctx, out, today, 16384, 2048, 2816, 8, 2);
   ffn_lines(ctx, out, today, 4096, 2048, 1024, 64, 8);
   ffn_lines(ctx, out, today, 32, 2048, 2816, 8, 2);
+  perft_lines(ctx, out, 4096, 2048, 1024, 64, 8);
   for (const index tokens : {index{65536}, index{4096}}) {
     routing_line(ctx, out, today, "top_k k:2", renormalised{2}, tokens, 8);
     routing_line(ctx, out, today, "top_k k:8", renormalised{8}, tokens, 64);

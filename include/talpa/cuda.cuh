@@ -104,8 +104,10 @@
 #include <talpa/layers/allocation.hpp>
 #include <talpa/layers/dense_ffn.hpp>
 #include <talpa/layers/factored_ffn.hpp>
+#include <talpa/layers/fused_factored_ffn.hpp>
 #include <talpa/layers/fused_moe_ffn.hpp>
 #include <talpa/layers/fused_mole_linear.hpp>
+#include <talpa/layers/fused_perft_block.hpp>
 #include <talpa/layers/infer.hpp>
 #include <talpa/layers/input_dropout.hpp>
 #include <talpa/layers/linear.hpp>

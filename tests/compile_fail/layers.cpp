@@ -6,18 +6,28 @@
 // expect 4: talpa: merge needs adapters whose gates do not depend on the token, those of placement::dense or single, or the one behind a router whose gates sum to one (docs/policies/placement.md)
 // expect 5: talpa: merge makes one adapter of several lora or parallel_adapter, whose sum is one of more ranks (docs/policies/placement.md)
 // expect 6: talpa: factored_ffn rescales by the share k / E of a selector with a member k, for others write rescale::none as its second argument
+// expect 7: talpa: fused_perft_block takes a fused_moe_ffn as its base, for others see perft_block (docs/cuda.md)
+// expect 8: talpa: fused_perft_block knows placement::embedded, dense and single, and routed and base_weighted with a router of a linear_scorer, for others see perft_block (docs/cuda.md)
+// expect 9: talpa: fused_perft_block takes selectors that read the logits of a token alone
+// expect 10: talpa: fused_perft_block takes lora or parallel_adapter as its adapter, for others see perft_block (docs/cuda.md)
+// expect 11: talpa: fused_factored_ffn rescales by the share k / E of a selector with a member k, for others write rescale::none as its second argument
 #include <talpa/cpu/gemm.hpp>
 #include <talpa/experts/lora.hpp>
 #include <talpa/experts/shared_lora.hpp>
 #include <talpa/layers/factored_ffn.hpp>
+#include <talpa/layers/fused_factored_ffn.hpp>
+#include <talpa/layers/fused_perft_block.hpp>
 #include <talpa/layers/infer.hpp>
 #include <talpa/layers/merge.hpp>
 #include <talpa/layers/moe_ffn.hpp>
 #include <talpa/layers/perft_block.hpp>
 #include <talpa/placements/dense.hpp>
 #include <talpa/placements/embedded.hpp>
+#include <talpa/placements/routed.hpp>
+#include <talpa/scorers/cosine_scorer.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
 #include <talpa/selectors/dense.hpp>
+#include <talpa/selectors/expert_choice.hpp>
 #include <talpa/selectors/top_k.hpp>
 
 #ifndef TALPA_MISTAKE
@@ -81,3 +91,34 @@ using compensation = talpa::rescale::exact;
 using compensation = talpa::rescale::none;
 #endif
 talpa::factored_ffn<talpa::router<talpa::linear_scorer, talpa::dense>, compensation> soft;
+
+#if TALPA_MISTAKE == 7
+using stored_base = talpa::moe_ffn<talpa::router<talpa::linear_scorer, talpa::top_k<weight>>>;
+#else
+using stored_base = talpa::fused_moe_ffn<talpa::top_k<weight>>;
+#endif
+#if TALPA_MISTAKE == 8
+using scorer = talpa::cosine_scorer;
+#else
+using scorer = talpa::linear_scorer;
+#endif
+#if TALPA_MISTAKE == 9
+using selector = talpa::expert_choice;
+#else
+using selector = talpa::top_k<weight>;
+#endif
+#if TALPA_MISTAKE == 10
+using stored_adapter = talpa::shared_a_lora;
+#else
+using stored_adapter = talpa::lora;
+#endif
+talpa::fused_perft_block<stored_base, talpa::placement::routed<talpa::router<scorer, selector>>,
+                         stored_adapter>
+    stored;
+
+#if TALPA_MISTAKE == 11
+using stored_compensation = talpa::rescale::exact;
+#else
+using stored_compensation = talpa::rescale::none;
+#endif
+talpa::fused_factored_ffn<talpa::dense, stored_compensation> stored_soft;

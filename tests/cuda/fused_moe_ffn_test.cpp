@@ -19,10 +19,14 @@
 #include <talpa/cpu/segments.hpp>
 #include <talpa/cpu/select.hpp>
 #include <talpa/cuda/add.hpp>
+#include <talpa/cuda/bias.hpp>
 #include <talpa/cuda/convert.hpp>
+#include <talpa/cuda/fill.hpp>
 #include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/grouped_gemm.hpp>
+#include <talpa/cuda/reduce.hpp>
 #include <talpa/cuda/route.hpp>
+#include <talpa/cuda/scale.hpp>
 #include <talpa/cuda/segments.hpp>
 #include <talpa/cuda/select.hpp>
 #include <talpa/cuda/slot_glu.hpp>
@@ -51,6 +55,9 @@ using renormalised = top_k<gate::renormalised>;
 
 struct sizes {
   index tokens, features, hidden, experts;
+  index shared = 0;
+  double scale = 1.0;
+  bool bias = false;
 };
 
 /// Which experts have master weights.
@@ -65,8 +72,9 @@ void compare(const Selector& selector, const sizes& z, training which) {
   support::test_random random(11);
   generator numbers(7), other(7);
   context<device> ctx;
-  const fused_moe_ffn<Selector, S> layer{selector, z.hidden, z.experts};
-  const index rows = z.experts * z.hidden;
+  const fused_moe_ffn<Selector, S> layer{selector, z.hidden, z.experts, {},
+                                         z.shared, z.scale,  z.bias};
+  const index always = z.shared * z.hidden, rows = always + z.experts * z.hidden;
   const auto gate = random_stored<S>(random, rows, z.features, 0.3);
   const auto up = random_stored<S>(random, rows, z.features, 0.3);
   const auto down = random_stored<S>(random, rows, z.features, 0.3);
@@ -76,6 +84,13 @@ void compare(const Selector& selector, const sizes& z, training which) {
   const std::vector<index> last{z.experts - 1};
   if (which == training::all) layer.train_experts(ctx, p);
   if (which == training::some) layer.train_experts(ctx, p, last);
+  if (which == training::all) layer.train_shared(ctx, p);
+  if (z.bias) {
+    matrix<float, cpu> b(1, z.experts);
+    for (index e = 0; e < z.experts; ++e) b(0, e) = 0.25f * static_cast<float>(e % 3);
+    to_device<float, device>(b.view(), p.router_bias.value());
+    CHECK(p.router_bias.name() == "ffn.router.bias");
+  }
   layer.refresh(ctx, p);  // rounds numbers that have been rounded before
   CHECK(p.router.name() == "ffn.router.weight");
   CHECK(p.down.name() == "ffn.expert.down");
@@ -97,16 +112,31 @@ void compare(const Selector& selector, const sizes& z, training which) {
   const auto mask = to_host(kept.mask);
 
   using slow = moe_ffn<router<linear_scorer, Selector>, swiglu>;
-  const slow reference{
-      .router = {{}, selector}, .expert = {.hidden = z.hidden}, .experts = z.experts};
+  const slow reference{.router = {{.bias = z.bias}, selector},
+                       .expert = {.hidden = z.hidden},
+                       .experts = z.experts,
+                       .shared = {.hidden = z.hidden},
+                       .shared_experts = z.shared,
+                       .scale = z.scale};
   context<cpu> host(1);
   auto q = reference.template init<double, cpu>(z.features, other);
   const auto set = [](parameter<double, cpu>& to, const matrix<double, cpu>& from) {
     for (index i = 0; i < from.size(); ++i) to.value().data[i] = from.data()[i];
   };
-  set(q.expert.gate, whole<S>(gate.view()));
-  set(q.expert.up, whole<S>(up.view()));
-  set(q.expert.down, whole<S>(down.view()));
+  const auto part = [&](const matrix<S, cpu>& from, index first, index count) {
+    return whole<S>(from.view().row_range(first, count));
+  };
+  set(q.expert.gate, part(gate, always, rows - always));
+  set(q.expert.up, part(up, always, rows - always));
+  set(q.expert.down, part(down, always, rows - always));
+  if (z.shared > 0) {
+    set(q.shared.gate, part(gate, 0, always));
+    set(q.shared.up, part(up, 0, always));
+    set(q.shared.down, part(down, 0, always));
+  }
+  if (z.bias) {
+    set(q.router.scorer.bias, support::in_double(to_host(std::as_const(p.router_bias).value())));
+  }
   set(q.router.scorer.weight, whole<S>(to_host(std::as_const(p.router_stored).view()).view()));
   if (which == training::some) reference.expert.train_experts(q.expert, last);
   const auto xd = whole<S>(x.view()), dyd = whole<S>(dy.view());
@@ -119,8 +149,9 @@ void compare(const Selector& selector, const sizes& z, training which) {
   if (z.tokens == 0) return;
 
   // On its way a number is rounded to the storage six times at most (a or b, z, the row of a slot,
-  // of a token; dz, da or db, twice for dx), each time independently of the others.
-  const double limit = std::sqrt(6.0) * support::storage_roundoff<S>();
+  // of a token; dz, da or db, twice for dx), each time independently of the others; y and dx once
+  // more where the routed experts join the shared ones.
+  const double limit = std::sqrt(z.shared > 0 ? 7.0 : 6.0) * support::storage_roundoff<S>();
   const auto compare_one = [&](const std::string& what, const matrix<double, cpu>& got,
                                const matrix<double, cpu>& wanted) {
     CAPTURE(what);
@@ -130,9 +161,28 @@ void compare(const Selector& selector, const sizes& z, training which) {
   compare_one("dx", whole<S>(to_host(std::as_const(dx).view()).view()), dxd);
   compare_one("dWr", support::in_double(to_host(p.router.grad())),
               matrix<double, cpu>(q.router.scorer.weight.grad()));
+  if (z.bias) {
+    compare_one("db", support::in_double(to_host(p.router_bias.grad())),
+                matrix<double, cpu>(q.router.scorer.bias.grad()));
+  }
   if (which == training::none) {
     CHECK(!p.down.exists());
+    CHECK(!p.shared_down.exists());
     return;
+  }
+  if (z.shared > 0 && which == training::all) {
+    compare_one("dD of shared experts", support::in_double(to_host(p.shared_down.grad())),
+                matrix<double, cpu>(q.shared.down.grad()));
+    const auto found = support::in_double(to_host(p.shared_gate_up.grad()));
+    matrix<double, cpu> both(2 * always, z.features);
+    const auto dgate = q.shared.gate.grad(), dup = q.shared.up.grad();
+    for (index r = 0; r < always; ++r) {
+      for (index c = 0; c < z.features; ++c) {
+        both(r, c) = dgate(r, c);
+        both(always + r, c) = dup(r, c);
+      }
+    }
+    compare_one("dG, dU of shared experts", found, both);
   }
   compare_one("dD", support::in_double(to_host(p.down.grad())),
               matrix<double, cpu>(q.expert.down.grad()));
@@ -162,6 +212,14 @@ TEST_SUITE("cuda/fused_moe_ffn") {
   TEST_CASE("a router that sends uncertain tokens to all experts agrees, too") {
     compare<bfloat16>(dynamic_entropy<>{.threshold = 0.7},
                       {support::device_size(33, 1025), 32, 24, 6}, training::all);
+  }
+
+  TEST_CASE_TEMPLATE("shared experts, a scale and a bias agree, too", S, TALPA_HALVES) {
+    compare<S>(renormalised{2}, {support::device_size(27, 1025), 24, 16, 4, 2, 2.5, true},
+               training::all);
+    compare<S>(renormalised{1}, {9, 17, 11, 3, 1, 1.0, true}, training::some);
+    compare<S>(renormalised{1}, {7, 16, 8, 2, 0, 0.5, false}, training::none);
+    compare<S>(renormalised{2}, {0, 16, 16, 4, 1, 2.0, true}, training::all);
   }
 
   TEST_CASE("the totals of the routing have the bits of routing_sums") {
@@ -200,6 +258,11 @@ TEST_SUITE("cuda/fused_moe_ffn") {
                          "talpa::fused_moe_ffn: 'up' has shape [12, 7], expected [12, 8] = shape "
                          "of gate",
                          shape_error);
+    CHECK_THROWS_WITH_AS(
+        (layer_type{{2}, 3, 4, {}, 1}).init(ctx, bank.view(), bank.view(), bank.view(), random),
+        "talpa::fused_moe_ffn: 'gate' has shape [12, 8], expected [15, 8] = neurons of all "
+        "experts, width of the layer",
+        shape_error);
     auto p = layer.init(ctx, bank.view(), bank.view(), bank.view(), random);
     matrix<S, device> x(3, 8), y(3, 8), wide(3, 9);
     CHECK_THROWS_WITH_AS(layer.forward(ctx, p, wide.view(), y.view(), mode::training),
@@ -224,6 +287,13 @@ TEST_SUITE("cuda/fused_moe_ffn") {
     CHECK_THROWS_WITH_AS((layer_type{{2}, 3, 0}).validate(),
                          "talpa::fused_moe_ffn: 'experts' is 0, expected >= 1 = at least one "
                          "expert",
+                         value_error);
+    CHECK_THROWS_WITH_AS((layer_type{{2}, 3, 4, {}, -1}).validate(),
+                         "talpa::fused_moe_ffn: 'shared_experts' is -1, expected >= 0 = experts "
+                         "that are always on",
+                         value_error);
+    CHECK_THROWS_WITH_AS((layer_type{{2}, 3, 4, {}, 0, HUGE_VAL}).validate(),
+                         "talpa::fused_moe_ffn: 'scale' is inf, expected a finite number",
                          value_error);
   }
 }

@@ -5,6 +5,7 @@
 
 #include <talpa/cuda/adamw.hpp>
 #include <talpa/cuda/add.hpp>
+#include <talpa/cuda/bias.hpp>
 #include <talpa/cuda/convert.hpp>
 #include <talpa/cuda/copy.hpp>
 #include <talpa/cuda/fill.hpp>
@@ -12,11 +13,16 @@
 #include <talpa/cuda/group_loss.hpp>
 #include <talpa/cuda/grouped_gemm.hpp>
 #include <talpa/cuda/mole_route.hpp>
+#include <talpa/cuda/pair_gates.hpp>
+#include <talpa/cuda/rank_gate.hpp>
+#include <talpa/cuda/reduce.hpp>
 #include <talpa/cuda/routing_sums.hpp>
+#include <talpa/cuda/scale.hpp>
 #include <talpa/cuda/segments.hpp>
 #include <talpa/cuda/slot_glu.hpp>
 #include <talpa/layers/fused_moe_ffn.hpp>
 #include <talpa/layers/fused_mole_linear.hpp>
+#include <talpa/layers/fused_perft_block.hpp>
 #include <talpa/losses/load_balance.hpp>
 #include <talpa/optim/adamw.hpp>
 #include <talpa/routing/statistics.hpp>
@@ -120,17 +126,18 @@ trained train(bool captured, int steps) {
           statistics_report(statistics)};
 }
 
-/// The same for experts of which each is a network.
+/// The same for experts of which each is a network, with one that is always on.
 trained train_ffn(bool captured, int steps) {
   context<gpu> ctx;
   constexpr index hidden = 24, experts = 5;
-  const fused_moe_ffn<top_k<gate::renormalised>, S> layer{{2}, hidden, experts};
+  const fused_moe_ffn<top_k<gate::renormalised>, S> layer{{2}, hidden, experts, {}, 1, 2.0, true};
   generator random(1);
-  const auto bank =
-      to_device<gpu>(batch_of(-1).view().row_range(0, experts * hidden).col_range(0, inputs));
+  const auto bank = to_device<gpu>(
+      batch_of(-1).view().row_range(0, (1 + experts) * hidden).col_range(0, inputs));
   auto p = layer.init(ctx, std::as_const(bank).view(), std::as_const(bank).view(),
                       std::as_const(bank).view(), random);
   layer.train_experts(ctx, p);
+  layer.train_shared(ctx, p);
   matrix<S, gpu> x(tokens, inputs), dy(tokens, inputs), y(tokens, inputs), dx(tokens, inputs);
   parameter_group<float, gpu> group{.learning_rate = 0.01};
   group.add(p);
@@ -153,11 +160,53 @@ trained train_ffn(bool captured, int steps) {
   return {to_host(p.gate_up.value()), to_host(p.down.value()), to_host(p.router.value()), {}};
 }
 
+/// The same for adapters beside them, behind a router of their own.
+trained train_perft(bool captured, int steps) {
+  context<gpu> ctx;
+  constexpr index hidden = 24, experts = 5, adapters = 6;
+  using router_type = router<linear_scorer, top_k<gate::renormalised>>;
+  const fused_perft_block<fused_moe_ffn<top_k<gate::renormalised>, S>,
+                          placement::routed<router_type>, lora>
+      layer{{{2}, hidden, experts}, {{{}, {2}}}, {.rank = 4}, adapters};
+  generator random(1);
+  const auto bank =
+      to_device<gpu>(batch_of(-1).view().row_range(0, experts * hidden).col_range(0, inputs));
+  auto base = layer.base.init(ctx, std::as_const(bank).view(), std::as_const(bank).view(),
+                              std::as_const(bank).view(), random);
+  base.freeze();
+  auto p = layer.init(ctx, std::move(base), random);
+  matrix<S, gpu> x(tokens, inputs), dy(tokens, inputs), y(tokens, inputs), dx(tokens, inputs);
+  parameter_group<float, gpu> group{.learning_rate = 0.01};
+  group.add(p);
+  adamw<float, gpu> optimiser({group});
+  const auto of_base = make_statistics<float>(ctx.memory, experts);
+  const auto statistics = make_statistics<float>(ctx.memory, adapters);
+  const auto step = [&] {
+    const workspace<gpu>::scope scope(ctx.memory);
+    const auto kept = layer.forward(ctx, p, std::as_const(x).view(), y.view(), mode::training, {},
+                                    of_base.wanted(grad_mode::overwrite),
+                                    statistics.wanted(grad_mode::overwrite));
+    layer.backward(ctx, p, kept, std::as_const(x).view(), std::as_const(dy).view(), dx.view(),
+                   grad_mode::overwrite, mode::training);
+    optimiser.step(ctx);
+    optimiser.zero_grad(ctx);
+    layer.refresh(ctx, p);
+  };
+  const auto load = [&](int i) {
+    const matrix<S, cpu> batch = batch_of(i);
+    to_device<S, gpu>(batch.view().col_range(0, inputs), x.view());
+    to_device<S, gpu>(batch_of(i + 50).view().col_range(0, inputs), dy.view());
+  };
+  repeat(ctx, captured, steps, load, step);
+  return {to_host(p.a.value()), to_host(p.b.value()), to_host(p.router.value()),
+          statistics_report(statistics)};
+}
+
 }  // namespace
 
 TEST_SUITE("cuda/graph") {
   TEST_CASE("a captured step, replayed on other tokens, does what the step does") {
-    for (const auto run : {train, train_ffn}) {
+    for (const auto run : {train, train_ffn, train_perft}) {
       const trained eager = run(false, 5), replayed = run(true, 5);
       CHECK(support::bit_difference(replayed.a, eager.a) == "");
       CHECK(support::bit_difference(replayed.b, eager.b) == "");

@@ -34,6 +34,22 @@ void ffn(talpa::context<gpu>& ctx) {
                  talpa::mode::training);
 }
 
+template <class Placement>
+void perft(talpa::context<gpu>& ctx, const Placement& placement) {
+  using S = talpa::bfloat16;
+  using base_type = talpa::fused_moe_ffn<talpa::top_k<talpa::gate::renormalised>, S>;
+  const talpa::fused_perft_block<base_type, Placement, talpa::parallel_adapter<>> layer{
+      {{2}, 64, 8}, placement, {}, 8};
+  talpa::generator random(1);
+  const talpa::matrix<S, gpu> bank(8 * 64, 64), x(8, 64);
+  talpa::matrix<S, gpu> y(8, 64), dx(8, 64);
+  auto p = layer.init(ctx, layer.base.init(ctx, bank.view(), bank.view(), bank.view(), random),
+                      random);
+  const auto kept = layer.forward(ctx, p, x.view(), y.view(), talpa::mode::training);
+  layer.backward(ctx, p, kept, x.view(), x.view(), dx.view(), talpa::grad_mode::overwrite,
+                 talpa::mode::training);
+}
+
 /// The routing of a forward that measures, whose registers are those of the selector and more.
 template <class Selector>
 void measured(talpa::context<gpu>& ctx, const Selector& selector) {
@@ -73,6 +89,8 @@ int main() {
   fused(ctx, talpa::top_k<talpa::gate::renormalised>{2});
   fused(ctx, talpa::dynamic_entropy<>{});
   ffn(ctx);
+  using router = talpa::router<talpa::linear_scorer, talpa::top_k<talpa::gate::renormalised>>;
+  perft(ctx, talpa::placement::base_weighted<router>{{{}, {2}}});
   measured(ctx, talpa::dynamic_entropy<>{});
   grouped<float>(ctx);
 }
