@@ -14,6 +14,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <vector>
@@ -192,21 +193,25 @@ template <class T, index Bytes, index Registers>
 products<T> tile_of(const matrix<T, cpu>& x, const matrix<T, cpu>& bank) {
   using tile = detail::indexed_tile<T, Bytes, Registers>;
   constexpr index cols = 128;
-  products<T> p{matrix<T, cpu>(2, tile::ranks), matrix<T, cpu>(1, tile::sum_cols),
+  products<T> p{matrix<T, cpu>(2, tile::ranks), matrix<T, cpu>(3, tile::sum_cols),
                 matrix<T, cpu>(1, cols)};
   T out[2][tile::ranks][tile::lanes];
+  const std::uintptr_t soon[tile::fetched] = {};
   for (const index begin : {index{0}, cols / 2}) {
     tile::template inner<2>(
         begin, begin + cols / 2, {x.view().row(0), x.view().row(1)},
-        {bank.view().row(0), bank.view().row(1), bank.view().row(2), bank.view().row(3)}, begin > 0,
-        out);
+        {bank.view().row(0), bank.view().row(1), bank.view().row(2), bank.view().row(3)}, soon,
+        begin > 0, out);
   }
   for (index i = 0; i < 2; ++i) {
     for (index r = 0; r < tile::ranks; ++r) p.u(i, r) = tile::total(out[i][r]);
   }
   typename tile::row_factors terms[] = {{x.view().row(0), 2, 2}, {x.view().row(1), 0, 3}};
-  const typename tile::row_terms list{terms, 2};
-  tile::sum_rows(1, &list, bank.data(), bank.cols(), false, p.y.data(), tile::sum_cols, 0);
+  // Rows that are alike may be summed together.
+  typename tile::row_factors other[] = {{x.view().row(2), 1, 2}, {x.view().row(3), 0, 3}};
+  typename tile::row_factors single[] = {{x.view().row(3), 0, 4}};
+  const typename tile::row_terms lists[] = {{single, 1}, {terms, 2}, {other, 2}};
+  tile::sum_rows(3, lists, bank.data(), bank.cols(), false, p.y.data(), tile::sum_cols, 0);
   const T* const rows[] = {bank.view().row(0), bank.view().row(1), bank.view().row(2),
                            bank.view().row(3)};
   tile::template outer<4>(cols / tile::outer_cols, 1,

@@ -21,9 +21,12 @@ struct indexed_tile {
   /// multiply-add everywhere, and the product needs a register.
   static constexpr index ranks = 4;
   static constexpr index tokens = Registers >= 32 ? 6 : (Bytes > 16 ? 3 : 2);
-  /// Columns of one sum of rows: as many registers as hide the latency of a multiply-add, together
-  /// with the next row's; 64 rows of a panel fit L1.
-  static constexpr index sum_vectors = Bytes >= 64 ? 6 : 8;
+  /// Rows of x that are fetched in one loop over columns.
+  static constexpr index fetched = ceil_div(tokens, 2);
+  /// Columns of sums of rows, and rows of y at a time: as many registers as hide the latency of a
+  /// multiply-add, while 64 rows of a panel fit L1.
+  static constexpr index sum_vectors = Registers >= 32 ? 6 : 8;
+  static constexpr index summed = Registers >= 32 ? 2 : 1;
   /// How many rows ahead rows are fetched.
   static constexpr index sum_prefetch_rows = 4;
   static constexpr index sum_cols = sum_vectors * lanes;
@@ -37,11 +40,13 @@ struct indexed_tile {
   typedef T register_vector __attribute__((vector_size(Bytes)));
 
   /// out[i][r][l] = the sum over d = l, l + lanes, ... in [begin, end), multiples of lanes, in
-  /// ascending order, of x[i][d] bank[r][d], begun with what out held if `add`.
+  /// ascending order, of x[i][d] bank[r][d], begun with what out held if `add`. As many bytes
+  /// in front of each of next_end[0..fetched), which will be read soon, are fetched on the way: many
+  /// lines at once would wait for each other.
   template <index Tokens>
   [[gnu::noinline]] static void inner(index begin, index end, const T* const (&x)[Tokens],
-                                      const T* const (&bank)[ranks], bool add,
-                                      T (&out)[Tokens][ranks][lanes]) {
+                                      const T* const (&bank)[ranks], const std::uintptr_t* next_end,
+                                      bool add, T (&out)[Tokens][ranks][lanes]) {
     // By its declaration: nvcc 13 fails on a vector constant in a lambda.
     register_vector sum[Tokens][ranks] = {};
     if (add) {
@@ -51,13 +56,28 @@ struct indexed_tile {
         });
       });
     }
-    for (index d = begin; d < end; d += lanes) {
-      register_vector left[Tokens];
-      unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
-        left[i] = *reinterpret_cast<const volatile vector*>(x[i] + d);
+    // Bytes up to the end, one number for all addresses: every register is needed.
+    const auto bytes = [](index d) { return static_cast<std::uintptr_t>(d) * sizeof(T); };
+    const auto load = [](std::uintptr_t from) __attribute__((always_inline)) {
+      return *reinterpret_cast<const volatile vector*>(from);
+    };
+    std::uintptr_t x_end[Tokens], bank_end[ranks];
+    unrolled<Tokens>([&](auto i) __attribute__((always_inline)) {
+      x_end[i] = reinterpret_cast<std::uintptr_t>(x[i]) + bytes(end);
+    });
+    unrolled<ranks>([&](auto r) __attribute__((always_inline)) {
+      bank_end[r] = reinterpret_cast<std::uintptr_t>(bank[r]) + bytes(end);
+    });
+    for (std::uintptr_t d = bytes(begin) - bytes(end); d != 0; d += bytes(lanes)) {
+      unrolled<fetched>([&](auto i) __attribute__((always_inline)) {
+        const std::uintptr_t soon = *static_cast<const volatile std::uintptr_t*>(next_end + i);
+        __builtin_prefetch(reinterpret_cast<const void*>(soon + d));
       });
+      register_vector left[Tokens];
+      unrolled<Tokens>([&](auto i)
+                           __attribute__((always_inline)) { left[i] = load(x_end[i] + d); });
       unrolled<ranks>([&](auto r) __attribute__((always_inline)) {
-        const register_vector right = *reinterpret_cast<const volatile vector*>(bank[r] + d);
+        const register_vector right = load(bank_end[r] + d);
         unrolled<Tokens>([&](auto i)
                              __attribute__((always_inline)) { sum[i][r] += left[i] * right; });
       });
@@ -111,41 +131,69 @@ struct indexed_tile {
   [[gnu::noinline]] static void sum_rows(index rows, const row_terms* lists, const T* panel,
                                          index stride, bool add, T* y, index y_stride,
                                          index ahead) {
-    for (index n = 0; n < rows; ++n) {
-      // Rows are too far apart for the machine to foresee the next one.
-      const bool wraps = n + sum_prefetch_rows >= rows;
-      const index row = wraps ? (n + sum_prefetch_rows) % rows : n + sum_prefetch_rows;
-      const auto next = reinterpret_cast<std::uintptr_t>(y + row * y_stride) +
-                        static_cast<std::uintptr_t>(wraps ? ahead : 0) * sizeof(T);
-      unrolled<sum_cols / panel_width<T>>([&](auto line) __attribute__((always_inline)) {
-        constexpr auto bytes = static_cast<std::uintptr_t>(line * panel_bytes);
-        __builtin_prefetch(reinterpret_cast<const void*>(next + bytes), 1);
-      });
-      register_vector sum[sum_vectors] = {};
-      const row_factors* term = lists[n].terms;
-      for (const row_factors* const end = term + lists[n].count; term != end; ++term) {
-        const T* const factor = term->factors;
-        const T* from = panel + term->first * stride;
-        const index count = term->count;
-        for (index r = 0; r < count; ++r) {
-          const T left = factor[r];
-          unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
-            sum[j] += left * *reinterpret_cast<const vector*>(from + j * lanes);
-          });
-          from += stride;
-        }
+    for (index n = 0; n < rows;) {
+      const index some = n + summed <= rows && alike(lists + n) ? summed : 1;
+      for (index i = 0; i < some; ++i) {
+        // Rows are too far apart for the machine to foresee the next one.
+        const bool wraps = n + i + sum_prefetch_rows >= rows;
+        const index row = wraps ? (n + i + sum_prefetch_rows) % rows : n + i + sum_prefetch_rows;
+        const auto next = reinterpret_cast<std::uintptr_t>(y + row * y_stride) +
+                          static_cast<std::uintptr_t>(wraps ? ahead : 0) * sizeof(T);
+        unrolled<sum_cols / panel_width<T>>([&](auto line) __attribute__((always_inline)) {
+          constexpr auto bytes = static_cast<std::uintptr_t>(line * panel_bytes);
+          __builtin_prefetch(reinterpret_cast<const void*>(next + bytes), 1);
+        });
       }
       T* const to = y + n * y_stride;
-      if (add) {
-        unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
-          *reinterpret_cast<vector*>(to + j * lanes) += sum[j];
-        });
+      if (some == summed) {
+        sum_some<summed>(lists + n, panel, stride, add, to, y_stride);
       } else {
-        unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
-          *reinterpret_cast<vector*>(to + j * lanes) = sum[j];
+        sum_some<1>(lists + n, panel, stride, add, to, y_stride);
+      }
+      n += some;
+    }
+  }
+
+  /// Whether the terms of `summed` lists have the same counts, one after the other.
+  [[gnu::always_inline]] static bool alike(const row_terms* lists) {
+    for (index i = 1; i < summed; ++i) {
+      if (lists[i].count != lists[0].count) return false;
+      for (index t = 0; t < lists[0].count; ++t) {
+        if (lists[i].terms[t].count != lists[0].terms[t].count) return false;
+      }
+    }
+    return true;
+  }
+
+  /// Rows of y whose lists are alike.
+  template <index Rows>
+  [[gnu::always_inline]] static void sum_some(const row_terms* lists, const T* panel, index stride,
+                                              bool add, T* y, index y_stride) {
+    register_vector sum[Rows][sum_vectors] = {};
+    for (index t = 0; t < lists[0].count; ++t) {
+      const T* factor[Rows];
+      const T* from[Rows];
+      unrolled<Rows>([&](auto i) __attribute__((always_inline)) {
+        factor[i] = lists[i].terms[t].factors;
+        from[i] = panel + lists[i].terms[t].first * stride;
+      });
+      const index count = lists[0].terms[t].count;
+      for (index r = 0; r < count; ++r) {
+        unrolled<Rows>([&](auto i) __attribute__((always_inline)) {
+          const T left = factor[i][r];
+          unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
+            sum[i][j] += left * *reinterpret_cast<const vector*>(from[i] + j * lanes);
+          });
+          from[i] += stride;
         });
       }
     }
+    unrolled<Rows>([&](auto i) __attribute__((always_inline)) {
+      unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
+        vector& to = *reinterpret_cast<vector*>(y + i * y_stride + j * lanes);
+        to = add ? to + sum[i][j] : sum[i][j];
+      });
+    });
   }
 
   /// sum[d][r][0..outer_cols) += the sum over i of z[i][r] times columns d outer_cols ... of x[i],

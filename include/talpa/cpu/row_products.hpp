@@ -17,14 +17,12 @@ namespace talpa::detail {
 /// Bytes of a sum of outer products: it stays in L1.
 inline constexpr index outer_sum_bytes = 16384;
 
-/// Fetches lines that will be read soon, `offset` elements behind `from`, be they there or not.
-template <index Lines, class T>
-void prefetch(const T* from, index offset) {
-  const auto begin =
-      reinterpret_cast<std::uintptr_t>(from) + static_cast<std::uintptr_t>(offset) * sizeof(T);
+/// Fetches lines from an address on, be they there or not.
+template <index Lines>
+void prefetch(std::uintptr_t from) {
   unrolled<Lines>([&](auto line) __attribute__((always_inline)) {
     constexpr auto bytes = static_cast<std::uintptr_t>(line * panel_bytes);
-    __builtin_prefetch(reinterpret_cast<const void*>(begin + bytes));
+    __builtin_prefetch(reinterpret_cast<const void*>(from + bytes));
   });
 }
 
@@ -39,9 +37,7 @@ void inner_products(index count, index cols, const Row& row, matrix_view<const T
                     const Put& put) {
   constexpr index several = Tile::tokens, ranks = Tile::ranks;
   constexpr index length = inner_piece_bytes / static_cast<index>(sizeof(T));
-  // What is fetched in each of the passes over the bank.
-  constexpr index share = length / inner_bank_blocks;
-  constexpr index lines = ceil_div(share, panel_width<T>);
+  constexpr index fetched = Tile::fetched, passes = ceil_div(several, fetched);
   const index whole = cols / Tile::lanes * Tile::lanes;
   alignas(host_alignment) T out[inner_row_blocks][inner_bank_blocks][several][ranks][Tile::lanes];
   const T* rows[inner_row_blocks][several];
@@ -63,19 +59,26 @@ void inner_products(index count, index cols, const Row& row, matrix_view<const T
         const index end = std::min(d + length, whole);
         for (index i = 0; i < row_blocks; ++i) {
           // The same piece of the next rows, the next piece of the first ones, other rows.
-          const T* next[several];
-          for (index j = 0; j < several; ++j) {
-            next[j] = i + 1 < row_blocks ? rows[i + 1][j] + d
-                      : end < whole      ? rows[0][j] + end
-                                         : row(std::min(first + some + j, count - 1));
+          std::uintptr_t next_end[passes * fetched];
+          for (index j = 0; j < passes * fetched; ++j) {
+            const index at = std::min(j, several - 1);
+            const T* const next = i + 1 < row_blocks ? rows[i + 1][at] + d
+                                  : end < whole      ? rows[0][at] + end
+                                                     : row(std::min(first + some + at, count - 1));
+            // What no pass over the bank is left for.
+            if (j >= bank_blocks * fetched) {
+              prefetch<ceil_div(length, panel_width<T>)>(reinterpret_cast<std::uintptr_t>(next));
+            }
+            next_end[j] = reinterpret_cast<std::uintptr_t>(next) +
+                          static_cast<std::uintptr_t>(end - d) * sizeof(T);
           }
           for (index r = 0; r < bank_blocks; ++r) {
-            for (index j = 0; j < several; ++j) prefetch<lines>(next[j], r * share);
+            const std::uintptr_t* const soon = next_end + r % passes * fetched;
             if (some - i * several == 1) {
-              Tile::template inner<1>(d, end, {rows[i][0]}, block[r], d > 0,
+              Tile::template inner<1>(d, end, {rows[i][0]}, block[r], soon, d > 0,
                                       reinterpret_cast<T(&)[1][ranks][Tile::lanes]>(out[i][r]));
             } else {
-              Tile::template inner<several>(d, end, rows[i], block[r], d > 0, out[i][r]);
+              Tile::template inner<several>(d, end, rows[i], block[r], soon, d > 0, out[i][r]);
             }
           }
         }
