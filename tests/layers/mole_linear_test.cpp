@@ -955,14 +955,15 @@ TEST_SUITE("layers/strategy") {
             for (const index k : {1, 2, 8}) {
               if (k > e) continue;
               routed_cost c{.inputs = d, .outputs = o, .experts = e, .width = r, .max_selected = k};
-              // (E R + 30) (D + O), K (R + 40) (D + O) and (5 K R' / 4 + E R / 32 + 15) (D + O)
-              // with R' = R rounded up to a multiple of 4: 32 times as much is a whole number below
-              // 2^53.
-              const double widths = static_cast<double>(d + o);
-              const double masked = static_cast<double>(e * r + 30) * widths;
-              const double grouped = static_cast<double>(k * (r + 40)) * widths;
+              // (21 E R / 16 + 7 E / 8 + 36), (K (27 R / 16 + 76) + 21 E / 16) and (2 K R' +
+              // 5 E R / 32 + 9 E / 8 + 10) times D + O with R' = R rounded up to a multiple of 4:
+              // 32 times as much is a whole number below 2^53.
+              const double widths = static_cast<double>(d + o) / 32.0;
+              const double masked = static_cast<double>(42 * e * r + 28 * e + 1152) * widths;
+              const double grouped = static_cast<double>(k * (54 * r + 2432) + 42 * e) * widths;
               const double indexed =
-                  static_cast<double>(40 * k * ceil_div(r, 4) * 4 + e * r + 480) * widths / 32.0;
+                  static_cast<double>(64 * k * ceil_div(r, 4) * 4 + 5 * e * r + 36 * e + 320) *
+                  widths;
               CHECK(dense_masked_cost(c) == masked);
               CHECK(grouped_cost(c) == grouped);
               CHECK(indexed_cost(c) == indexed);
@@ -986,7 +987,7 @@ TEST_SUITE("layers/strategy") {
 
   TEST_CASE("many experts of which few are used are not masked, soft routing is") {
     routed_cost sparse{
-        .inputs = 1024, .outputs = 1024, .experts = 64, .width = 16, .max_selected = 2};
+        .inputs = 1024, .outputs = 1024, .experts = 64, .width = 8, .max_selected = 2};
     CHECK(choose_strategy(sparse) == strategy::grouped);
     sparse.can_index = true;
     CHECK(choose_strategy(sparse) == strategy::indexed);
@@ -994,18 +995,18 @@ TEST_SUITE("layers/strategy") {
     sparse.width = 512;
     CHECK(choose_strategy(sparse) == strategy::grouped);
     routed_cost soft = sparse;
-    soft.width = 16;
+    soft.width = 8;
     soft.max_selected = 64;
     CHECK(choose_strategy(soft) == strategy::dense_masked);
-    // At a tie, 2 * 10 + 30 = 10 + 40, nothing is moved.
+    // At a tie nothing is moved: 21 * 256 / 16 + 7 * 32 / 8 + 36 = 4 (27 * 8 / 16 + 76) + 42.
     constexpr routed_cost tie{
-        .inputs = 8, .outputs = 8, .experts = 2, .width = 10, .max_selected = 1};
+        .inputs = 8, .outputs = 8, .experts = 32, .width = 8, .max_selected = 4};
     static_assert(dense_masked_cost(tie) == grouped_cost(tie));
     static_assert(choose_strategy(tie) == strategy::dense_masked);
   }
 
   TEST_CASE("a layer does as it is told, or as the costs say") {
-    auto layer = make_mole({.experts = 64, .rank = 16}, renormalised{.k = 2}, strategy::automatic);
+    auto layer = make_mole({.experts = 64, .rank = 8}, renormalised{.k = 2}, strategy::automatic);
     CHECK(layer.choose(1024, 1024) == strategy::indexed);
     CHECK(layer.choose<gpu>(1024, 1024) == strategy::grouped);
     layer.execution = strategy::dense_masked;

@@ -40,8 +40,8 @@ struct indexed_tile {
   typedef T register_vector __attribute__((vector_size(Bytes)));
 
   /// out[i][r][l] = the sum over d = l, l + lanes, ... in [begin, end), multiples of lanes, in
-  /// ascending order, of x[i][d] bank[r][d], begun with what out held if `add`. As many bytes
-  /// in front of each of next_end[0..fetched), which will be read soon, are fetched on the way: many
+  /// ascending order, of x[i][d] bank[r][d], begun with what out held if `add`. As many bytes in
+  /// front of each of next_end[0..fetched), which will be read soon, are fetched on the way: many
   /// lines at once would wait for each other.
   template <index Tokens>
   [[gnu::noinline]] static void inner(index begin, index end, const T* const (&x)[Tokens],

@@ -29,32 +29,37 @@ struct routed_cost {
   bool can_index = false;  ///< whether experts and backend have strategy::indexed
 };
 
-// All costs are of forward and backward per token, in multiply-adds of the dense products, and
+// All costs are of forward and backward per token, in multiply-adds of the base's products, and
 // grow with D + O. Their constants were fitted to bench/layers/mole_linear_bench.cpp
-// (docs/benchmarks/cpu.md) for E = 1..64, R = 1..64, K = 1..8, D = O = 768 and 2048.
+// (docs/benchmarks/cpu.md) for E = 1..128, R = 1..64, K = 1..8, N = 512, D = O = 768 and 2048.
 
-/// dense_masked: E R ranks, and the passes over x, y, dy and dx, worth 30 ranks.
+/// dense_masked: E R ranks; the router and gates for each expert; the passes over x, y, dy and dx,
+/// worth 36.
 constexpr double dense_masked_cost(const routed_cost& c) {
-  constexpr double passes = 30.0;
-  return (static_cast<double>(c.experts * c.width) + passes) *
+  constexpr double rank = 1.3125, expert = 0.875, passes = 36.0;
+  return (rank * static_cast<double>(c.experts * c.width) +
+          expert * static_cast<double>(c.experts) + passes) *
          static_cast<double>(c.inputs + c.outputs);
 }
 
-/// grouped: for each of K slots R ranks, and the rows that gather and combine move, worth 40 ranks.
+/// grouped: for each of K slots R ranks, and the rows that gather and combine move, worth 76;
+/// products of few rows for each expert.
 constexpr double grouped_cost(const routed_cost& c) {
-  constexpr double moves = 40.0;
-  return static_cast<double>(c.max_selected) * (static_cast<double>(c.width) + moves) *
+  constexpr double rank = 1.6875, moves = 76.0, expert = 1.3125;
+  return (static_cast<double>(c.max_selected) * (rank * static_cast<double>(c.width) + moves) +
+          expert * static_cast<double>(c.experts)) *
          static_cast<double>(c.inputs + c.outputs);
 }
 
-/// indexed: for each of K slots R ranks, of which four are computed at a time and which take a
-/// quarter longer than in dense products; a pass over the bank for all tokens of a task, worth a
-/// 32nd of its ranks; and the passes over x, y, dy and dx, worth 15 ranks.
+/// indexed: for each of K slots R ranks, of which four are computed at a time; passes over the bank
+/// and its gradient, worth a part of its ranks; the router and loops for each expert; the passes
+/// over x, y, dy and dx, worth 10.
 constexpr double indexed_cost(const routed_cost& c) {
-  constexpr double slower = 1.25, bank = 0.03125, passes = 15.0;
+  constexpr double rank = 2.0, bank = 0.15625, expert = 1.125, passes = 10.0;
   const index ranks = (c.width + 3) / 4 * 4;
-  return (slower * static_cast<double>(c.max_selected * ranks) +
-          bank * static_cast<double>(c.experts * c.width) + passes) *
+  return (rank * static_cast<double>(c.max_selected * ranks) +
+          bank * static_cast<double>(c.experts * c.width) +
+          expert * static_cast<double>(c.experts) + passes) *
          static_cast<double>(c.inputs + c.outputs);
 }
 
