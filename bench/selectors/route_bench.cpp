@@ -16,6 +16,35 @@ struct plain_rectified {
   }
 };
 
+/// One for the largest logits.
+struct plain_hard {
+  bench::plain_order order{};
+
+  void operator()(const plain_row& row) {
+    const std::vector<int>& sorted = order.first(row.logits, row.experts, row.k);
+    for (index i = 0; i < row.k; ++i) row.gates[sorted[static_cast<std::size_t>(i)]] = 1.0f;
+  }
+};
+
+/// Top-k without expert 0, and with the last one raised to the best of the others.
+struct plain_intervened {
+  bench::plain_order order{};
+  std::vector<float> logits{};
+
+  void operator()(const plain_row& row) {
+    logits.assign(row.logits, row.logits + row.experts);
+    logits[0] = -std::numeric_limits<float>::infinity();
+    const float top = *std::max_element(logits.begin(), logits.end());
+    logits.back() = top;
+    const std::vector<int>& sorted = order.first(logits.data(), row.experts, row.k);
+    for (index i = 0; i < row.k; ++i) {
+      const auto e = static_cast<std::size_t>(sorted[static_cast<std::size_t>(i)]);
+      row.gates[e] = std::exp(logits[e] - top);
+    }
+    bench::plain_renormalise(row);
+  }
+};
+
 /// Experts whose score + bias is largest, weighed by their scores; of the best groups where there
 /// are several.
 struct plain_biased_top_k {
@@ -73,6 +102,16 @@ void add_all() {
       "dense", no_k, [](index, index) { return dense{}; }, bench::plain_dense{});
   add_route(
       "rectified", no_k, [](index, index) { return rectified{}; }, plain_rectified{});
+  add_route(
+      "straight_through", all_k,
+      [](index, index k) { return straight_through{.k = k, .training = false}; }, plain_hard{});
+  add_route(
+      "intervene", all_k,
+      [](index experts, index k) {
+        return intervene<top_k<gate::renormalised>>{
+            .inner = {.k = k}, .blocked = {0}, .stimulated = {experts - 1}};
+      },
+      plain_intervened{});
   add_route(
       "biased_top_k", all_k, [](index, index k) { return biased_top_k<>{.k = k}; },
       plain_biased_top_k{});
