@@ -89,8 +89,13 @@ TEST_SUITE("ops/context") {
       });
       CHECK(times == std::vector<int>(static_cast<std::size_t>(tasks), 1));
     }
-    CHECK(host.calls() == 4);
+    CHECK(host.calls() == 3);  // a single task is the caller's
     detail::parallel_for(ctx, 0, [](index, int) { FAIL("there is no task"); });
+    CHECK(host.calls() == 3);
+    const auto few = detail::threads_from(ctx, 99, 100), many = detail::threads_from(ctx, 100, 100);
+    detail::parallel_for(few, 7, [&](index, int thread) { CHECK(thread == 0); });
+    CHECK(host.calls() == 3);
+    detail::parallel_for(many, 7, [](index, int) {});
     CHECK(host.calls() == 4);
   }
 

@@ -272,9 +272,8 @@ TEST_SUITE("ops/routed_linear") {
     context<cpu> looks(1);
     looks.checked = true;
     CHECK_FALSE(pays(looks, 64, 4));
-    // Eight threads share one row of tiles: the columns of y are cut.
-    const packed_matrix<float, cpu> wide(in.ctx, matrix<float, cpu>(1024, 64), transpose::yes);
-    CHECK_FALSE(ops::routed_linear_pays<cpu, float>(context<cpu>(8), wide, 8, 4));
+    // Whatever the number of threads, so that it changes no bit.
+    CHECK(pays(context<cpu>(8), 64, 4));
   }
 
   TEST_CASE("a second call takes no memory") {

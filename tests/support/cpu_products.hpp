@@ -3,6 +3,7 @@
 
 #include <talpa/cpu/gemm.hpp>
 #include <talpa/cpu/indexed_gemm.hpp>
+#include <talpa/cpu/routed_linear.hpp>
 
 // Products take seconds to instantiate; tests share one instantiation of each. `storage` is extern
 // here, and nothing where they are made.
@@ -28,6 +29,9 @@
   storage template void product_and_sum<T>(context<cpu>&, const packed_product<T, cpu>&,         \
                                            const token_terms<T>&, const summed_rows<T>&,         \
                                            matrix_view<T, cpu>, bool, const row_function&);      \
+  storage template void routed_forward<T>::run(index, index, int) const;                         \
+  storage template void routed_backward<T>::run(index, index, int) const;                        \
+  storage template T gate_backward<T>(T, T, const T*, index, T*);                                \
   storage template void indexed_outer<T>(context<cpu>&, const segments<cpu>&,                    \
                                          matrix_view<const T, cpu>, matrix_view<const T, cpu>,   \
                                          const row_run&, matrix_view<T, cpu>);

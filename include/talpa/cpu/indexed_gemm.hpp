@@ -24,6 +24,8 @@ inline constexpr index indexed_task_tokens = 64;
 inline constexpr index indexed_task_slots = 16;
 /// Bytes of rows that are read for all experts before the next ones: they stay in L2.
 inline constexpr index indexed_block_bytes = 393216;
+/// Fewest tokens for which other threads make lists of terms.
+inline constexpr index terms_threaded_rows = 2048;
 /// Tokens an expert from which on a bank is copied into panels for sums of its rows.
 inline constexpr index panel_tokens = 2;
 
@@ -98,7 +100,8 @@ struct token_terms {
     const index experts = s.experts(), more = d.rows != 0 ? 1 : 0;
     lists_ = ctx.scratch.take<list>(s.tokens()).data;
     terms_ = ctx.scratch.take<term>(s.offsets[experts] + more * s.tokens()).data;
-    parallel_for_blocks(ctx, s.tokens(), 256, [&](index begin, index count, int) {
+    const auto threads = threads_from(ctx, s.tokens(), terms_threaded_rows);
+    parallel_for_blocks(threads, s.tokens(), 256, [&](index begin, index count, int) {
       for (index n = begin; n < begin + count; ++n) {
         const index first = s.slot_offset_of_token[n];
         list& to = lists_[n];
@@ -181,18 +184,6 @@ template <class T>
 void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product,
                      const token_terms<T>& terms, const summed_rows<T>& rows, matrix_view<T, cpu> y,
                      bool add, const row_function& before);
-
-/// Whether product_and_sum leaves the columns of y in one piece.
-template <class T>
-bool whole_rows(const context<cpu>& ctx, const packed_matrix<T, cpu>& b, index rows) {
-  bool whole = false;
-  b.visit([&]<class Stored>(const Stored*) {
-    whole =
-        tile_tasks_of<T, stored_tile<T, Stored>>(rows, b.cols(), b.rows(), ctx.threads).col_tasks ==
-        1;
-  });
-  return whole;
-}
 
 /// `of_b` are the panels of product.b.
 template <class T, class Stored, class Tile = stored_tile<T, Stored>>

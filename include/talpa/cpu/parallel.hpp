@@ -16,7 +16,8 @@ namespace talpa {
 /// [0, tasks), in any order, with 0 <= thread < threads and no two calls at a time that share
 /// `thread`, and returns after the last one; what the calls wrote is then visible to the caller. It
 /// must not throw, and is called from one thread at a time for each context. Results do not depend
-/// on it: how work is cut into tasks depends on shapes alone.
+/// on it: how work is cut into tasks depends on shapes alone. A loop of one task, or for one
+/// thread, runs on the caller.
 struct executor {
   using task = void (*)(void* state, index i, int thread);
 
@@ -54,17 +55,23 @@ class alone {};
 #endif
 
 /// Runs task(i, thread) for i in [0, tasks) on up to `ctx.threads` threads, 0 <= thread <
-/// ctx.threads, of the context's executor or of OpenMP. How the work is cut into tasks must depend
-/// on shapes only: then results have the same bits for any number of threads. Tasks must not throw.
+/// ctx.threads, of the context's executor or of OpenMP; a single task, or all for one thread, on
+/// the caller. How the work is cut into tasks must depend on shapes only: then results have the
+/// same bits for any number of threads. Tasks must not throw.
 template <class Context, class Task>
 void parallel_for(const Context& ctx, index tasks, Task task) {
   const int team = static_cast<int>(tasks < ctx.threads ? (tasks > 0 ? tasks : 1) : ctx.threads);
+  if (team == 1) {
+    [[maybe_unused]] const alone only;
+    for (index i = 0; i < tasks; ++i) task(i, 0);
+    return;
+  }
   if (ctx.on.run != nullptr) {
     const auto call = [](void* state, index i, int thread) {
       [[maybe_unused]] const alone only;
       (*static_cast<Task*>(state))(i, thread);
     };
-    if (tasks > 0) ctx.on.run(ctx.on.host, team, tasks, call, &task);
+    ctx.on.run(ctx.on.host, team, tasks, call, &task);
     return;
   }
 #if defined(_OPENMP)
@@ -89,6 +96,18 @@ void parallel_for_blocks(const Context& ctx, index count, index block_rows, Task
     const index rest = count - first;
     task(first, rest < block_rows ? rest : block_rows, thread);
   });
+}
+
+/// Threads of some loops of a context.
+struct loop_threads {
+  int threads;
+  executor on;
+};
+/// The context's threads for loops over at least `fewest` rows, else the caller alone: to call
+/// others would take longer than the work.
+template <class Context>
+loop_threads threads_from(const Context& ctx, index rows, index fewest) {
+  return {rows < fewest ? 1 : ctx.threads, ctx.on};
 }
 
 /// A function of rows [first, first + count) and a thread, by reference; none by default. What

@@ -28,12 +28,15 @@ namespace talpa::ops {
 template <>
 struct rank_gate_impl<cpu> {
   static constexpr index task_rows = 128;
+  /// Fewest elements for which other threads are called.
+  static constexpr index threaded_elements = 65536;
 
   template <class T>
   static void forward(context<cpu>& ctx, T scale, matrix_view<const T, cpu> gates,
                       matrix_view<const T, cpu> u, matrix_view<T, cpu> z) {
     const index ranks = u.cols / gates.cols;
-    detail::parallel_for_blocks(ctx, u.rows, task_rows, [&](index first, index rows, int) {
+    const auto threads = detail::threads_from(ctx, u.rows * u.cols, threaded_elements);
+    detail::parallel_for_blocks(threads, u.rows, task_rows, [&](index first, index rows, int) {
       for (index n = first; n < first + rows; ++n) {
         for (index e = 0; e < gates.cols; ++e) {
           const T factor = scale * gates(n, e);
@@ -50,7 +53,8 @@ struct rank_gate_impl<cpu> {
                        matrix_view<const T, cpu> u, matrix_view<const T, cpu> dz,
                        matrix_view<T, cpu> du, matrix_view<T, cpu> dgates) {
     const index ranks = u.cols / gates.cols;
-    detail::parallel_for_blocks(ctx, u.rows, task_rows, [&](index first, index rows, int) {
+    const auto threads = detail::threads_from(ctx, u.rows * u.cols, threaded_elements);
+    detail::parallel_for_blocks(threads, u.rows, task_rows, [&](index first, index rows, int) {
       for (index n = first; n < first + rows; ++n) {
         for (index e = 0; e < gates.cols; ++e) {
           const T* const from = dz.row(n) + e * ranks;

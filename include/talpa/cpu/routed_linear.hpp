@@ -178,8 +178,7 @@ struct routed_linear_impl<cpu> {
   template <class T>
   static bool pays(const context<cpu>& ctx, const packed_matrix<T, cpu>& base, index tokens,
                    index experts) {
-    return !ctx.checked && base.cols() > 0 && detail::inner_pays(tokens, experts, base.rows()) &&
-           detail::whole_rows<T>(ctx, base, tokens);
+    return !ctx.checked && base.cols() > 0 && detail::inner_pays(tokens, experts, base.rows());
   }
 
   template <class T, class Selector>
@@ -204,7 +203,8 @@ struct routed_linear_impl<cpu> {
   template <class T>
   static void rows_of_slots(context<cpu>& ctx, const segments<cpu>& s, index most,
                             matrix_view<const T, cpu> u, matrix_view<T, cpu> out) {
-    detail::parallel_for_blocks(ctx, s.tokens(), 256, [&](index first, index rows, int) {
+    const auto threads = detail::threads_from(ctx, s.tokens(), detail::terms_threaded_rows);
+    detail::parallel_for_blocks(threads, s.tokens(), 256, [&](index first, index rows, int) {
       for (index n = first; n < first + rows; ++n) {
         const index begin = s.slot_offset_of_token[n];
         for (index i = begin; i < s.slot_offset_of_token[n + 1]; ++i) {

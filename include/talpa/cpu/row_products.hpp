@@ -31,6 +31,14 @@ void prefetch(std::uintptr_t from) {
 inline constexpr index inner_piece_bytes = 1536;
 inline constexpr index inner_bank_blocks = 2, inner_row_blocks = 6;
 
+/// sum + left[0] right[0] + left[1] right[1] + ... Not inlined: multiply-adds may be made of it in
+/// one place and not in another, and every caller is to get the same bits.
+template <class T>
+[[gnu::noinline]] T add_inner(T sum, const T* left, const T* right, index count) {
+  for (index d = 0; d < count; ++d) sum += left[d] * right[d];
+  return sum;
+}
+
 /// put(i, r, the inner product of row(i) and row r of the bank) for i < count.
 template <class T, class Tile = indexed_tile<T>, class Row, class Put>
 void inner_products(index count, index cols, const Row& row, matrix_view<const T, cpu> bank,
@@ -87,7 +95,10 @@ void inner_products(index count, index cols, const Row& row, matrix_view<const T
         const T* const left = rows[i / several][i % several];
         for (index r = 0; r < some_ranks; ++r) {
           T sum = Tile::total(out[i / several][r / ranks][i % several][r % ranks]);
-          for (index d = whole; d < cols; ++d) sum += left[d] * block[r / ranks][r % ranks][d];
+          if (whole < cols) {
+            sum =
+                add_inner<T>(sum, left + whole, block[r / ranks][r % ranks] + whole, cols - whole);
+          }
           put(first + i, start + r, sum);
         }
       }

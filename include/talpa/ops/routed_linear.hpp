@@ -91,8 +91,7 @@ struct routed_linear_impl {
 };
 
 /// Whether the ops of this file are the faster way for N tokens, a packed weight [K, Q] and E
-/// experts, and give the bits of the ops that they stand for. They do not look at logits for a
-/// checked context.
+/// experts, for any number of threads. They do not look at logits for a checked context.
 template <class B, floating T>
 bool routed_linear_pays(const context<B>& ctx, const packed_matrix<T, B>& base, index tokens,
                         index experts) {
@@ -102,8 +101,8 @@ bool routed_linear_pays(const context<B>& ctx, const packed_matrix<T, B>& base, 
 /// A linear map and its routed adapter: logits = x router^T, (gates, mask) = selector(logits),
 /// y = x W^T + sum_e s g_e B_e^T A_e x over the experts of each token.
 ///
-/// The bits of gemm, select, indexed_shrink, rank_gate and indexed_expand on top of the base one
-/// after the other, in one pass over x and one over y.
+/// What gemm, select, indexed_shrink, rank_gate and indexed_expand on top of the base do one after
+/// the other, the same terms in the same order, in one pass over x and one over y.
 /// Backward: routed_linear_backward.
 /// Shapes: `base` x [N, D] and W^T packed; `routed` is written but for its `more`; u [N K, R] with
 /// K = max_selected: row n K + j is A_e x of token n's j-th expert in ascending order; y [N, O].
@@ -158,8 +157,8 @@ struct routed_slots {
 /// dgates = s <dz, u> + those of losses, dlogits = selector's + those of losses, du = s g dz,
 /// dx (+)= dy W + sum_e du A_e + dlogits router.
 ///
-/// The bits of indexed_shrink, rank_gate_backward, build_segments_backward, select_backward and
-/// indexed_expand one after the other, in one pass over dy and one over dx. The gradients of
+/// What indexed_shrink, rank_gate_backward, build_segments_backward, select_backward and
+/// indexed_expand do one after the other, in one pass over dy and one over dx. The gradients of
 /// router, a and b are outer_products of dlogits, du and z = s g u with x and dy.
 /// Shapes: `base` dy [N, O] and W packed; `from_losses` logits and gates [N, E] each or empty, read
 /// only; dgates, dlogits [N, E] and du [S, R] are overwritten; dx [N, D].
