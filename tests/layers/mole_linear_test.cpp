@@ -400,6 +400,22 @@ TEST_SUITE("layers/mole_linear") {
         }
       }
     }
+    // Few loops are handed to other threads: the bank's copy and the product, backward the three
+    // gradients as well.
+    int loops = 0;
+    const auto count = [](void* host, int, index tasks, executor::task call, void* state) {
+      ++*static_cast<int*>(host);
+      for (index i = 0; i < tasks; ++i) call(state, i, 0);
+    };
+    context<cpu> counting(2, executor{count, &loops});
+    matrix<T, cpu> y(s.tokens, s.outputs), dx(s.tokens, s.inputs);
+    const auto kept = layer.forward(counting, p, x, y.view(), mode::training);
+    CHECK(loops >= 1);
+    CHECK(loops <= 2);
+    loops = 0;
+    layer.backward(counting, p, kept, x, dy, dx.view(), grad_mode::overwrite);
+    CHECK(loops >= 1);
+    CHECK(loops <= 5);
     // What does not go through together: a recorded mask, dropout, a bias.
     matrix<std::uint32_t, cpu> mask(s.tokens, 1);
     std::fill_n(mask.data(), mask.size(), 3u);
