@@ -132,8 +132,8 @@ trained train_ffn(bool captured, int steps) {
   constexpr index hidden = 24, experts = 5;
   const fused_moe_ffn<top_k<gate::renormalised>, S> layer{{2}, hidden, experts, {}, 1, 2.0, true};
   generator random(1);
-  const auto bank = to_device<gpu>(
-      batch_of(-1).view().row_range(0, (1 + experts) * hidden).col_range(0, inputs));
+  const auto bank =
+      to_device<gpu>(batch_of(-1).view().row_range(0, (1 + experts) * hidden).col_range(0, inputs));
   auto p = layer.init(ctx, std::as_const(bank).view(), std::as_const(bank).view(),
                       std::as_const(bank).view(), random);
   layer.train_experts(ctx, p);

@@ -16,8 +16,8 @@
 #include <talpa/cpu/grouped_gemm.hpp>
 #include <talpa/cpu/item.hpp>
 #include <talpa/cpu/rank_gate.hpp>
-#include <talpa/cpu/routed_linear.hpp>
 #include <talpa/cpu/reduce.hpp>
+#include <talpa/cpu/routed_linear.hpp>
 #include <talpa/cpu/routing_sums.hpp>
 #include <talpa/cpu/scale.hpp>
 #include <talpa/cpu/segments.hpp>

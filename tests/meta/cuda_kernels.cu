@@ -43,8 +43,8 @@ void perft(talpa::context<gpu>& ctx, const Placement& placement) {
   talpa::generator random(1);
   const talpa::matrix<S, gpu> bank(8 * 64, 64), x(8, 64);
   talpa::matrix<S, gpu> y(8, 64), dx(8, 64);
-  auto p = layer.init(ctx, layer.base.init(ctx, bank.view(), bank.view(), bank.view(), random),
-                      random);
+  auto p =
+      layer.init(ctx, layer.base.init(ctx, bank.view(), bank.view(), bank.view(), random), random);
   const auto kept = layer.forward(ctx, p, x.view(), y.view(), talpa::mode::training);
   layer.backward(ctx, p, kept, x.view(), x.view(), dx.view(), talpa::grad_mode::overwrite,
                  talpa::mode::training);

@@ -12,8 +12,8 @@
 #include <talpa/cpu/gather.hpp>
 #include <talpa/cpu/grouped_gemm.hpp>
 #include <talpa/cpu/rank_gate.hpp>
-#include <talpa/cpu/routed_linear.hpp>
 #include <talpa/cpu/reduce.hpp>
+#include <talpa/cpu/routed_linear.hpp>
 #include <talpa/cpu/segments.hpp>
 #include <talpa/cpu/select.hpp>
 #include <talpa/experts/lora.hpp>
