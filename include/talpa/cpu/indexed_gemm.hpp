@@ -44,6 +44,30 @@ template <class T>
 void indexed_outer(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
                    matrix_view<const T, cpu> x, const row_run& run, matrix_view<T, cpu> dbank);
 
+/// Slots [first, last).
+struct slot_range {
+  index first, last;
+};
+
+/// u[s] = block_e x[token of s] for the slots of expert e among tokens [first, last), which are
+/// returned.
+template <class T>
+slot_range inner_of_expert(const segments<cpu>& s, index e, index first, index last,
+                           matrix_view<const T, cpu> x, matrix_view<const T, cpu> bank,
+                           matrix_view<T, cpu> u) {
+  const std::int32_t* const tokens = s.token_of_slot.data;
+  const auto slot_from = [&](index token) {
+    return static_cast<index>(
+        std::lower_bound(tokens + s.offsets[e], tokens + s.offsets[e + 1], token) - tokens);
+  };
+  const slot_range slots{slot_from(first), slot_from(last)};
+  inner_products<T>(
+      slots.last - slots.first, x.cols, [&](index i) { return x.row(tokens[slots.first + i]); },
+      bank.row_range(e * u.cols, u.cols),
+      [&](index i, index r, T sum) { u(slots.first + i, r) = sum; });
+  return slots;
+}
+
 template <class T>
 void indexed_inner(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> x,
                    matrix_view<const T, cpu> bank, matrix_view<T, cpu> u) {
@@ -53,18 +77,8 @@ void indexed_inner(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const 
       std::max(indexed_task_tokens, ceil_div(indexed_task_slots * experts * x.rows, slots));
   // Tasks that read the same tokens follow each other.
   parallel_for(ctx, ceil_div(x.rows, tokens) * experts, [&](index task, int) {
-    const index e = task % experts;
-    const std::int32_t* const begin = s.token_of_slot.data;
-    const auto slot_from = [&](index token) {
-      return static_cast<index>(
-          std::lower_bound(begin + s.offsets[e], begin + s.offsets[e + 1], token) - begin);
-    };
-    const index last = slot_from((task / experts + 1) * tokens);
-    const auto block = bank.row_range(e * u.cols, u.cols);
-    const index start = slot_from(task / experts * tokens);
-    inner_products<T>(
-        last - start, x.cols, [&](index i) { return x.row(s.token_of_slot[start + i]); }, block,
-        [&](index i, index r, T sum) { u(start + i, r) = sum; });
+    const index first = task / experts * tokens;
+    inner_of_expert<T>(s, task % experts, first, first + tokens, x, bank, u);
   });
 }
 

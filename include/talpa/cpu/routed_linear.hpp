@@ -148,19 +148,10 @@ void routed_backward<T>::run(index first, index rows, int thread) const {
     const index last = std::min(first + block, end);
     for (index n = first; n < last; ++n) std::fill_n(dgates.row(n), experts, T{0});
     for (index e = 0; e < experts; ++e) {
-      const std::int32_t* const tokens = s.token_of_slot.data;
-      const auto slot_from = [&](index token) {
-        return static_cast<index>(
-            std::lower_bound(tokens + s.offsets[e], tokens + s.offsets[e + 1], token) - tokens);
-      };
-      const index start = slot_from(first), stop = slot_from(last);
-      inner_products<T>(
-          stop - start, dy.cols, [&](index i) { return dy.row(tokens[start + i]); },
-          adapter.b.row_range(e * ranks, ranks),
-          [&](index i, index r, T sum) { du(start + i, r) = sum; });
-      for (index slot = start; slot < stop; ++slot) {
-        dgates(tokens[slot], e) = gate_backward<T>(adapter.scale, kept.gates[slot],
-                                                   kept.u.row(slot), ranks, du.row(slot));
+      const slot_range slots = inner_of_expert<T>(s, e, first, last, dy, adapter.b, du);
+      for (index slot = slots.first; slot < slots.last; ++slot) {
+        dgates(s.token_of_slot[slot], e) = gate_backward<T>(adapter.scale, kept.gates[slot],
+                                                            kept.u.row(slot), ranks, du.row(slot));
       }
     }
     for (index n = first; n < last; ++n) add(dgates_of_losses, dgates, n);

@@ -123,15 +123,14 @@ struct segments_impl<cpu> {
 
   static index count(context<cpu>& ctx, matrix_view<const std::uint32_t, cpu> mask, index experts) {
     const workspace<cpu>::scope scope(ctx.scratch);
+    const auto on = detail::threads_from(ctx, mask.rows, threaded_rows);
     const index blocks = ceil_div(mask.rows, block_rows);
     const vector_view<index, cpu> counts = ctx.scratch.take<index>(blocks);
-    detail::parallel_for_blocks(threads_for(ctx, mask), mask.rows, block_rows,
-                                [&](index first, index rows, int) {
-                                  index sum = 0;
-                                  for (index n = first; n < first + rows; ++n)
-                                    sum += count_row(mask.row(n), experts);
-                                  counts[first / block_rows] = sum;
-                                });
+    detail::parallel_for_blocks(on, mask.rows, block_rows, [&](index first, index rows, int) {
+      index sum = 0;
+      for (index n = first; n < first + rows; ++n) sum += count_row(mask.row(n), experts);
+      counts[first / block_rows] = sum;
+    });
     index total = 0;
     for (index b = 0; b < blocks; ++b) total += counts[b];
     return total;
@@ -142,21 +141,21 @@ struct segments_impl<cpu> {
                     matrix_view<const T, cpu> gates, const segments<cpu>& s,
                     vector_view<T, cpu> gate_of_slot) {
     const index experts = s.experts(), blocks = ceil_div(mask.rows, block_rows);
+    const auto on = detail::threads_from(ctx, mask.rows, threaded_rows);
     const workspace<cpu>::scope scope(ctx.scratch);
     // Slots of expert e among the tokens of block b, then the next free one of them.
     const matrix_view<std::int32_t, cpu> next =
         ctx.scratch.take<std::int32_t>(blocks, experts);  // [blocks, E]
     const vector_view<index, cpu> block_slots = ctx.scratch.take<index>(blocks);
-    detail::parallel_for_blocks(
-        threads_for(ctx, mask), mask.rows, block_rows, [&](index first, index rows, int) {
-          const index block = first / block_rows;
-          std::int32_t* const counts = next.row(block);
-          std::fill_n(counts, experts, 0);
-          detail::count_experts(mask.row(first), mask.stride, rows, experts, counts);
-          index sum = 0;
-          for (index e = 0; e < experts; ++e) sum += counts[e];
-          block_slots[block] = sum;
-        });
+    detail::parallel_for_blocks(on, mask.rows, block_rows, [&](index first, index rows, int) {
+      const index block = first / block_rows;
+      std::int32_t* const counts = next.row(block);
+      std::fill_n(counts, experts, 0);
+      detail::count_experts(mask.row(first), mask.stride, rows, experts, counts);
+      index sum = 0;
+      for (index e = 0; e < experts; ++e) sum += counts[e];
+      block_slots[block] = sum;
+    });
 
     index slots = 0;
     for (index b = 0; b < blocks; ++b) {
@@ -187,68 +186,61 @@ struct segments_impl<cpu> {
     const auto tokens = ctx.scratch.take<std::int32_t>(ctx.threads, staged_most);
     const auto gates_of_tokens = ctx.scratch.take<T>(ctx.threads, staged_most);
     const auto cursors = ctx.scratch.take<std::int32_t>(ctx.threads, 2 * experts);
-    detail::parallel_for_blocks(
-        threads_for(ctx, mask), mask.rows, block_rows, [&](index first, index rows, int t) {
-          const index block = first / block_rows;
-          const bool last = block + 1 == blocks;
-          const auto begin = [&](index e) { return next(block, e); };
-          const auto count = [&](index e) {
-            return (last ? s.offsets[e + 1] : index{next(block + 1, e)}) - begin(e);
-          };
-          const index found = (last ? slots : block_slots[block + 1]) - block_slots[block];
-          slot_places<T> to{s.slot_of_token.data, s.slot_offset_of_token.data + first,
-                            s.token_of_slot.data, gate_of_slot.data,
-                            cursors.row(t),       cursors.row(t) + experts,
-                            block_slots[block]};
-          if (found < least_run * experts || found > staged_most) {
-            for (index e = 0; e < experts; ++e) to.next[e] = begin(e);
-            place<false>(mask, gates, first, rows, to);
-            return;
-          }
-          to.token_of_slot = tokens.row(t);
-          to.gate_of_slot = gates_of_tokens.row(t);
-          std::int32_t staged = 0;
-          for (index e = 0; e < experts; ++e) {
-            to.next[e] = staged;
-            to.shift[e] = begin(e) - staged;
-            staged += static_cast<std::int32_t>(count(e));
-          }
-          place<true>(mask, gates, first, rows, to);
-          constexpr int token_width = detail::register_values<std::int32_t>;
-          constexpr int gate_width = detail::register_values<T>;
-          for (index e = 0, from = 0; e < experts; from += count(e), ++e) {
-            detail::copy_run<token_width>(s.token_of_slot.data + begin(e), to.token_of_slot + from,
-                                          count(e));
-            detail::copy_run<gate_width>(gate_of_slot.data + begin(e), to.gate_of_slot + from,
-                                         count(e));
-          }
-        });
+    detail::parallel_for_blocks(on, mask.rows, block_rows, [&](index first, index rows, int t) {
+      const index block = first / block_rows;
+      const bool last = block + 1 == blocks;
+      const auto begin = [&](index e) { return next(block, e); };
+      const auto count = [&](index e) {
+        return (last ? s.offsets[e + 1] : index{next(block + 1, e)}) - begin(e);
+      };
+      const index found = (last ? slots : block_slots[block + 1]) - block_slots[block];
+      slot_places<T> to{s.slot_of_token.data, s.slot_offset_of_token.data + first,
+                        s.token_of_slot.data, gate_of_slot.data,
+                        cursors.row(t),       cursors.row(t) + experts,
+                        block_slots[block]};
+      if (found < least_run * experts || found > staged_most) {
+        for (index e = 0; e < experts; ++e) to.next[e] = begin(e);
+        place<false>(mask, gates, first, rows, to);
+        return;
+      }
+      to.token_of_slot = tokens.row(t);
+      to.gate_of_slot = gates_of_tokens.row(t);
+      std::int32_t staged = 0;
+      for (index e = 0; e < experts; ++e) {
+        to.next[e] = staged;
+        to.shift[e] = begin(e) - staged;
+        staged += static_cast<std::int32_t>(count(e));
+      }
+      place<true>(mask, gates, first, rows, to);
+      constexpr int token_width = detail::register_values<std::int32_t>;
+      constexpr int gate_width = detail::register_values<T>;
+      for (index e = 0, from = 0; e < experts; from += count(e), ++e) {
+        detail::copy_run<token_width>(s.token_of_slot.data + begin(e), to.token_of_slot + from,
+                                      count(e));
+        detail::copy_run<gate_width>(gate_of_slot.data + begin(e), to.gate_of_slot + from,
+                                     count(e));
+      }
+    });
   }
 
   template <class T>
   static void backward(context<cpu>& ctx, matrix_view<const std::uint32_t, cpu> mask,
                        const segments<cpu>& s, vector_view<const T, cpu> dgate_of_slot,
                        matrix_view<T, cpu> dgates, grad_mode mode) {
-    detail::parallel_for_blocks(threads_for(ctx, mask), mask.rows, block_rows,
-                                [&](index first, index rows, int) {
-                                  for (index n = first; n < first + rows; ++n) {
-                                    T* const out = dgates.row(n);
-                                    if (mode == grad_mode::overwrite)
-                                      std::fill_n(out, dgates.cols, T{0});
-                                    index place = s.slot_offset_of_token[n];
-                                    detail::for_each_expert(mask.row(n), dgates.cols, [&](index e) {
-                                      out[e] += dgate_of_slot[s.slot_of_token[place++]];
-                                    });
-                                  }
-                                });
+    const auto on = detail::threads_from(ctx, mask.rows, threaded_rows);
+    detail::parallel_for_blocks(on, mask.rows, block_rows, [&](index first, index rows, int) {
+      for (index n = first; n < first + rows; ++n) {
+        T* const out = dgates.row(n);
+        if (mode == grad_mode::overwrite) std::fill_n(out, dgates.cols, T{0});
+        index place = s.slot_offset_of_token[n];
+        detail::for_each_expert(mask.row(n), dgates.cols, [&](index e) {
+          out[e] += dgate_of_slot[s.slot_of_token[place++]];
+        });
+      }
+    });
   }
 
  private:
-  static detail::loop_threads threads_for(const context<cpu>& ctx,
-                                          matrix_view<const std::uint32_t, cpu> mask) {
-    return detail::threads_from(ctx, mask.rows, threaded_rows);
-  }
-
   /// Blocks with so many slots for each expert are sorted in memory that stays in the first caches
   /// and copied from there: written in place, the streams of all experts meet in the same few sets
   /// of a cache wherever the number of tokens is a large power of two.
