@@ -425,11 +425,13 @@ class warp_tile {
   }
   template <class F>
   TALPA_HD bool some(F f) const {
+    // In pairs: one comparison finds a NaN among two numbers.
     bool found = false;
     TALPA_UNROLL
-    for (int s = 0; s < Slots; ++s) {
-      const bool counts = f(at(s));
-      found |= holds(s) & counts;
+    for (int s = 0; s < Slots; s += 2) {
+      const int other = s + 1 < Slots ? s + 1 : s;
+      const bool counts = f(at(s)), counts_too = f(at(other));
+      found |= (holds(s) & counts) | (holds(other) & counts_too);
     }
     return ballot(found) != 0;
   }

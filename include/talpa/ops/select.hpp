@@ -98,6 +98,12 @@ template <class S>
 concept coupled_selector = requires {
   requires S::couples_rows;
 };
+/// A selector that holds few numbers at a time beside the logits of a row, `static constexpr bool
+/// lean = true`: a device then keeps more rows going, with 64 registers a thread.
+template <class S>
+concept lean_selector = requires {
+  requires S::lean;
+};
 /// A selector that behaves differently in training and at inference: `at(mode)` is the one to use.
 template <class S>
 concept modal_selector = requires(const S s, mode m) {

@@ -20,6 +20,7 @@ namespace talpa {
 struct dense {
   static constexpr const char* name = "dense";
   static constexpr bool unit_mass = true;
+  static constexpr bool lean = true;
 
   void validate(index) const {}
   TALPA_HD index max_selected(index experts) const { return experts; }

@@ -32,6 +32,7 @@ namespace talpa {
 struct straight_through {
   static constexpr const char* name = "straight_through";
   static constexpr bool unit_mass = false;
+  static constexpr bool lean = true;
 
   index k = 2;           ///< experts per token, 1..E
   bool training = true;  ///< false: the hard choice alone, as at inference

@@ -29,6 +29,7 @@ template <class Weight>
 struct threshold {
   static constexpr const char* name = "threshold";
   static constexpr bool unit_mass = false;  // a token may have no expert
+  static constexpr bool lean = true;
 
   double least = 0.25;  ///< probability from which an expert is on, 0..1
 

@@ -30,6 +30,7 @@ template <class Weight>
 struct top_k {
   static constexpr const char* name = "top_k";
   static constexpr bool unit_mass = Weight::unit_mass;
+  static constexpr bool lean = true;
 
   index k = 2;  ///< experts per token, 1..E
 
