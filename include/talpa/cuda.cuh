@@ -52,6 +52,7 @@
 #include <talpa/cuda/gemm.cuh>
 #include <talpa/cuda/group_loss.hpp>
 #include <talpa/cuda/grouped_gemm.hpp>
+#include <talpa/cuda/indexed_gemm.hpp>
 #include <talpa/cuda/item.hpp>
 #include <talpa/cuda/kernel.hpp>
 #include <talpa/cuda/kl_divergence.hpp>

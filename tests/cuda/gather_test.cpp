@@ -1,53 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "support/both_segments.hpp"
 #include "support/parity.hpp"
 #include "support/scalars.hpp"
 
 #include <talpa/cpu/gather.hpp>
-#include <talpa/cpu/segments.hpp>
 #include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/segments.hpp>
 
 #include <doctest/doctest.h>
 
-#include <algorithm>
 #include <cmath>
 
 namespace talpa::cuda_gather_test {
+using support::both_segments;
 using support::device;
 using support::on_device;
-
-namespace {
-
-template <class T>
-vector_view<T, device> copy_to(context<device>& ctx, vector_view<T, cpu> from) {
-  const vector_view<T, device> to = ctx.memory.take<T>(from.size);
-  to_device<T, device>(as_column(from), as_column(to));
-  return to;
-}
-
-/// Segments of random tokens, each with 0 to 3 experts, on both backends; four places too many.
-struct both_segments {
-  segments<cpu> host;
-  segments<device> on;
-
-  both_segments(context<cpu>& host_ctx, context<device>& ctx, index tokens, index experts) {
-    support::test_random random(11);
-    matrix<std::uint32_t, cpu> mask(tokens, 1);
-    for (index n = 0; n < tokens; ++n) {
-      for (index k = random.below(4); k > 0; --k) mask(n, 0) |= 1u << random.below(experts);
-    }
-    const matrix<float, cpu> gates(tokens, experts);
-    const index places = ops::count_slots(host_ctx, mask, experts) + 4;
-    host = make_segments(host_ctx.memory, tokens, experts, places);
-    std::fill_n(host.token_of_slot.data, places, -1000000);
-    std::fill_n(host.slot_of_token.data, places, -1000000);
-    ops::build_segments(host_ctx, mask, gates, host, host_ctx.memory.take<float>(places));
-    on = {copy_to(ctx, host.offsets), copy_to(ctx, host.token_of_slot),
-          copy_to(ctx, host.slot_offset_of_token), copy_to(ctx, host.slot_of_token)};
-  }
-};
-
-}  // namespace
 
 TEST_SUITE("cuda/gather") {
   // Copies, and sums in one order: the same bits on every backend.

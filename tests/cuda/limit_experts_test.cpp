@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/parity.hpp"
+#include "support/sanitized.hpp"
 #include "support/scalars.hpp"
 
 #include <talpa/cpu/limit_experts.hpp>
@@ -75,6 +76,21 @@ TEST_SUITE("cuda/limit_experts") {
     const auto coarse = coarse_scores<T>(random, 2 * support::device_size(33, 699), 33);
     CHECK(difference(coarse, true, coarse.rows() / 2, {1, 3}, limit_order::score) == "");
     CHECK(difference(coarse, false, 3, {1, 3}, limit_order::position) == "");
+  }
+
+  TEST_CASE("a sequence of several blocks of tokens, whose last ones are in any of them") {
+    support::test_random random(64);
+    const auto coarse = coarse_scores<float>(random, 1400, 3);
+    for (const index length : {index{0}, index{700}}) {
+      if (support::sanitized && length == 0) continue;
+      CAPTURE(length);
+      for (const limit_order order : {limit_order::position, limit_order::score}) {
+        CHECK(difference(coarse, true, length, {1, 2}, order) == "");
+        if (support::sanitized) continue;
+        CHECK(difference(coarse, false, length, {1, 40}, order) == "");
+        CHECK(difference(coarse, false, length, {1, 1}, order, 50) == "");
+      }
+    }
   }
 
   TEST_CASE("no token, one token, and a limit of nothing") {

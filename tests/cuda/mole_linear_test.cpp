@@ -32,6 +32,7 @@
 #include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/group_loss.hpp>
 #include <talpa/cuda/grouped_gemm.hpp>
+#include <talpa/cuda/indexed_gemm.hpp>
 #include <talpa/cuda/item.hpp>
 #include <talpa/cuda/rank_gate.hpp>
 #include <talpa/cuda/reduce.hpp>
@@ -180,7 +181,7 @@ TEST_SUITE("cuda/mole_linear") {
   TEST_CASE("training steps on a device end where those of the host end") {
     using T = double;
     constexpr double limit = 1e5 * std::numeric_limits<T>::epsilon();
-    for (const strategy s : {strategy::dense_masked, strategy::grouped}) {
+    for (const strategy s : {strategy::dense_masked, strategy::grouped, strategy::indexed}) {
       const layer_type layer{{{}, {2}}, lora{.rank = 3, .alpha = 6.0, .dropout = 0.0}, 5, s};
       context<cpu> host(1);
       context<device> ctx;

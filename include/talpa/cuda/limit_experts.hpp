@@ -5,6 +5,8 @@
 #include <talpa/cuda/loops.hpp>
 #include <talpa/ops/limit_experts.hpp>
 
+#include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -27,22 +29,6 @@ struct limit_part {
   }
 };
 
-/// places[s] = limit(the tokens of sequence s that take part).
-template <class Limit>
-struct limit_places {
-  Limit limit;
-  const std::uint8_t* part;
-  index length;
-  index* places;
-
-  template <class Warp>
-  TALPA_HD void operator()(const Warp& warp, index s) const {
-    const index count =
-        warp.template sum<index>(length, [&](index i) { return index{part[s * length + i]}; });
-    if (warp.lane() == 0) places[s] = limit(count);
-  }
-};
-
 /// Bits that order like the numbers, but descending: the largest has the least. Both zeros are one.
 template <class T>
 TALPA_HD auto descending_bits(T x) {
@@ -52,146 +38,268 @@ TALPA_HD auto descending_bits(T x) {
   return static_cast<word>((bits & sign) != 0 ? bits : (bits | sign) ^ ~word{0});
 }
 
-/// last(s, e) = the last token that expert e keeps of sequence s, -1 for none. A block serves 32
-/// neighbouring experts of a sequence, a lane each, and every warp a run of its tokens. The bits of
-/// the key of the last one are found four at a time, from the top, by counting those of the tokens
-/// that agree so far; of the tokens with that key it is then the earliest that completes the
-/// number.
-template <class T, class B>
-struct limit_last {
-  static constexpr int digit_bits = 4;
-  static constexpr int digits = 1 << digit_bits;
+/// Tokens of a sequence that a block looks at together.
+inline constexpr index limit_chunk = 256;
 
+/// counts[c] = the tokens of chunk c that take part.
+struct limit_chunk_counts {
+  const std::uint8_t* part;
+  index length, chunks;  // of a sequence
+  index* counts;
+
+  template <class Warp>
+  TALPA_HD void operator()(const Warp& warp, index c) const {
+    const index first = c % chunks * limit_chunk;
+    const index tokens = first + limit_chunk < length ? limit_chunk : length - first;
+    const std::uint8_t* const from = part + c / chunks * length + first;
+    const index count = warp.template sum<index>(tokens, [&](index i) { return index{from[i]}; });
+    if (warp.lane() == 0) counts[c] = count;
+  }
+};
+
+/// What is known of the last token that each expert keeps of each sequence, [sequences, E]: the
+/// leading bits of its key, and the how-many-eth it is of the tokens with these, 0: none is kept;
+/// at the end of those in one chunk.
+template <class T>
+struct limit_search {
+  using word = decltype(descending_bits(T{}));
+  word* key;
+  index* left;
+  index* chunk;
+};
+
+/// left = limit(the tokens of sequence s that take part), key = 0.
+template <class T, class Limit>
+struct limit_places {
+  Limit limit;
+  const index* counts;
+  index chunks, experts;
+  limit_search<T> found;
+
+  template <class Warp>
+  TALPA_HD void operator()(const Warp& warp, index s) const {
+    const index count =
+        warp.template sum<index>(chunks, [&](index c) { return counts[s * chunks + c]; });
+    const index places = limit(count);
+    for (index e = warp.lane(); e < experts; e += 32) {
+      found.key[s * experts + e] = 0;
+      found.left[s * experts + e] = places;
+    }
+  }
+};
+
+/// Tokens that ask for an expert, and their keys: the order is that of (key, token).
+template <class T, class B>
+struct limit_asking {
   matrix_view<const T, B> scores;
   matrix_view<const std::uint32_t, B> mask;
   const std::uint8_t* part;
-  const index* places;
-  index length;
+  index length, chunks;  // of a sequence
   limit_order order;
-  matrix_view<index, B> last;  // [sequences, E]
 
   using word = decltype(descending_bits(T{}));
 
-  /// What the warps share about each of the 32 experts.
-  struct search {
-    word key[32];
-    index left[32];  // how many of the tokens with this key are kept, 0: none
-  };
-  static constexpr std::size_t shared_bytes(int threads) {
-    return sizeof(search) + static_cast<std::size_t>(threads) * digits * sizeof(std::uint32_t);
+  TALPA_HD bool asks(index n, index e) const {
+    return part[n] != 0 && ((mask(n, e / mask_word_bits) >> (e % mask_word_bits)) & 1u) != 0;
+  }
+  TALPA_HD word key(index n, index e) const {
+    return order == limit_order::score ? descending_bits(scores(n, e)) : word{0};
+  }
+  TALPA_HD index first(index s, index chunk) const { return s * length + chunk * limit_chunk; }
+  TALPA_HD index end(index s, index chunk) const {
+    const index beyond = (chunk + 1) * limit_chunk;
+    return s * length + (beyond < length ? beyond : length);
+  }
+};
+
+inline constexpr int limit_threads = 256, limit_digit_bits = 4,
+                     limit_digits = 1 << limit_digit_bits;
+
+/// counts[chunk, digit, e] = the tokens of a chunk that agree with what is known of the key and go
+/// on with that digit. A lane has one expert and, where these are few, every so many-th token.
+template <class T, class B>
+struct limit_count_digits {
+  limit_asking<T, B> asking;
+  limit_search<T> found;
+  int pass, shift;
+  int width;  // experts side by side, a power of two up to 32
+  std::uint32_t* counts;
+
+  static constexpr std::size_t shared_bytes() {
+    return limit_threads * limit_digits * sizeof(std::uint32_t);
   }
 
   template <class Block>
   TALPA_HD void operator()(Block& block) const {
     constexpr int warps = Block::threads() / 32;
-    const int lane = block.thread() % 32, warp = block.thread() / 32;
-    const index groups = (scores.cols + 31) / 32;
-    const index s = block.index() / groups, e = block.index() % groups * 32 + lane;
-    search& found = *block.template shared<search>();
-    // counts[(warp * digits + digit) * 32 + lane]
-    std::uint32_t* const counts = reinterpret_cast<std::uint32_t*>(&found + 1);
-    std::uint32_t* const own = counts + warp * digits * 32 + lane;
-    const index run = (length + warps - 1) / warps;
-    const index first = s * length + (warp * run < length ? warp * run : length);
-    const index end = s * length + ((warp + 1) * run < length ? (warp + 1) * run : length);
-    const bool inside = e < scores.cols;
-    const int passes =
-        order == limit_order::score ? static_cast<int>(8 * sizeof(word)) / digit_bits : 1;
-
-    if (warp == 0) {
-      found.key[lane] = 0;
-      found.left[lane] = places[s];
+    const index experts = asking.scores.cols, groups = (experts + width - 1) / width;
+    const index chunk = block.index() / groups, e0 = block.index() % groups * width;
+    const index s = chunk / asking.chunks, c = chunk % asking.chunks;
+    const int lane = block.thread() % 32, warp = block.thread() / 32, apart = 32 / width;
+    const index e = e0 + lane % width, end = asking.end(s, c);
+    // all[(warp * digits + digit) * 32 + lane]
+    std::uint32_t* const all = block.template shared<std::uint32_t>();
+    std::uint32_t* const own = all + warp * limit_digits * 32 + lane;
+    for (int d = 0; d < limit_digits; ++d) own[d * 32] = 0;
+    if (e < experts) {
+      const auto known = found.key[s * experts + e];
+      for (index n = asking.first(s, c) + warp * apart + lane / width; n < end;
+           n += warps * apart) {
+        if (!asking.asks(n, e)) continue;
+        const auto key = asking.key(n, e);
+        // The whole key is known of none before the first pass.
+        if (pass > 0 && key >> (shift + limit_digit_bits) != known) continue;
+        ++own[static_cast<int>(key >> shift & (limit_digits - 1)) * 32];
+      }
     }
     block.sync();
-    word key = 0;
-    for (int pass = 0; pass < passes; ++pass) {
-      const int shift = (passes - 1 - pass) * digit_bits;
-      for (int d = 0; d < digits; ++d) own[d * 32] = 0;
-      if (inside) {
-        for (index n = first; n < end; ++n) {
-          if (!asks(n, e)) continue;
-          const word k = key_of(n, e);
-          if (pass == 0 || k >> (shift + digit_bits) == key)
-            ++own[(k >> shift & (digits - 1)) * 32];
-        }
+    for (int i = block.thread(); i < limit_digits * width; i += Block::threads()) {
+      const int digit = i / width, col = i % width;
+      std::uint32_t sum = 0;
+      for (int w = 0; w < warps; ++w) {
+        for (int l = col; l < 32; l += width) sum += all[(w * limit_digits + digit) * 32 + l];
       }
-      block.sync();
-      if (warp == 0) choose_digit<warps>(found, counts + lane, lane, pass);
-      block.sync();
-      key = found.key[lane];
+      if (e0 + col < experts) counts[(chunk * limit_digits + digit) * experts + e0 + col] = sum;
     }
-    const index left = found.left[lane];
-    if (!inside) return;
-    if (left <= 0) {
-      if (warp == 0) last(s, e) = -1;
-      return;
-    }
-    const int digit = static_cast<int>(key & (digits - 1));
-    index before = 0;
-    for (int w = 0; w < warp; ++w) before += counts[(w * digits + digit) * 32 + lane];
-    if (before >= left || before + own[digit * 32] < left) return;
-    for (index n = first; n < end; ++n) {
-      if (!asks(n, e) || key_of(n, e) != key) continue;
-      ++before;
-      if (before == left) last(s, e) = n;
-    }
-  }
-
- private:
-  /// Appends to the key of an expert the digit of the last token it keeps.
-  template <int Warps>
-  TALPA_HD static void choose_digit(search& found, const std::uint32_t* counts, int lane,
-                                    int pass) {
-    const auto count = [&](int d) {
-      index sum = 0;
-      for (int w = 0; w < Warps; ++w) sum += counts[(w * digits + d) * 32];
-      return sum;
-    };
-    if (pass == 0) {
-      index all = 0;
-      for (int d = 0; d < digits; ++d) all += count(d);
-      if (all < found.left[lane]) found.left[lane] = all;
-      if (found.left[lane] < 0) found.left[lane] = 0;
-    }
-    index left = found.left[lane];
-    int digit = 0;
-    while (digit < digits - 1 && left > count(digit)) left -= count(digit++);
-    found.key[lane] = found.key[lane] << digit_bits | static_cast<word>(digit);
-    found.left[lane] = left;
-  }
-  TALPA_HD bool asks(index n, index e) const {
-    return part[n] != 0 && ((mask(n, e / mask_word_bits) >> (e % mask_word_bits)) & 1u) != 0;
-  }
-  TALPA_HD word key_of(index n, index e) const {
-    return order == limit_order::score ? descending_bits(scores(n, e)) : word{0};
   }
 };
 
-/// Clears the bits of a word that stand behind the last token kept.
+/// Appends to each key the digit of the last token kept; behind the last digit finds its chunk. A
+/// block serves 32 experts of a sequence, a lane each.
+template <class T>
+struct limit_choose_digit {
+  const std::uint32_t* counts;
+  index chunks, experts;
+  limit_search<T> found;
+  bool is_first, is_last;
+
+  static constexpr std::size_t shared_bytes() {
+    return 32 * (limit_digits + limit_threads / 32 + 2) * sizeof(index);
+  }
+
+  template <class Block>
+  TALPA_HD void operator()(Block& block) const {
+    using word = typename limit_search<T>::word;
+    constexpr int warps = Block::threads() / 32;
+    const index groups = (experts + 31) / 32;
+    const index s = block.index() / groups;
+    const int lane = block.thread() % 32, warp = block.thread() / 32;
+    const index e = block.index() % groups * 32 + lane, at = s * experts + e;
+    const bool inside = e < experts;
+    index* const sums = block.template shared<index>();  // [digits, 32]
+    index* const runs = sums + limit_digits * 32;        // [warps, 32]
+    index* const digit_of = runs + warps * 32;           // [32]
+    index* const left_of = digit_of + 32;                // [32]
+    const auto count = [&](index chunk, index digit) {
+      return index{counts[((s * chunks + chunk) * limit_digits + digit) * experts + e]};
+    };
+    for (int d = warp; d < limit_digits; d += warps) {
+      index sum = 0;
+      for (index c = 0; inside && c < chunks; ++c) sum += count(c, d);
+      sums[d * 32 + lane] = sum;
+    }
+    block.sync();
+    if (warp == 0 && inside) {
+      index left = found.left[at];
+      if (is_first) {
+        index all = 0;
+        for (int d = 0; d < limit_digits; ++d) all += sums[d * 32 + lane];
+        left = all < left ? all : (left > 0 ? left : 0);
+      }
+      int digit = 0;
+      while (digit < limit_digits - 1 && left > sums[digit * 32 + lane]) {
+        left -= sums[digit++ * 32 + lane];
+      }
+      found.key[at] = static_cast<word>(found.key[at] << limit_digit_bits | word(digit));
+      found.left[at] = left;
+      digit_of[lane] = digit;
+      left_of[lane] = left;
+    }
+    if (!is_last) return;
+    block.sync();
+    // Each warp adds up a run of chunks; then the run of the last token is searched.
+    const index digit = inside ? digit_of[lane] : 0, run = (chunks + warps - 1) / warps;
+    const index first = warp * run, end = first + run < chunks ? first + run : chunks;
+    index sum = 0;
+    for (index c = first; inside && c < end; ++c) sum += count(c, digit);
+    runs[warp * 32 + lane] = sum;
+    block.sync();
+    if (warp != 0 || !inside) return;
+    index left = left_of[lane], chunk = 0;
+    for (int w = 0; w < warps - 1 && left > runs[w * 32 + lane]; ++w, chunk += run) {
+      left -= runs[w * 32 + lane];
+    }
+    for (; chunk < chunks - 1; ++chunk) {
+      const index here = count(chunk, digit);
+      if (left <= here) break;
+      left -= here;
+    }
+    found.left[at] = left;
+    found.chunk[at] = chunk;
+  }
+};
+
+/// last(s, e) = the last token that expert e keeps of sequence s, -1 for none; a warp each.
+template <class T, class B>
+struct limit_locate {
+  limit_asking<T, B> asking;
+  limit_search<T> found;
+  index sequences;
+  index* last;
+
+  template <class Block>
+  TALPA_HD void operator()(Block& block) const {
+    constexpr index warps = Block::threads() / 32;
+    const index experts = asking.scores.cols;
+    const index at = block.index() * warps + block.thread() / 32;
+    if (at >= sequences * experts) return;
+    const index s = at / experts, e = at % experts, lane = block.thread() % 32;
+    const index end = asking.end(s, found.chunk[at]);
+    index left = found.left[at], result = -1;
+    const auto key = found.key[at];
+    for (index first = asking.first(s, found.chunk[at]); left > 0 && first < end; first += 32) {
+      const index n = first + lane;
+      const bool fits = n < end && asking.asks(n, e) && asking.key(n, e) == key;
+      std::uint32_t those = block.ballot(fits, whole_warp);
+      const index count = std::popcount(those);
+      if (count < left) {
+        left -= count;
+        continue;
+      }
+      while (--left > 0) those &= those - 1;
+      result = first + std::popcount((those & (0u - those)) - 1u);
+    }
+    if (lane == 0) last[at] = result;
+  }
+};
+
+/// Clears the bits of what stands behind the last token kept: a warp a token, a lane an expert.
 template <class T, class B>
 struct limit_clear {
-  matrix_view<const T, B> scores;
-  const std::uint8_t* part;
-  index length;
-  limit_order order;
-  matrix_view<const index, B> last;
+  limit_asking<T, B> asking;
+  limit_search<T> found;
+  const index* last;
   matrix_view<std::uint32_t, B> mask;
 
-  TALPA_HD void operator()(index n, index w) const {
-    if (part[n] == 0) return;
-    std::uint32_t word = mask(n, w);
-    const index s = n / length;
-    for (int bit = 0; bit < mask_word_bits; ++bit) {
-      const index e = w * mask_word_bits + bit;
-      if (e >= scores.cols || (word >> bit & 1u) == 0) continue;
-      const index end = last(s, e);
-      const bool behind = order == limit_order::score ? end < 0 || before(e, end, n) : n > end;
-      if (behind) word &= ~(1u << bit);
+  template <class Block>
+  TALPA_HD void operator()(Block& block) const {
+    constexpr index warps = Block::threads() / 32;
+    const index experts = asking.scores.cols, lane = block.thread() % 32;
+    for (index n = block.index() * warps + block.thread() / 32; n < mask.rows;
+         n += block.count() * warps) {
+      if (asking.part[n] == 0) continue;
+      for (index w = 0; w < mask.cols; ++w) {
+        const index e = w * mask_word_bits + lane, at = n / asking.length * experts + e;
+        bool keeps = false;
+        if (e < experts && (mask(n, w) >> lane & 1u) != 0) {
+          const index end = last[at];
+          const auto key = asking.key(n, e);
+          keeps = end >= 0 && (key < found.key[at] || (key == found.key[at] && n <= end));
+        }
+        const std::uint32_t word = block.ballot(keeps, whole_warp);
+        if (lane == 0) mask(n, w) = word;
+      }
     }
-    mask(n, w) = word;
-  }
-  TALPA_HD bool before(index e, index a, index b) const {
-    return scores(a, e) > scores(b, e) || (scores(a, e) == scores(b, e) && a < b);
   }
 };
 
@@ -201,26 +309,46 @@ namespace talpa::ops {
 
 template <kernel_backend B>
 struct limit_experts_impl<B> {
-  static constexpr int threads = 256;
-
   template <class T, class Limit>
   static void run(context<B>& ctx, matrix_view<const T, B> scores,
                   vector_view<const std::uint8_t, B> padding_mask, index length, const Limit& limit,
                   limit_order order, matrix_view<std::uint32_t, B> mask) {
+    using namespace kernels;
     const index tokens = scores.rows, experts = scores.cols, sequences = tokens / length;
+    const index chunks = ceil_div(length, limit_chunk), all_chunks = sequences * chunks;
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto part = ctx.scratch.template take<std::uint8_t>(tokens);
-    const auto places = ctx.scratch.template take<index>(sequences);
-    const auto last = ctx.scratch.template take<index>(sequences, experts);
-    kernels::for_each_row(ctx, tokens, kernels::limit_part<T, B>{scores, padding_mask, part.data});
-    kernels::for_each_row(ctx, sequences,
-                          kernels::limit_places<Limit>{limit, part.data, length, places.data});
-    talpa::detail::launch<threads>(
-        ctx, sequences * ceil_div(experts, 32), kernels::limit_last<T, B>::shared_bytes(threads),
-        kernels::limit_last<T, B>{scores, mask, part.data, places.data, length, order, last});
-    kernels::for_each_element(
-        ctx, tokens, mask.cols,
-        kernels::limit_clear<T, B>{scores, part.data, length, order, last, mask});
+    const auto in_chunk = ctx.scratch.template take<index>(all_chunks);
+    const auto counts =
+        ctx.scratch.template take<std::uint32_t>(all_chunks * limit_digits * experts);
+    const auto last = ctx.scratch.template take<index>(sequences * experts);
+    using word = typename limit_search<T>::word;
+    const limit_search<T> found{ctx.scratch.template take<word>(sequences * experts).data,
+                                ctx.scratch.template take<index>(sequences * experts).data,
+                                ctx.scratch.template take<index>(sequences * experts).data};
+    const limit_asking<T, B> asking{scores, mask, part.data, length, chunks, order};
+    for_each_row(ctx, tokens, limit_part<T, B>{scores, padding_mask, part.data});
+    for_each_row(ctx, all_chunks, limit_chunk_counts{part.data, length, chunks, in_chunk.data});
+    for_each_row(ctx, sequences,
+                 limit_places<T, Limit>{limit, in_chunk.data, chunks, experts, found});
+    const int width = experts < 32 ? static_cast<int>(std::bit_ceil(std::uint32_t(experts))) : 32;
+    const int passes =
+        order == limit_order::score ? static_cast<int>(8 * sizeof(word)) / limit_digit_bits : 1;
+    for (int pass = 0; pass < passes; ++pass) {
+      using count = limit_count_digits<T, B>;
+      using choose = limit_choose_digit<T>;
+      talpa::detail::launch<limit_threads>(
+          ctx, all_chunks * ceil_div(experts, width), count::shared_bytes(),
+          count{asking, found, pass, (passes - 1 - pass) * limit_digit_bits, width, counts.data});
+      talpa::detail::launch<limit_threads>(
+          ctx, sequences * ceil_div(experts, 32), choose::shared_bytes(),
+          choose{counts.data, chunks, experts, found, pass == 0, pass == passes - 1});
+    }
+    constexpr index warps = limit_threads / 32;
+    talpa::detail::launch<limit_threads>(ctx, ceil_div(sequences * experts, warps), 0,
+                                         limit_locate<T, B>{asking, found, sequences, last.data});
+    talpa::detail::launch<limit_threads>(ctx, std::min(ceil_div(tokens, warps), loop_blocks), 0,
+                                         limit_clear<T, B>{asking, found, last.data, mask});
   }
 };
 

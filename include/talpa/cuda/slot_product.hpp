@@ -114,11 +114,12 @@ struct product_tile {
   /// addresses.
   template <int Size>
   struct reader {
+    const tile_operand<T>& of;
     const T* from;
-    index element_step, slab_step;
+    index element_step, slab_step, slab = 0;
     int outer, inner, outer_step, inner_step, outer_end;
 
-    TALPA_HD reader(const tile_operand<T>& o, int thread) {
+    TALPA_HD reader(const tile_operand<T>& o, int thread) : of(o) {
       const bool along = o.inner_step == 1;
       outer = along ? thread / K : thread % Size;
       inner = along ? thread % K : thread / Size;
@@ -137,9 +138,15 @@ struct product_tile {
       TALPA_UNROLL
       for (int i = 0; i < Size * K / threads; ++i) {
         const bool there = outer_of(i) < outer_end && inner_of(i) < inner_end;
-        to[i] = there ? from[i * element_step] : T{0};
+        to[i] = there ? (of.rows == nullptr ? from[i * element_step] : by_row(i)) : T{0};
       }
       from += slab_step;
+      slab += K;
+    }
+    TALPA_HD T by_row(int i) const {
+      const index term = slab + inner_of(i);
+      return of.by_inner ? of.data[outer_of(i) * of.outer_step + of.rows[term] * of.inner_step]
+                         : of.data[of.rows[outer_of(i)] * of.outer_step + term * of.inner_step];
     }
   };
 };
@@ -222,7 +229,7 @@ struct slot_rows {
   }
   TALPA_HD tile_operand<S> inner(index first, index col, index cols) const {
     if (rows == nullptr) return {of.row(first) + col, 1, of.stride, cols};
-    return {of.data + col, 1, of.stride, cols, rows + first};
+    return {of.data + col, 1, of.stride, cols, rows + first, true};
   }
 };
 

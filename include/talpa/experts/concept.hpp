@@ -86,7 +86,7 @@ concept rank_space_expert = expert_policy<X> &&
 /// An expert that can read and write rows of tokens by index, without copies of them:
 /// `forward_indexed` writes or adds to y, `backward_indexed` is its gradient. Either takes a
 /// product that it forms on the way, so that y is written once, and the latter a function to call
-/// when dgates is there, whose product it adds to dx. On the CPU.
+/// when dgates is there, whose product it adds to dx.
 template <class X>
 concept indexed_expert = rank_space_expert<X> &&
     requires(const X x, context<cpu>& ctx, typename X::template params<float, cpu>& params,

@@ -212,13 +212,15 @@ struct lora {
   static void expand(context<B>& ctx, const segments<B>& slots, input<T, B> z,
                      const parameter<T, B>& bank, const packed_product<T, B>& base, output<T, B> y,
                      grad_mode y_mode, const low_rank_product<T, B>& rest = {}) {
-    if (base.b != nullptr) {
-      ops::indexed_expand(ctx, slots, z, bank.value(), base, y, y_mode, rest);
-    } else {
-      ops::indexed_expand(ctx, slots, z, bank.value(), y, y_mode);
-      if (rest.w.rows != 0 && y_mode != grad_mode::ignore) {
-        ops::gemm(ctx, rest.d, transpose::no, rest.w, transpose::no, T{1}, y);
+    if constexpr (has_packed_matrix<B>) {
+      if (base.b != nullptr) {
+        ops::indexed_expand(ctx, slots, z, bank.value(), base, y, y_mode, rest);
+        return;
       }
+    }
+    ops::indexed_expand(ctx, slots, z, bank.value(), y, y_mode);
+    if (rest.w.rows != 0 && y_mode != grad_mode::ignore) {
+      ops::gemm(ctx, rest.d, transpose::no, rest.w, transpose::no, T{1}, y);
     }
   }
 };

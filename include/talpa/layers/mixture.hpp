@@ -58,9 +58,8 @@ struct mixture {
     dropout_mask hidden;
   };
 
-  /// Whether the experts can run under strategy::indexed on backend B.
-  template <class B>
-  static constexpr bool can_index = indexed_expert<Expert>&& has_indexed_gemm<B>;
+  /// Whether the experts can run under strategy::indexed.
+  static constexpr bool can_index = indexed_expert<Expert>;
 
   /// The strategy a forward on D -> O takes on backend B.
   template <class B = cpu>
@@ -72,7 +71,7 @@ struct mixture {
                             .experts = experts,
                             .width = expert.width(),
                             .max_selected = max_selected,
-                            .can_index = can_index<B>});
+                            .can_index = can_index});
   }
 
   /// What the numbers must be on backend B; `function` is the layer that asks.
@@ -81,13 +80,12 @@ struct mixture {
     check_at_least(function, "experts", experts, 1, "at least one expert");
     expert.validate();
     const bool cannot = (!rank_space_expert<Expert> && execution == strategy::dense_masked) ||
-                        (!can_index<B> && execution == strategy::indexed);
+                        (!can_index && execution == strategy::indexed);
     if (!cannot) return;
     const char* const possible = !rank_space_expert<Expert> ? "grouped" : "dense_masked, grouped";
     detail::throw_value(
         function, "execution", strategy_name(execution),
-        detail::concat(possible, " or automatic = what experts of kind ", Expert::name,
-                       indexed_expert<Expert> ? " can do on this backend" : " can do"));
+        detail::concat(possible, " or automatic = what experts of kind ", Expert::name, " can do"));
   }
 
   /// Draws the masks of one call from batch.random, one after the other, where there is something
@@ -152,7 +150,7 @@ struct mixture {
       }
     }
     kept.sorted = sort_slots(ctx, routing, max_selected);
-    if constexpr (can_index<B>) {
+    if constexpr (can_index) {
       if (kept.used == strategy::indexed) {
         kept.expert = expert.forward_indexed(ctx, p, kept.sorted.slots, kept.sorted.gates, dropped,
                                              y, y_mode, base);
@@ -176,8 +174,7 @@ struct mixture {
 
   /// Whether ops::routed_linear can form the experts' share with the router's and the base's.
   template <class B>
-  static constexpr bool can_join =
-      can_index<B>&& has_routed_linear<B>&& routed_linear_expert<Expert>;
+  static constexpr bool can_join = can_index&& has_routed_linear<B>&& routed_linear_expert<Expert>;
 
   /// forward by ops::routed_linear: route(adapter, u) calls it for all of y and fills
   /// u [N max_selected, R] and what `routing` shows. `router` [E, D].
@@ -231,7 +228,7 @@ struct mixture {
                 const packed_product<T, B>& base = {}, const More& more = {}) const {
     const typename workspace<B>::scope scope(ctx.scratch);
     // What the dropout takes from the experts' share it must not take from the rest.
-    if constexpr (can_index<B>) {
+    if constexpr (can_index) {
       if (kept.used == strategy::indexed && !kept.dropout.active) {
         const auto dgate_of_slot = ctx.scratch.template take<T>(kept.sorted.slots.capacity());
         const auto complete = [&] {
@@ -270,7 +267,7 @@ struct mixture {
       }
       const index slots = kept.sorted.slots.capacity();
       const auto dgate_of_slot = ctx.scratch.template take<T>(slots);
-      if constexpr (can_index<B>) {
+      if constexpr (can_index) {
         if (kept.used == strategy::indexed) {
           expert.backward_indexed(ctx, p, kept.expert, kept.sorted.slots, kept.sorted.gates,
                                   dropped, dy, dgate_of_slot, share, share_mode);

@@ -11,7 +11,7 @@ enum class strategy {
   automatic,     ///< choose_strategy decides from the sizes
   dense_masked,  ///< all ranks for every token, zero gates included: soft routing, few ranks
   grouped,       ///< slots sorted by expert, each expert on copies of its tokens' rows: many ranks
-  indexed,  ///< slots sorted by expert, rows read and written in place: sparse routing; CPU, `lora`
+  indexed,       ///< slots sorted by expert, rows read and written in place: sparse routing; `lora`
 };
 
 constexpr const char* strategy_name(strategy s) {
@@ -26,7 +26,7 @@ struct routed_cost {
   index experts = 0;       ///< E
   index width = 0;         ///< R
   index max_selected = 0;  ///< bound of K
-  bool can_index = false;  ///< whether experts and backend have strategy::indexed
+  bool can_index = false;  ///< whether the experts have strategy::indexed
 };
 
 // All costs are of forward and backward per token, in multiply-adds of the base's products, and

@@ -8,7 +8,6 @@
 #include <talpa/ops/packed_gemm.hpp>
 #include <talpa/ops/segments.hpp>
 
-#include <concepts>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -17,10 +16,6 @@
 // read and written where they lie, by index: no copies of rows, no [N, E P].
 
 namespace talpa {
-
-/// Backends that have the products of this file.
-template <class B>
-inline constexpr bool has_indexed_gemm = std::same_as<B, cpu>;
 
 /// The product d w of rows [N, P] and few rows [P, Q] that somebody will form; none without rows.
 template <class T, class B>
@@ -59,8 +54,8 @@ template <class B>
 struct indexed_gemm_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::indexed_shrink, indexed_expand and indexed_gradient have no "
-                "implementation for this backend here, include talpa/cpu/indexed_gemm.hpp for cpu "
-                "(docs/architecture.md)");
+                "implementation for this backend here, include talpa/cpu/indexed_gemm.hpp for cpu, "
+                "talpa/cuda/indexed_gemm.hpp for gpu (docs/architecture.md)");
 };
 
 /// From width to ranks: u[s, r] = <x[n], bank[e P + r]> for each slot s of token n and expert e.
@@ -88,7 +83,8 @@ void indexed_shrink(context<B>& ctx, const segments<B>& slots, input<T, B> x, in
 /// Backward: indexed_shrink of dy with the same bank for z, indexed_gradient of z and dy for the
 /// bank.
 /// Shapes: z [S, P] with S the capacity of `slots`, bank [E P, Q], y [N, Q]; views may be strided.
-/// Edges: a token without slots gets zero or, when y_mode adds, nothing.
+/// Edges: a token without slots gets zero or, when y_mode adds, nothing. On a device a token with
+/// slots beyond the capacity gets NaN: the host cannot know without waiting.
 /// Cost: 2 P Q flop a slot, one pass over y; with many slots a copy of the bank in scratch.
 /// Determinism: the same bits for any number of threads; a row of y depends on its own slots only.
 /// Throws: shape_error.
@@ -102,7 +98,7 @@ void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, in
   indexed_gemm_impl<B>::expand(ctx, slots, z, bank, y, y_mode);
 }
 
-/// From ranks to width on top of a product: y[n] (+)= a[n] b + the sum over the slots s of token n,
+/// From ranks to width on top of a packed product, on the CPU: y[n] (+)= a[n] b + the sum over the slots s of token n,
 /// by ascending expert e, of sum_r z[s, r] bank[e P + r], + d[n] w of `more`.
 ///
 /// Without more the same bits as gemm of a and b into y and then indexed_expand with
