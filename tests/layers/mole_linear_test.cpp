@@ -963,7 +963,7 @@ TEST_SUITE("layers/mole_linear") {
 
 TEST_SUITE("layers/strategy") {
   TEST_CASE("the strategy with the smallest documented cost is chosen") {
-    int times[4] = {};
+    int times[2][4] = {};
     for (const index d : {1, 64, 4096}) {
       for (const index o : {1, 64, 11008}) {
         for (const index e : {1, 2, 8, 64}) {
@@ -972,33 +972,45 @@ TEST_SUITE("layers/strategy") {
               if (k > e) continue;
               routed_cost c{.inputs = d, .outputs = o, .experts = e, .width = r, .max_selected = k};
               // (21 E R / 16 + 7 E / 8 + 36), (K (27 R / 16 + 76) + 21 E / 16) and (2 K R' +
-              // 5 E R / 32 + 9 E / 8 + 10) times D + O with R' = R rounded up to a multiple of 4:
-              // 32 times as much is a whole number below 2^53.
+              // 5 E R / 32 + 9 E / 8 + 10) times D + O with R' = R rounded up to a multiple of 4;
+              // on a device (49 E R / 16 + 366), (K (33 R / 8 + 352) + 29 E / 8 + 523) and
+              // (K (15 R / 2 + 215) + 29 E / 8 + 553): 32 times as much is a whole number below
+              // 2^53.
               const double widths = static_cast<double>(d + o) / 32.0;
-              const double masked = static_cast<double>(42 * e * r + 28 * e + 1152) * widths;
-              const double grouped = static_cast<double>(k * (54 * r + 2432) + 42 * e) * widths;
-              const double indexed =
-                  static_cast<double>(64 * k * ceil_div(r, 4) * 4 + 5 * e * r + 36 * e + 320) *
-                  widths;
-              CHECK(dense_masked_cost(c) == masked);
-              CHECK(grouped_cost(c) == grouped);
-              CHECK(indexed_cost(c) == indexed);
-              CHECK(choose_strategy(c) ==
-                    (grouped < masked ? strategy::grouped : strategy::dense_masked));
-              c.can_index = true;
-              const double least = std::min({masked, grouped, indexed});
-              const strategy best =
-                  least == masked ? strategy::dense_masked
-                                  : (least == indexed ? strategy::indexed : strategy::grouped);
-              CHECK(choose_strategy(c) == best);
-              ++times[static_cast<int>(best)];
+              for (const bool device : {false, true}) {
+                c.on_device = device;
+                c.can_index = false;
+                const index of_masked = device ? 98 * e * r + 11712 : 42 * e * r + 28 * e + 1152;
+                const index of_grouped =
+                    device ? k * (132 * r + 11264) + 116 * e + 16736 : k * (54 * r + 2432) + 42 * e;
+                const index of_indexed =
+                    device ? k * (240 * r + 6880) + 116 * e + 17696
+                           : 64 * k * ceil_div(r, 4) * 4 + 5 * e * r + 36 * e + 320;
+                const double masked = static_cast<double>(of_masked) * widths;
+                const double grouped = static_cast<double>(of_grouped) * widths;
+                const double indexed = static_cast<double>(of_indexed) * widths;
+                CHECK(dense_masked_cost(c) == masked);
+                CHECK(grouped_cost(c) == grouped);
+                CHECK(indexed_cost(c) == indexed);
+                CHECK(choose_strategy(c) ==
+                      (grouped < masked ? strategy::grouped : strategy::dense_masked));
+                c.can_index = true;
+                const double least = std::min({masked, grouped, indexed});
+                const strategy best =
+                    least == masked ? strategy::dense_masked
+                                    : (least == indexed ? strategy::indexed : strategy::grouped);
+                CHECK(choose_strategy(c) == best);
+                ++times[device ? 1 : 0][static_cast<int>(best)];
+              }
             }
           }
         }
       }
     }
-    CHECK(times[static_cast<int>(strategy::dense_masked)] > 0);
-    CHECK(times[static_cast<int>(strategy::indexed)] > 0);
+    for (const auto& chosen : times) {
+      CHECK(chosen[static_cast<int>(strategy::dense_masked)] > 0);
+      CHECK(chosen[static_cast<int>(strategy::indexed)] > 0);
+    }
   }
 
   TEST_CASE("many experts of which few are used are not masked, soft routing is") {
@@ -1024,7 +1036,9 @@ TEST_SUITE("layers/strategy") {
   TEST_CASE("a layer does as it is told, or as the costs say") {
     auto layer = make_mole({.experts = 64, .rank = 8}, renormalised{.k = 2}, strategy::automatic);
     CHECK(layer.choose(1024, 1024) == strategy::indexed);
-    CHECK(layer.choose<gpu>(1024, 1024) == strategy::grouped);
+    CHECK(layer.choose<gpu>(1024, 1024) == strategy::indexed);
+    layer.expert.rank = 2;
+    CHECK(layer.choose<gpu>(1024, 1024) == strategy::dense_masked);
     layer.execution = strategy::dense_masked;
     CHECK(layer.choose(1024, 1024) == strategy::dense_masked);
     auto soft = make_mole({.experts = 64, .rank = 16}, dense{}, strategy::automatic);

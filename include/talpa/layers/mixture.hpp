@@ -71,7 +71,8 @@ struct mixture {
                             .experts = experts,
                             .width = expert.width(),
                             .max_selected = max_selected,
-                            .can_index = can_index});
+                            .can_index = can_index,
+                            .on_device = !std::same_as<B, cpu>});
   }
 
   /// What the numbers must be on backend B; `function` is the layer that asks.

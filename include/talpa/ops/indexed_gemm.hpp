@@ -98,8 +98,8 @@ void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, in
   indexed_gemm_impl<B>::expand(ctx, slots, z, bank, y, y_mode);
 }
 
-/// From ranks to width on top of a packed product, on the CPU: y[n] (+)= a[n] b + the sum over the slots s of token n,
-/// by ascending expert e, of sum_r z[s, r] bank[e P + r], + d[n] w of `more`.
+/// From ranks to width on top of a packed product, on the CPU: y[n] (+)= a[n] b + the sum over the
+/// slots s of token n, by ascending expert e, of sum_r z[s, r] bank[e P + r], + d[n] w of `more`.
 ///
 /// Without more the same bits as gemm of a and b into y and then indexed_expand with
 /// grad_mode::accumulate, but rows of y are not written to memory in between.

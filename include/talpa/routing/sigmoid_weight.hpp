@@ -15,9 +15,10 @@ TALPA_HD void weigh_sigmoid(const G& g, const select_row<T>& row) {
   const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
   const auto u = row_logits(g, row.logits);
   const auto invalid = row_invalid<T>(g, u);
-  g.for_each([&](auto e) {
+  const auto on = g.load_mask(row.recorded());
+  g.store_row(row.gates, [&](auto e) {
     const auto value = talpa::select(invalid, nan, math::sigmoid(u[e]));
-    g.store(row.gates, e, talpa::select(g.load_bit(row.recorded(), e), value, zero));
+    return talpa::select(on(e), value, zero);
   });
 }
 

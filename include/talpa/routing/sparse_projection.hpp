@@ -56,12 +56,9 @@ TALPA_HD void weigh_projection(const G& g, const select_row<T>& row, const Logit
                                const typename G::template value<T>& size,
                                const Condition& invalid) {
   const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
-  const auto on = [&](auto e) { return g.load_bit(row.recorded(), e); };
+  const auto on = g.load_mask(row.recorded());
   const auto p = sparse_projection<T>(g, u, size, on);
-  g.for_each([&](auto e) {
-    const auto broken = invalid & on(e);
-    g.store(row.gates, e, talpa::select(broken, nan, p[e]));
-  });
+  g.store_row(row.gates, [&](auto e) { return talpa::select(invalid & on(e), nan, p[e]); });
 }
 
 /// Writes mask and gates of a row by the projection among the experts whose logit is not -inf; all
@@ -83,7 +80,7 @@ TALPA_HD void select_projection(const G& g, const select_row<T>& row,
     return invalid | positive;
   });
   const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
-  g.for_each([&](auto e) { g.store(row.gates, e, talpa::select(invalid, nan, p[e])); });
+  g.store_row(row.gates, [&](auto e) { return talpa::select(invalid, nan, p[e]); });
 }
 
 /// The gates of a mask that is given.

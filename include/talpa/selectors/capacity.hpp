@@ -104,9 +104,10 @@ TALPA_HD auto weights_before_drop(const G& g, index k, row_pointer<const T> logi
   const auto zero = g.uniform(T{0});
   const auto masked = g.uniform(-std::numeric_limits<T>::infinity());
   const auto u = row_logits(g, logits);
-  const auto kept = g.count([&](auto e) { return g.load_bit(mask, e); });
+  const auto bits = g.load_mask(mask);
+  const auto kept = g.count([&](auto e) { return bits(e); });
   const auto wanted = g.uniform(static_cast<std::int32_t>(k)) - kept;
-  const auto other = [&](auto e) { return talpa::select(g.load_bit(mask, e), masked, u[e]); };
+  const auto other = [&](auto e) { return talpa::select(bits(e), masked, u[e]); };
   const auto ranks = g.template ranks<T>(k, other);
   auto last = g.uniform(std::numeric_limits<T>::infinity());
   for (index j = 0; j < k; ++j) {
@@ -116,14 +117,12 @@ TALPA_HD auto weights_before_drop(const G& g, index k, row_pointer<const T> logi
   const auto end = boundary_at<T>(g, wanted, last, other);
   auto q = g.template elements<T>();
   g.for_each([&](auto e) {
-    const auto on = g.load_bit(mask, e);
     const auto dropped = end.holds(other(e), e);
-    const auto inside = on | dropped;
+    const auto inside = bits(e) | dropped;
     q[e] = talpa::select(inside, exponential.weight[e], zero);
   });
   const auto mass = g.template sum<T>([&](auto e) { return q[e]; });
-  g.for_each([&](auto e) { q[e] = q[e] / mass; });
-  return q;
+  return g.quotients(q, mass);
 }
 
 }  // namespace detail
@@ -189,9 +188,10 @@ struct capacity_top_k {
       const auto zero = g.uniform(T{0});
       const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
       const auto q = detail::weights_before_drop(g, k, row.logits, row.recorded(), exponential);
-      g.for_each([&](auto e) {
+      const auto on = g.load_mask(row.recorded());
+      g.store_row(row.gates, [&](auto e) {
         const auto value = talpa::select(exponential.invalid, nan, q[e]);
-        g.store(row.gates, e, talpa::select(g.load_bit(row.recorded(), e), value, zero));
+        return talpa::select(on(e), value, zero);
       });
     } else {
       weigh<Weight>(g, row, exponential);
@@ -208,7 +208,7 @@ struct capacity_top_k {
         return talpa::select(g.load_bit(row.mask, e), g.load(row.dgates, e, T{0}), zero);
       };
       const auto mean = g.template sum<T>([&](auto e) { return math::mul(q[e], dgate(e)); });
-      g.for_each([&](auto e) { g.store(row.dlogits, e, math::mul(q[e], dgate(e) - mean)); });
+      g.store_row(row.dlogits, [&](auto e) { return math::mul(q[e], dgate(e) - mean); });
     } else {
       weigh_backward<Weight>(g, row);
     }

@@ -52,17 +52,20 @@ struct learned_threshold {
     const auto bar = bar_of<T>(g, row.control);
     const auto known = bar == bar;
     const auto invalid = exponential.invalid | !known;
+    const auto p = g.quotients(exponential.weight, exponential.sum);
     g.store_mask(row.mask, [&](auto e) {
       const auto offered = u[e] > masked;
-      const auto reaches = exponential.weight[e] / exponential.sum - bar >= zero;
+      const auto reaches = p[e] - bar >= zero;
       return invalid | (offered & reaches);
     });
-    weigh_margins(g, row, exponential, bar);
+    weigh_margins(g, row, exponential.invalid, p, bar);
   }
 
   template <class G, class T>
   TALPA_HD void replay(const G& g, const select_row<T>& row) const {
-    weigh_margins(g, row, exponentials<T>(g, row_logits(g, row.logits)), bar_of<T>(g, row.control));
+    const auto exponential = exponentials<T>(g, row_logits(g, row.logits));
+    weigh_margins(g, row, exponential.invalid, g.quotients(exponential.weight, exponential.sum),
+                  bar_of<T>(g, row.control));
   }
 
   template <class G, class T>
@@ -89,7 +92,7 @@ struct learned_threshold {
       dmargin[e] = talpa::select(leaves, (dgate(e) - mean) / sum, zero);
     });
     const auto fall = g.template sum<T>([&](auto e) { return math::mul(p[e], dmargin[e]); });
-    g.for_each([&](auto e) { g.store(row.dlogits, e, math::mul(p[e], dmargin[e] - fall)); });
+    g.store_row(row.dlogits, [&](auto e) { return math::mul(p[e], dmargin[e] - fall); });
     const auto all = g.template sum<T>([&](auto e) { return dmargin[e]; });
     const auto slope = math::mul(largest<T>(g), math::sigmoid_derivative(g.load(row.control)));
     g.store(row.dcontrol, -math::mul(slope, all));
@@ -104,24 +107,25 @@ struct learned_threshold {
   TALPA_HD auto bar_of(const G& g, row_scalar<const T> c) const {
     return math::mul(largest<T>(g), math::sigmoid(g.load(c)));
   }
-  template <class G, class T, class Bar>
-  TALPA_HD static void weigh_margins(const G& g, const select_row<T>& row,
-                                     const row_exponentials<T, G>& exponential, const Bar& bar) {
+  /// p: the probabilities, anything for an invalid row.
+  template <class G, class T, class Invalid, class Probabilities, class Bar>
+  TALPA_HD static void weigh_margins(const G& g, const select_row<T>& row, const Invalid& unknown,
+                                     const Probabilities& p, const Bar& bar) {
     const auto zero = g.uniform(T{0});
     const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
+    const auto on = g.load_mask(row.recorded());
     auto margin = g.template elements<T>();
     g.for_each([&](auto e) {
-      const auto a = exponential.weight[e] / exponential.sum - bar;
+      const auto a = p[e] - bar;
       const auto above = a > zero;
-      margin[e] = talpa::select(above & g.load_bit(row.recorded(), e), a, zero);
+      margin[e] = talpa::select(above & on(e), a, zero);
     });
     const auto sum = g.template sum<T>([&](auto e) { return margin[e]; });
     const auto known = bar == bar, nothing = sum == zero;
-    const auto invalid = exponential.invalid | !known;
-    g.for_each([&](auto e) {
-      const auto share = talpa::select(nothing, zero, margin[e] / sum);
-      const auto on = g.load_bit(row.recorded(), e);
-      g.store(row.gates, e, talpa::select(on & invalid, nan, share));
+    const auto invalid = unknown | !known;
+    const auto share = g.quotients(margin, sum);
+    g.store_row(row.gates, [&](auto e) {
+      return talpa::select(on(e) & invalid, nan, talpa::select(nothing, zero, share[e]));
     });
   }
 };

@@ -48,10 +48,11 @@ struct rectified {
   template <class G, class T>
   TALPA_HD void select_backward(const G& g, const select_gradient_row<T>& row) const {
     const auto zero = g.uniform(T{0});
-    g.for_each([&](auto e) {
-      const auto positive = g.load(row.logits, e, T{0}) > zero;
-      const auto on = g.load_bit(row.mask, e);
-      g.store(row.dlogits, e, talpa::select(on & positive, g.load(row.dgates, e, T{0}), zero));
+    const auto u = g.load_row(row.logits, T{0}), dgate = g.load_row(row.dgates, T{0});
+    const auto on = g.load_mask(row.mask);
+    g.store_row(row.dlogits, [&](auto e) {
+      const auto positive = u[e] > zero;
+      return talpa::select(on(e) & positive, dgate[e], zero);
     });
   }
 
@@ -61,10 +62,11 @@ struct rectified {
                                        const Invalid& invalid) {
     const auto zero = g.uniform(T{0});
     const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
-    g.for_each([&](auto e) {
+    const auto on = g.load_mask(row.recorded());
+    g.store_row(row.gates, [&](auto e) {
       const auto positive = u[e] > zero;
       const auto value = talpa::select(invalid, nan, talpa::select(positive, u[e], zero));
-      g.store(row.gates, e, talpa::select(g.load_bit(row.recorded(), e), value, zero));
+      return talpa::select(on(e), value, zero);
     });
   }
 };

@@ -76,12 +76,12 @@ struct straight_through {
                            const Invalid& invalid) const {
     const auto zero = g.uniform(T{0}), one = g.uniform(T{1});
     const auto nan = g.uniform(std::numeric_limits<T>::quiet_NaN());
-    const auto on = [&](auto e) { return g.load_bit(row.recorded(), e); };
+    const auto on = g.load_mask(row.recorded());
     const auto write = [&](auto chosen) {
-      g.for_each([&](auto e) {
+      g.store_row(row.gates, [&](auto e) {
         const auto bit = on(e);
         const auto value = talpa::select(bit & chosen(e), one, zero);
-        g.store(row.gates, e, talpa::select(bit & invalid, nan, value));
+        return talpa::select(bit & invalid, nan, value);
       });
     };
     if (training) {

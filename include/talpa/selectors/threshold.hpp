@@ -45,8 +45,9 @@ struct threshold {
     const auto bar = g.uniform(static_cast<T>(least));
     const auto u = row_logits(g, row.logits);
     const auto exponential = exponentials<T>(g, u);
+    const auto p = g.quotients(exponential.weight, exponential.sum);
     g.store_mask(row.mask, [&](auto e) {
-      const auto offered = u[e] > masked, reaches = exponential.weight[e] / exponential.sum >= bar;
+      const auto offered = u[e] > masked, reaches = p[e] >= bar;
       return exponential.invalid | (offered & reaches);
     });
     weigh<Weight>(g, row, exponential);
