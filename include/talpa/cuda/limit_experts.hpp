@@ -100,7 +100,8 @@ struct limit_asking {
   using word = decltype(descending_bits(T{}));
 
   TALPA_HD bool asks(index n, index e) const {
-    return part[n] != 0 && ((mask(n, e / mask_word_bits) >> (e % mask_word_bits)) & 1u) != 0;
+    const bool on = ((mask(n, e / mask_word_bits) >> (e % mask_word_bits)) & 1u) != 0;
+    return (part[n] != 0) & on;
   }
   TALPA_HD word key(index n, index e) const {
     return order == limit_order::score ? descending_bits(scores(n, e)) : word{0};
@@ -145,11 +146,12 @@ struct limit_count_digits {
       const auto known = found.key[s * experts + e];
       for (index n = asking.first(s, c) + warp * apart + lane / width; n < end;
            n += warps * apart) {
-        if (!asking.asks(n, e)) continue;
+        // All that a token has is on its way before any of it is looked at. Before the first pass
+        // nothing is known of the key.
         const auto key = asking.key(n, e);
-        // The whole key is known of none before the first pass.
-        if (pass > 0 && key >> (shift + limit_digit_bits) != known) continue;
-        ++own[static_cast<int>(key >> shift & (limit_digits - 1)) * 32];
+        const bool asks = asking.asks(n, e);
+        const bool agrees = pass == 0 || key >> (shift + limit_digit_bits) == known;
+        if (asks && agrees) ++own[static_cast<int>(key >> shift & (limit_digits - 1)) * 32];
       }
     }
     block.sync();
@@ -191,13 +193,25 @@ struct limit_choose_digit {
     index* const digit_of = runs + warps * 32;           // [32]
     index* const left_of = digit_of + 32;                // [32]
     const auto count = [&](index chunk, index digit) {
-      return index{counts[((s * chunks + chunk) * limit_digits + digit) * experts + e]};
+      return counts[((s * chunks + chunk) * limit_digits + digit) * experts + e];
     };
-    for (int d = warp; d < limit_digits; d += warps) {
+    const auto total = [&](index digit, index first, index end) {
+      constexpr int at_once = 16;  // reads on their way
       index sum = 0;
-      for (index c = 0; inside && c < chunks; ++c) sum += count(c, d);
-      sums[d * 32 + lane] = sum;
-    }
+      if (!inside) return sum;
+      for (; first + at_once <= end; first += at_once) {
+        std::uint32_t several[at_once];
+        TALPA_UNROLL
+        for (int i = 0; i < at_once; ++i) {
+          several[i] = count(first + i, digit);
+        }
+        TALPA_UNROLL
+        for (int i = 0; i < at_once; ++i) sum += several[i];
+      }
+      for (; first < end; ++first) sum += count(first, digit);
+      return sum;
+    };
+    for (int d = warp; d < limit_digits; d += warps) sums[d * 32 + lane] = total(d, 0, chunks);
     block.sync();
     if (warp == 0 && inside) {
       index left = found.left[at];
@@ -220,9 +234,7 @@ struct limit_choose_digit {
     // Each warp adds up a run of chunks; then the run of the last token is searched.
     const index digit = inside ? digit_of[lane] : 0, run = (chunks + warps - 1) / warps;
     const index first = warp * run, end = first + run < chunks ? first + run : chunks;
-    index sum = 0;
-    for (index c = first; inside && c < end; ++c) sum += count(c, digit);
-    runs[warp * 32 + lane] = sum;
+    runs[warp * 32 + lane] = total(digit, first, end);
     block.sync();
     if (warp != 0 || !inside) return;
     index left = left_of[lane], chunk = 0;
@@ -230,7 +242,7 @@ struct limit_choose_digit {
       left -= runs[w * 32 + lane];
     }
     for (; chunk < chunks - 1; ++chunk) {
-      const index here = count(chunk, digit);
+      const index here{count(chunk, digit)};
       if (left <= here) break;
       left -= here;
     }
