@@ -44,29 +44,31 @@ struct philox_key {
   std::uint32_t word[2];
 };
 
+inline constexpr int philox_rounds = 10;
+
+/// One round of philox: what is multiplied changes places, what is not is mixed in with the key.
+TALPA_HD constexpr philox_block philox_round(philox_block c, philox_key k) {
+  const std::uint64_t p0 = std::uint64_t(0xD2511F53u) * c.word[0];
+  const std::uint64_t p1 = std::uint64_t(0xCD9E8D57u) * c.word[2];
+  return {{std::uint32_t(p1 >> 32) ^ c.word[1] ^ k.word[0], std::uint32_t(p1),
+           std::uint32_t(p0 >> 32) ^ c.word[3] ^ k.word[1], std::uint32_t(p0)}};
+}
+/// The key of the next round: the golden ratio's fraction and that of sqrt 3 are added.
+TALPA_HD constexpr philox_key next_key(philox_key k) {
+  return {{k.word[0] + 0x9E3779B9u, k.word[1] + 0xBB67AE85u}};
+}
+
 /// Computes the block function Philox4x32 with ten rounds.
 ///
 /// Cost: 20 multiplications 32 x 32 -> 64.
 /// Source: Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3, SC 2011; ten
 /// rounds are their default, which passes the BigCrush tests.
 TALPA_HD constexpr philox_block philox(philox_block counter, philox_key key) {
-  std::uint32_t c0 = counter.word[0];
-  std::uint32_t c1 = counter.word[1];
-  std::uint32_t c2 = counter.word[2];
-  std::uint32_t c3 = counter.word[3];
-  std::uint32_t k0 = key.word[0];
-  std::uint32_t k1 = key.word[1];
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t p0 = std::uint64_t(0xD2511F53u) * c0;
-    const std::uint64_t p1 = std::uint64_t(0xCD9E8D57u) * c2;
-    c0 = std::uint32_t(p1 >> 32) ^ c1 ^ k0;
-    c1 = std::uint32_t(p1);
-    c2 = std::uint32_t(p0 >> 32) ^ c3 ^ k1;
-    c3 = std::uint32_t(p0);
-    k0 += 0x9E3779B9u;  // the golden ratio's fraction
-    k1 += 0xBB67AE85u;  // that of sqrt 3
+  for (int round = 0; round < philox_rounds; ++round) {
+    counter = philox_round(counter, key);
+    key = next_key(key);
   }
-  return {{c0, c1, c2, c3}};
+  return counter;
 }
 
 /// Returns block j of a stream: the bits of elements 4 j .. 4 j + 3 of 32 bits, 2 j and 2 j + 1

@@ -10,6 +10,34 @@
 
 namespace talpa::detail {
 
+/// The words of `Lanes` blocks of a stream from block `first` on, those of random_block, computed
+/// side by side: a round is a few instructions for each vector of blocks.
+template <int Lanes>
+void random_blocks(random_stream stream, std::uint64_t first, std::uint32_t* words) {
+  std::uint32_t c0[Lanes], c1[Lanes], c2[Lanes], c3[Lanes];
+  for (int j = 0; j < Lanes; ++j) {
+    const std::uint64_t block = first + static_cast<std::uint64_t>(j);
+    c0[j] = static_cast<std::uint32_t>(block);
+    c1[j] = static_cast<std::uint32_t>(block >> 32);
+    c2[j] = static_cast<std::uint32_t>(stream.stream);
+    c3[j] = static_cast<std::uint32_t>(stream.stream >> 32);
+  }
+  philox_key key{
+      {static_cast<std::uint32_t>(stream.seed), static_cast<std::uint32_t>(stream.seed >> 32)}};
+#pragma GCC unroll 10
+  for (int round = 0; round < philox_rounds; ++round) {
+    for (int j = 0; j < Lanes; ++j) {
+      const philox_block next = philox_round({{c0[j], c1[j], c2[j], c3[j]}}, key);
+      c0[j] = next.word[0], c1[j] = next.word[1], c2[j] = next.word[2], c3[j] = next.word[3];
+    }
+    key = next_key(key);
+  }
+  for (int j = 0; j < Lanes; ++j) {
+    words[4 * j] = c0[j], words[4 * j + 1] = c1[j];
+    words[4 * j + 2] = c2[j], words[4 * j + 3] = c3[j];
+  }
+}
+
 /// Dropout of consecutive elements of a stream.
 template <class T>
 class dropout_row {
@@ -27,10 +55,15 @@ class dropout_row {
     // Elements [first, last) of the stream, a buffer of whole blocks at a time.
     const index last = first + count;
     for (index start = first / 4 * 4; start < last; start += 4 * blocks) {
-      const index used = std::min(blocks, ceil_div(last - start, 4));
-      for (index j = 0; j < used; ++j) {
-        const philox_block block = random_block(stream_, static_cast<std::uint64_t>(start / 4 + j));
-        for (index w = 0; w < 4; ++w) words[4 * j + w] = block.word[w];
+      const index used = std::min(index{blocks}, ceil_div(last - start, 4));
+      const auto block = static_cast<std::uint64_t>(start / 4);
+      if (used >= blocks / 2) {
+        random_blocks<blocks>(stream_, block, words);
+      } else {  // so few take less by themselves
+        for (index j = 0; j < used; ++j) {
+          const philox_block one = random_block(stream_, block + static_cast<std::uint64_t>(j));
+          for (index w = 0; w < 4; ++w) words[4 * j + w] = one.word[w];
+        }
       }
       const index from = std::max(start, first), to = std::min(start + 4 * blocks, last);
       for (index i = from; i < to; ++i) {
@@ -42,7 +75,7 @@ class dropout_row {
 
  private:
   /// Blocks of random words drawn at a time.
-  static constexpr index blocks = 64;
+  static constexpr int blocks = 32;
 
   random_stream stream_;
   T factor_;
