@@ -20,8 +20,16 @@ struct token_kind {
   int deviation = 1;  ///< of the elements of x
   int skew = 0;       ///< deviation of the experts' mean logits
 };
-/// As routers are initialised, with deviation 1 most tokens are uncertain, with 5 few are.
-inline constexpr token_kind token_kinds[] = {{1, 0}, {5, 0}, {1, 2}};
+/// As routers are initialised, with deviation 1 most tokens are uncertain, with 5 few are; with 2
+/// logits are about as normal as those of the benchmarks of selectors, and skewed as these.
+inline constexpr token_kind even_tokens{1, 0}, certain_tokens{5, 0}, skewed_tokens{2, 2};
+inline constexpr token_kind token_kinds[] = {even_tokens, certain_tokens, skewed_tokens};
+
+/// What names say of it.
+inline std::string kind_name(const token_kind& kind) {
+  return "/x:" + std::to_string(kind.deviation) +
+         (kind.skew != 0 ? "/skew:" + std::to_string(kind.skew) : std::string());
+}
 
 /// Tokens with a skew begin with a one, by which a row of a router gives its expert a mean logit.
 inline matrix<float, cpu> tokens_of_kind(index tokens, index width, const token_kind& kind,

@@ -15,7 +15,7 @@ Needs nvcc and g++. Exits with 77 where no device answers.
   --deps DIR   Eigen and doctest as tests/gpu_stage.sh gathers them (default: /usr/include)
   --out DIR    where report, JSON and logs go (default: build/gpu)
   --jobs N     compilers at a time (default: the number of processors)
-  --laboratory  builds and runs bench/cuda/laboratory as well: every selector and preset over sizes
+  --laboratory builds and runs bench/cuda/laboratory as well: every selector and preset over sizes
                and skew of the logits, minutes more of both
 TEXT
 }

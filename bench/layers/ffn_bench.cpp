@@ -187,10 +187,10 @@ template <class Run>
 void add(const std::string& layer, const std::string& sizes, const bench::token_kind& kind,
          Run run) {
   for (const bool step : {false, true}) {
-    const std::string name =
-        "layers/" + layer + (step ? "/step" : "/forward") + "/N:" + std::to_string(tokens) +
-        "/D:" + std::to_string(width) + "/H:" + std::to_string(hidden) + sizes +
-        (kind.skew != 0 ? "/skew:" + std::to_string(kind.skew) : std::string()) + "/f32/cpu";
+    const std::string name = "layers/" + layer + (step ? "/step" : "/forward") +
+                             "/N:" + std::to_string(tokens) + "/D:" + std::to_string(width) +
+                             "/H:" + std::to_string(hidden) + sizes +
+                             (kind.skew != 0 ? bench::kind_name(kind) : std::string()) + "/f32/cpu";
     benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
       run(state, step, kind);
     })->UseManualTime();
@@ -199,7 +199,8 @@ void add(const std::string& layer, const std::string& sizes, const bench::token_
 /// The same for tokens of which experts are wanted alike, and by skewed routers.
 template <class Run>
 void add_routed(const std::string& layer, const std::string& sizes, Run run) {
-  for (const int skew : {0, 2}) add(layer, sizes, {.skew = skew}, run);
+  add(layer, sizes, bench::even_tokens, run);
+  add(layer, sizes, bench::skewed_tokens, run);
 }
 
 constexpr moe_ffn<routes> mixture_of_experts{
@@ -318,7 +319,7 @@ void add_all() {
   add_perft("routed", placement::routed<routes>{own}, 4);
   add_perft("base_weighted", placement::base_weighted<routes>{own}, 4);
   add_perft("embedded", placement::embedded{}, experts);
-  add("parrot_block", "/E:" + std::to_string(languages), {}, run_parrot);
+  add("parrot_block", "/E:" + std::to_string(languages), bench::even_tokens, run_parrot);
 }
 
 const int registered = (add_all(), 0);

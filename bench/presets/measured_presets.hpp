@@ -26,8 +26,7 @@ namespace talpa::bench {
 inline std::string preset_name(const std::string& name, const std::string& form, index tokens,
                                index width, const std::string& sizes, const token_kind& kind) {
   return "presets/" + name + "/" + form + "/N:" + std::to_string(tokens) +
-         "/D:" + std::to_string(width) + sizes + "/x:" + std::to_string(kind.deviation) +
-         (kind.skew != 0 ? "/skew:" + std::to_string(kind.skew) : std::string());
+         "/D:" + std::to_string(width) + sizes + kind_name(kind);
 }
 /// The sizes of a layer of low-rank experts.
 template <class Layer>

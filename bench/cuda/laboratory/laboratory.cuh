@@ -57,5 +57,6 @@ void biased_preset_lines(laboratory& lab);
 void dense_preset_lines(laboratory& lab);
 void fused_preset_lines(laboratory& lab);
 void network_preset_lines(laboratory& lab);
+void fused_network_preset_lines(laboratory& lab);
 
 }  // namespace talpa::bench

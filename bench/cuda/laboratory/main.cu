@@ -28,6 +28,14 @@ int run(const char* filter, const char* path) {
   control_lines(lab);
   capacity_lines(lab);
   coupled_lines(lab);
+  controlled_preset_lines(lab);
+  entropy_preset_lines(lab);
+  top_k_preset_lines(lab);
+  biased_preset_lines(lab);
+  dense_preset_lines(lab);
+  fused_preset_lines(lab);
+  network_preset_lines(lab);
+  fused_network_preset_lines(lab);
   if (lab.failed > 0) std::fprintf(stderr, "%d sizes failed\n", lab.failed);
   return lab.failed > 0 ? 1 : 0;
 }

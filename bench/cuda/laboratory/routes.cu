@@ -5,6 +5,7 @@
 #include <talpa/cuda/segments.hpp>
 #include <talpa/selectors/top_k.hpp>
 
+#include <utility>
 #include <vector>
 
 namespace talpa::bench {
