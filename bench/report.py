@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Turns what talpa_bench and talpa_device_bench wrote into one HTML page and a Markdown table."""
+"""Turns what talpa_bench and the programs of bench/cuda wrote into one HTML page and Markdown."""
 
 import argparse
 import html
@@ -13,8 +13,8 @@ import sys
 USAGE = """\
 python3 bench/report.py RUN.json... [--html PAGE] [--markdown FILE] [--title TEXT]
 
-RUN.json is what talpa_bench --benchmark_out=RUN.json --benchmark_out_format=json or
-talpa_device_bench RUN.json wrote. The page holds its charts as inline SVG and needs no other file;
+RUN.json is what talpa_bench --benchmark_out=RUN.json --benchmark_out_format=json,
+talpa_device_bench RUN.json or talpa_laboratory RUN.json wrote. The page holds its charts as inline SVG and needs no other file;
 without --html and --markdown the table goes to the standard output."""
 
 # What Google Benchmark says of every line; the rest are counters.
@@ -87,7 +87,9 @@ def device_line(entry, path):
     line = Line(entry["name"], {"us": float(entry["us"])})
     if "beside" in entry and "ratio" in entry:
         line.parameters["beside"] = entry["beside"]
-        line.values["ratio"] = float(entry["ratio"])
+    for key, value in entry.items():
+        if key not in ("name", "us") and isinstance(value, (int, float)):
+            line.values[key] = float(value)
     return line
 
 

@@ -5,6 +5,7 @@ set -u
 usage() {
   cat <<'TEXT'
 Usage: bash tests/gpu_check.sh [--deps DIR] [--out DIR] [--jobs N] [--no-bench] [--no-sanitizers]
+                               [--laboratory]
 
 Builds and runs on this machine's CUDA device what a device should prove: every op and layer of
 tests/cuda beside the host, twice; a training step captured in a graph; compute-sanitizer on small
@@ -14,11 +15,13 @@ Needs nvcc and g++. Exits with 77 where no device answers.
   --deps DIR   Eigen and doctest as tests/gpu_stage.sh gathers them (default: /usr/include)
   --out DIR    where report, JSON and logs go (default: build/gpu)
   --jobs N     compilers at a time (default: the number of processors)
+  --laboratory builds and runs bench/cuda/laboratory as well: every selector and preset over sizes
+               and skew of the logits, minutes more of both
 TEXT
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-deps=/usr/include out=$root/build/gpu jobs=$(nproc) bench=yes sanitizers=yes
+deps=/usr/include out=$root/build/gpu jobs=$(nproc) bench=yes sanitizers=yes laboratory=no
 while [ $# -gt 0 ]; do
   case $1 in
     --deps) deps=$(cd "$2" && pwd); shift ;;
@@ -26,6 +29,7 @@ while [ $# -gt 0 ]; do
     --jobs) jobs=$2; shift ;;
     --no-bench) bench=no ;;
     --no-sanitizers) sanitizers=no ;;
+    --laboratory) laboratory=yes ;;
     --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
   esac
@@ -74,6 +78,14 @@ if [ "$bench" = yes ]; then
   compile "$objects/device_bench" nvcc "${nvcc_flags[@]}" bench/cuda/device_bench.cu -lcublasLt &
   pids+=($!)
 fi
+if [ "$laboratory" = yes ]; then
+  for source in bench/cuda/laboratory/*.cu; do
+    wait_for_slot
+    compile "$objects/laboratory_$(basename "${source%.cu}").o" \
+      nvcc "${nvcc_flags[@]}" -Ibench -c "$source" &
+    pids+=($!)
+  done
+fi
 for source in tests/cuda/*_test.cpp tests/cuda/*_test.cu; do
   wait_for_slot
   compile "$objects/$(basename "${source%.*}").o" \
@@ -109,6 +121,13 @@ if [ "$bench" = yes ]; then
     python3 bench/peers/torch_mole.py --json "$out/peers.json" >"$out/peers.md" 2>"$out/peers.log" || { ((++failed)); tail -n 5 "$out/peers.log"; }
     cat "$out/peers.md"
   fi
+fi
+
+if [ "$laboratory" = yes ]; then
+  compile "$objects/laboratory" nvcc "${nvcc_flags[@]}" "$objects"/laboratory_*.o -lcublasLt || ((++failed))
+  say "laboratory"
+  "$objects/laboratory" "$out/laboratory.json" >"$out/laboratory.md" 2>"$out/laboratory.log" || { ((++failed)); cat "$out/laboratory.log"; }
+  tail -n 5 "$out/laboratory.md"
 fi
 
 if [ "$sanitizers" = yes ] && command -v compute-sanitizer >/dev/null; then

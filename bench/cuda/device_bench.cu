@@ -2,6 +2,7 @@
 // device_bench [FILE]: what a device does today, the fused MoLE layer beside its frozen linear map,
 // and routing beside the copy rate. Prints a Markdown table and writes FILE as JSON.
 #include "timing.cuh"
+#include "work.cuh"
 
 #include <talpa/core/half.hpp>
 #include <talpa/cuda/add.hpp>
@@ -37,49 +38,13 @@ namespace {
 
 using renormalised = top_k<gate::renormalised>;
 
-/// Normal numbers, which keep the multipliers of a product as busy as real ones.
-template <class S>
-matrix<S, gpu> normal_matrix(context<gpu>& ctx, index rows, index cols, float deviation,
-                             std::uint64_t seed) {
-  matrix<S, gpu> m(rows, cols);
-  const matrix_view<S, gpu> view = m.view();
-  const random_stream stream = generator(seed).next();
-  kernels::for_each_element(ctx, rows, cols, [=] TALPA_DEVICE(index r, index c) {
-    const auto i = static_cast<std::uint64_t>(r * cols + c);
-    view(r, c) = static_cast<S>(deviation * normal<float>(stream, i));
-  });
-  ctx.synchronise();
-  return m;
-}
-
 struct ceilings {
   double copy_bytes_per_us;  // read and written
   double flop_per_us;        // bfloat16 products
 };
 
-/// Four accesses of 16 bytes in flight for each thread.
-struct copy_quads {
-  const kernels::quad<float>* from;
-  kernels::quad<float>* to;
-  template <class Block>
-  TALPA_HD void operator()(Block& block) const {
-    const index first = block.index() * 4 * Block::threads() + block.thread();
-    kernels::quad<float> x[4];
-    TALPA_UNROLL
-    for (int i = 0; i < 4; ++i) x[i] = from[first + i * Block::threads()];
-    TALPA_UNROLL
-    for (int i = 0; i < 4; ++i) to[first + i * Block::threads()] = x[i];
-  }
-};
-
 ceilings measure_ceilings(context<gpu>& ctx, report& out) {
-  const index n = index{1} << 28;  // floats: 1 GiB
-  matrix<float, gpu> a(1, n), b(1, n);
-  const auto* const from = reinterpret_cast<const kernels::quad<float>*>(a.data());
-  auto* const to = reinterpret_cast<kernels::quad<float>*>(b.data());
-  const double copy = microseconds(ctx, [&] {
-    detail::launch<256>(ctx, n / (4 * 256 * 4), 0, copy_quads{from, to});
-  });
+  const double copy = copy_microseconds(ctx);
   const index k = 8192;
   const auto x = normal_matrix<bfloat16>(ctx, k, k, 1.0f, 1);
   const auto w = normal_matrix<bfloat16>(ctx, k, k, 1.0f, 2);
@@ -87,7 +52,7 @@ ceilings measure_ceilings(context<gpu>& ctx, report& out) {
   const double product = microseconds(ctx, [&] {
     ops::mixed_gemm(ctx, 1.0f, x.view(), transpose::no, w.view(), transpose::yes, 0.0f, y.view());
   });
-  const ceilings c{8.0 * static_cast<double>(n) / copy, 2.0 * std::pow(8192.0, 3) / product};
+  const ceilings c{copied_bytes / copy, 2.0 * std::pow(8192.0, 3) / product};
   out.line("copy of 1 GiB", copy, "TB/s read and written", c.copy_bytes_per_us * 1e-6);
   out.line("bf16 product 8192^3", product, "TFLOP/s", c.flop_per_us * 1e-6);
   return c;
@@ -357,15 +322,7 @@ void routing_line(context<gpu>& ctx, report& out, const ceilings& today, const s
 }
 
 int run(const char* path) {
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::printf("no CUDA device answers: nothing is measured\n");
-    return 77;
-  }
-  cudaDeviceProp properties;
-  detail::check_cuda(cudaGetDeviceProperties(&properties, 0), "device_bench");
-  std::printf("device: %s, %d multiprocessors, L2 %d MiB\n\n", properties.name,
-              properties.multiProcessorCount, properties.l2CacheSize >> 20);
+  if (!device_answers("device_bench")) return 77;
   context<gpu> ctx;
   report out(path);
   const ceilings today = measure_ceilings(ctx, out);

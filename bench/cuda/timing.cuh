@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 // Times of work on a device: captured once in a CUDA graph, so that the gaps between launches of
@@ -40,10 +41,18 @@ class step_graph {
   cudaGraphExec_t instance_ = nullptr;
 };
 
-/// Microseconds of one replay of each graph: medians over rounds in which every graph has a turn of
-/// about 5 ms, so that a clock that changes with the heat is the same for all of them.
+/// How long graphs are replayed: so many rounds, in each of which every graph has a turn.
+struct turns {
+  int rounds = 11;
+  double us = 5e3;  ///< of a turn
+  int least = 3;    ///< replays in a turn, of a graph that takes longer
+};
+
+/// Microseconds of one replay of each graph: medians over rounds in which every graph has a turn,
+/// so that a clock that changes with the heat is the same for all of them.
 inline std::vector<double> microseconds(context<gpu>& ctx, const std::vector<step_graph*>& graphs,
-                                        int rounds = 11) {
+                                        const turns& of = {}) {
+  const int rounds = of.rounds;
   cudaEvent_t start, stop;
   detail::check_cuda(cudaEventCreate(&start), "time");
   detail::check_cuda(cudaEventCreate(&stop), "time");
@@ -58,8 +67,8 @@ inline std::vector<double> microseconds(context<gpu>& ctx, const std::vector<ste
   };
   std::vector<int> replays;
   for (step_graph* const g : graphs) {
-    once(*g, 3);
-    replays.push_back(std::clamp(static_cast<int>(5e3 / once(*g, 3)), 3, 200));
+    once(*g, of.least);
+    replays.push_back(std::clamp(static_cast<int>(of.us / once(*g, of.least)), of.least, 200));
   }
   std::vector<std::vector<double>> times(graphs.size());
   for (int r = 0; r < rounds; ++r) {
@@ -79,14 +88,15 @@ inline std::vector<double> microseconds(context<gpu>& ctx, const std::vector<ste
 template <class Step>
 double microseconds(context<gpu>& ctx, Step step) {
   step_graph graph(ctx, step);
-  return microseconds(ctx, std::vector<step_graph*>{&graph}, 9)[0];
+  return microseconds(ctx, std::vector<step_graph*>{&graph}, {.rounds = 9})[0];
 }
 
-/// Lines of a report: a Markdown table on the standard output and one JSON object in a file.
+/// Lines of a report: Markdown tables on the standard output and one JSON list in a file.
 class report {
  public:
+  using counters = std::vector<std::pair<std::string, double>>;
+
   explicit report(const char* path) : file_(path != nullptr ? std::fopen(path, "w") : nullptr) {
-    std::printf("| what | time, us | beside | ratio |\n| --- | ---: | --- | ---: |\n");
     if (file_ != nullptr) std::fprintf(file_, "[\n");
   }
   report(const report&) = delete;
@@ -98,17 +108,53 @@ class report {
   }
   /// `ratio` is this time over that of `beside`, or what the caller says it is.
   void line(const std::string& what, double us, const std::string& beside, double ratio) {
+    begin_row("| what | time, us | beside | ratio |\n| --- | ---: | --- | ---: |\n");
     std::printf("| %s | %.2f | %s | %.3f |\n", what.c_str(), us, beside.c_str(), ratio);
-    std::fflush(stdout);
-    if (file_ == nullptr) return;
-    std::fprintf(file_, "%s  {\"name\": \"%s\", \"us\": %.4f, \"beside\": \"%s\", \"ratio\": %.5f}",
-                 first_ ? "" : ",\n", what.c_str(), us, beside.c_str(), ratio);
-    std::fflush(file_);
-    first_ = false;
+    begin_object(what, us);
+    if (file_ != nullptr) {
+      std::fprintf(file_, ", \"beside\": \"%s\", \"ratio\": %.5f", beside.c_str(), ratio);
+    }
+    end();
+  }
+  /// A table of its own for lines with the same counters.
+  void line(const std::string& what, double us, const counters& measured) {
+    std::string head = "| what | time, us |", rule = "\n| --- | ---: |";
+    for (const auto& [name, value] : measured) {
+      head += " " + name + " |";
+      rule += " ---: |";
+    }
+    begin_row(head + rule + "\n");
+    std::printf("| %s | %.2f |", what.c_str(), us);
+    for (const auto& [name, value] : measured) std::printf(" %.4g |", value);
+    std::printf("\n");
+    begin_object(what, us);
+    for (const auto& [name, value] : measured) {
+      if (file_ != nullptr) std::fprintf(file_, ", \"%s\": %.6g", name.c_str(), value);
+    }
+    end();
   }
 
  private:
+  void begin_row(const std::string& head) {
+    if (head == head_) return;
+    std::printf("%s%s", head_.empty() ? "" : "\n", head.c_str());
+    head_ = head;
+  }
+  void begin_object(const std::string& what, double us) {
+    if (file_ == nullptr) return;
+    std::fprintf(file_, "%s  {\"name\": \"%s\", \"us\": %.4f", first_ ? "" : ",\n", what.c_str(),
+                 us);
+    first_ = false;
+  }
+  void end() {
+    std::fflush(stdout);
+    if (file_ == nullptr) return;
+    std::fprintf(file_, "}");
+    std::fflush(file_);
+  }
+
   std::FILE* file_;
+  std::string head_;
   bool first_ = true;
 };
 

@@ -4,8 +4,12 @@
 // `moe_ffn` beside a loop over experts as one writes it with Eigen, router included (`vs_loop`);
 // `mole_ffn` beside the products of its dense network (`vs_products`); `perft_block` beside its
 // base alone (`vs_base`); `parrot_block` beside its experts with slots and gates at hand
-// (`vs_experts`).
+// (`vs_experts`). With `skew` every router gives its experts mean logits of their own, normal with
+// that deviation. `active` is the mean number of experts a token uses, or of adapters where they
+// have a router of their own, `entropy` the mean of its softmax in nats, `violation` that of the
+// load.
 #include "beside.hpp"
+#include "token_kinds.hpp"
 
 #include <talpa/talpa.hpp>
 
@@ -38,10 +42,13 @@ eigen_view block(const eigen_view& bank, index e) {
 }
 
 struct workload {
+  explicit workload(const bench::token_kind& kind_) : kind(kind_) {}
+
+  bench::token_kind kind;
   context<cpu> ctx{1};
   generator random{1};
-  matrix<float, cpu> x = bench::normal_matrix(tokens, width, 1.0, random);   // [N, D]
-  matrix<float, cpu> dy = bench::normal_matrix(tokens, width, 1.0, random);  // [N, D]
+  matrix<float, cpu> x = bench::tokens_of_kind(tokens, width, kind, random);  // [N, D]
+  matrix<float, cpu> dy = bench::normal_matrix(tokens, width, 1.0, random);   // [N, D]
   matrix<float, cpu> y{tokens, width}, dx{tokens, width};
 
   template <class Layer, class Params>
@@ -50,6 +57,22 @@ struct workload {
     const workspace<cpu>::scope scope(ctx.memory);
     const auto kept = layer.forward(ctx, params, x, y.view(), mode::training, batch);
     if (step) layer.backward(ctx, params, kept, x, dy, dx.view(), grad_mode::overwrite);
+  }
+
+  template <class Router>
+  void skew(Router& router, index of) {
+    if (kind.skew == 0) return;
+    bench::add_mean_logits(router.scorer, bench::mean_logits(of, kind, random));
+  }
+  /// Enters what statistics say of the load.
+  template <class Layer, class Params>
+  void enter_load(benchmark::State& state, const Layer& layer, const Params& params) {
+    const workspace<cpu>::scope scope(ctx.memory);
+    const auto kept = layer.forward(ctx, params, x, y.view(), mode::training, {});
+    const statistics_report report(measure(ctx, bench::routing_of(kept)));
+    state.counters["active"] = report.active_experts();
+    state.counters["entropy"] = report.mean_entropy();
+    state.counters["violation"] = report.max_violation();
   }
 };
 
@@ -159,17 +182,25 @@ class expert_loop {
   std::vector<expert> of_;
 };
 
-/// Registers forward and step of a layer; `run(state, step)` times it.
+/// Registers forward and step of a layer; `run(state, step, kind)` times it.
 template <class Run>
-void add(const std::string& layer, const std::string& sizes, Run run) {
+void add(const std::string& layer, const std::string& sizes, const bench::token_kind& kind,
+         Run run) {
   for (const bool step : {false, true}) {
     const std::string name = "layers/" + layer + (step ? "/step" : "/forward") +
                              "/N:" + std::to_string(tokens) + "/D:" + std::to_string(width) +
-                             "/H:" + std::to_string(hidden) + sizes + "/f32/cpu";
+                             "/H:" + std::to_string(hidden) + sizes +
+                             (kind.skew != 0 ? bench::kind_name(kind) : std::string()) + "/f32/cpu";
     benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
-      run(state, step);
+      run(state, step, kind);
     })->UseManualTime();
   }
+}
+/// The same for tokens of which experts are wanted alike, and by skewed routers.
+template <class Run>
+void add_routed(const std::string& layer, const std::string& sizes, Run run) {
+  add(layer, sizes, bench::even_tokens, run);
+  add(layer, sizes, bench::skewed_tokens, run);
 }
 
 constexpr moe_ffn<routes> mixture_of_experts{
@@ -180,9 +211,10 @@ bool close(const eigen_matrix& plain, const matrix<float, cpu>& ours) {
          1e-4f * plain.cwiseAbs().maxCoeff();
 }
 
-void run_moe(benchmark::State& state, bool step) {
-  workload work;
+void run_moe(benchmark::State& state, bool step, const bench::token_kind& kind) {
+  workload work(kind);
   auto params = mixture_of_experts.init<float, cpu>(width, work.random);
+  work.skew(params.router, experts);
   expert_loop loop(params);
   const auto plain = [&] {
     loop.forward(work.x.view());
@@ -195,15 +227,17 @@ void run_moe(benchmark::State& state, bool step) {
     return state.SkipWithError("the loop comes to another result");
   }
   bench::time_beside(state, tokens, pass, "loop", plain);
+  work.enter_load(state, mixture_of_experts, params);
 }
 
-void run_mole(benchmark::State& state, bool step) {
-  workload work;
+void run_mole(benchmark::State& state, bool step, const bench::token_kind& kind) {
+  workload work(kind);
   const mole_ffn<routes> layer{
       .router = {.selector = {.k = chosen}}, .expert = {.rank = rank}, .experts = experts};
   auto base = swiglu{.hidden = hidden}.init<float, cpu>(width, width, 1, work.random, "base.");
   base.freeze();
   auto params = layer.init<float, cpu>(std::move(base), work.random);
+  work.skew(params.router, experts);
   matrix<float, cpu> a(tokens, hidden), b(tokens, hidden);
   const auto products = [&] {
     const auto multiply = [&](const matrix<float, cpu>& in, const parameter<float, cpu>& weight,
@@ -220,30 +254,36 @@ void run_mole(benchmark::State& state, bool step) {
   };
   bench::time_beside(
       state, tokens, [&] { work.pass(layer, params, step); }, "products", products);
+  work.enter_load(state, layer, params);
 }
 
 template <class Placement>
 void add_perft(const std::string& name, const Placement& placement, index adapters) {
-  add("perft_block_" + name,
-      "/E:" + std::to_string(experts) + "/K:" + std::to_string(chosen) +
-          "/M:" + std::to_string(adapters) + "/R:" + std::to_string(rank),
-      [=](benchmark::State& state, bool step) {
-        workload work;
-        const perft_block<moe_ffn<routes>, Placement, lora> block{.base = mixture_of_experts,
-                                                                  .placement = placement,
-                                                                  .adapter = {.rank = rank},
-                                                                  .adapters = adapters};
-        auto base = mixture_of_experts.init<float, cpu>(width, work.random);
-        base.freeze();
-        auto params = block.template init<float, cpu>(std::move(base), work.random);
-        bench::time_beside(
-            state, tokens, [&] { work.pass(block, params, step); }, "base",
-            [&] { work.pass(block.base, params.base, step); });
-      });
+  add_routed("perft_block_" + name,
+             "/E:" + std::to_string(experts) + "/K:" + std::to_string(chosen) +
+                 "/M:" + std::to_string(adapters) + "/R:" + std::to_string(rank),
+             [=](benchmark::State& state, bool step, const bench::token_kind& kind) {
+               workload work(kind);
+               const perft_block<moe_ffn<routes>, Placement, lora> block{.base = mixture_of_experts,
+                                                                         .placement = placement,
+                                                                         .adapter = {.rank = rank},
+                                                                         .adapters = adapters};
+               auto base = mixture_of_experts.init<float, cpu>(width, work.random);
+               work.skew(base.router, experts);
+               base.freeze();
+               auto params = block.template init<float, cpu>(std::move(base), work.random);
+               if constexpr (requires { params.placement.router; }) {
+                 work.skew(params.placement.router, adapters);
+               }
+               bench::time_beside(
+                   state, tokens, [&] { work.pass(block, params, step); }, "base",
+                   [&] { work.pass(block.base, params.base, step); });
+               work.enter_load(state, block, params);
+             });
 }
 
-void run_parrot(benchmark::State& state, bool step) {
-  workload work;
+void run_parrot(benchmark::State& state, bool step, const bench::token_kind& kind) {
+  workload work(kind);
   parrot_block layer = presets::parrot;
   layer.expert.hidden = hidden;
   auto params = layer.init<float, cpu>(width, work.random);
@@ -271,15 +311,15 @@ void run_parrot(benchmark::State& state, bool step) {
 
 void add_all() {
   const std::string of_experts = "/E:" + std::to_string(experts) + "/K:" + std::to_string(chosen);
-  add("moe_ffn", of_experts, run_moe);
-  add("mole_ffn", of_experts + "/R:" + std::to_string(rank), run_mole);
+  add_routed("moe_ffn", of_experts, run_moe);
+  add_routed("mole_ffn", of_experts + "/R:" + std::to_string(rank), run_mole);
   const routes own{.selector = {.k = chosen}};
   add_perft("single", placement::single{}, 1);
   add_perft("dense", placement::dense{}, 4);
   add_perft("routed", placement::routed<routes>{own}, 4);
   add_perft("base_weighted", placement::base_weighted<routes>{own}, 4);
   add_perft("embedded", placement::embedded{}, experts);
-  add("parrot_block", "/E:" + std::to_string(languages), run_parrot);
+  add("parrot_block", "/E:" + std::to_string(languages), bench::even_tokens, run_parrot);
 }
 
 const int registered = (add_all(), 0);

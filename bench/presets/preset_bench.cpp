@@ -3,22 +3,13 @@
 // Forward and backward of each preset that adapts a linear map, over that map alone, frozen and
 // packed, on one thread: `overhead_pct` is the median of layer / mean of its two neighbours - 1.
 // Elements of x are normal with the deviation `x`, with which the logits of routers grow: as they
-// are initialised, with 1 most tokens are uncertain, with 5 few are. `active` is the mean number of
+// are initialised, with 1 most tokens are uncertain, with 5 few are. With `skew` the logits of an
+// expert have a mean of their own, normal with that deviation. `active` is the mean number of
 // experts a token uses, `entropy` the mean of its softmax in nats, `violation` that of the load.
 // mix_lora and those of PERFT adapt a whole network: layers/ffn_bench.cpp.
+#include "presets/measured_presets.hpp"
 #include "workloads.hpp"
 
-#include <talpa/presets/ada_mole.hpp>
-#include <talpa/presets/dyn_mole.hpp>
-#include <talpa/presets/goat.hpp>
-#include <talpa/presets/gw_moe.hpp>
-#include <talpa/presets/hydra_lora.hpp>
-#include <talpa/presets/ld_mole.hpp>
-#include <talpa/presets/lora_moe.hpp>
-#include <talpa/presets/mola.hpp>
-#include <talpa/presets/mor.hpp>
-#include <talpa/presets/re_moe.hpp>
-#include <talpa/presets/smora.hpp>
 #include <talpa/talpa.hpp>
 
 #include <benchmark/benchmark.h>
@@ -34,15 +25,18 @@ using talpa::index;
 constexpr index tokens = 512;
 
 template <class Layer>
-void run(benchmark::State& state, const Layer& layer, index width, double deviation) {
+void run(benchmark::State& state, const Layer& layer, index width, const bench::token_kind& kind) {
   context<cpu> ctx(1);
   generator random(1);
   auto base = linear{.bias = false}.init<float, cpu>(width, width, random, "base.");
   base.freeze();
   auto params = layer.template init<float, cpu>(std::move(base), random);
   params.base.pack(ctx);
-  const auto x = bench::normal_matrix(tokens, width, deviation, random);  // [N, D]
-  const auto dy = bench::normal_matrix(tokens, width, 1.0, random);       // [N, O]
+  const auto x = bench::tokens_of_kind(tokens, width, kind, random);  // [N, D]
+  const auto dy = bench::normal_matrix(tokens, width, 1.0, random);   // [N, O]
+  if (kind.skew != 0) {
+    bench::add_mean_logits(params.router.scorer, bench::mean_logits(layer.experts, kind, random));
+  }
   matrix<float, cpu> y(tokens, width), dx(tokens, width);
   generator noise(2);
   const batch_info<float, cpu> batch{.random = &noise};
@@ -79,33 +73,30 @@ void run(benchmark::State& state, const Layer& layer, index width, double deviat
   state.SetLabel(strategy_name(layer.choose(width, width)));
 }
 
-template <class Layer>
-void add(const std::string& name, const Layer& layer, index width) {
-  for (const int deviation : {1, 5}) {
-    const std::string full = "presets/" + name + "/step/N:" + std::to_string(tokens) +
-                             "/D:" + std::to_string(width) + "/E:" + std::to_string(layer.experts) +
-                             "/R:" + std::to_string(layer.expert.rank) +
-                             "/x:" + std::to_string(deviation) + "/threads:1/f32/cpu";
-    benchmark::RegisterBenchmark(
-        full.c_str(), [=](benchmark::State& state) { run(state, layer, width, deviation); })
-        ->UseManualTime()
-        ->Unit(benchmark::kMillisecond);
-  }
+template <class... Measured>
+void add(bench::preset_list<Measured...>, index width) {
+  const auto one = [&]<class M>(M) {
+    const auto layer = M::layer(width);
+    for (const bench::token_kind& kind : bench::token_kinds) {
+      const std::string full =
+          bench::preset_name(M::name, "step", tokens, width, bench::ranked_sizes(layer), kind) +
+          "/threads:1/f32/cpu";
+      benchmark::RegisterBenchmark(full.c_str(),
+                                   [=](benchmark::State& state) { run(state, layer, width, kind); })
+          ->UseManualTime()
+          ->Unit(benchmark::kMillisecond);
+    }
+  };
+  (one(Measured{}), ...);
 }
 
 const int registered = [] {
   for (const index width : {768, 2048}) {
-    add("ada_mole", presets::ada_mole, width);
-    add("dyn_mole", presets::dyn_mole, width);
-    add("goat", presets::goat(width), width);
-    add("gw_moe", presets::gw_moe, width);
-    add("hydra_lora", presets::hydra_lora, width);
-    add("ld_mole", presets::ld_mole, width);
-    add("lora_moe", presets::lora_moe, width);
-    add("mola", presets::mola, width);
-    add("mor", presets::mor, width);
-    add("re_moe", presets::re_moe, width);
-    add("smora", presets::smora, width);
+    add(bench::controlled_presets{}, width);
+    add(bench::entropy_presets{}, width);
+    add(bench::top_k_presets{}, width);
+    add(bench::biased_presets{}, width);
+    add(bench::dense_presets{}, width);
   }
   return 0;
 }();

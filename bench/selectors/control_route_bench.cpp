@@ -9,6 +9,7 @@ namespace {
 using namespace talpa;
 using bench::plain_row;
 using talpa::index;
+namespace measured = bench::measured;
 
 /// Experts above a threshold of the token, weighed by how far.
 struct plain_learned_threshold {
@@ -43,20 +44,12 @@ struct plain_projection {
   }
 };
 
-void add_all() {
-  using bench::add_route, bench::no_k;
-  add_route(
-      "learned_threshold", no_k,
-      [](index, index) { return learned_threshold<linear_scorer>{.control = {.bias = true}}; },
-      plain_learned_threshold{});
-  add_route(
-      "sparsegen", no_k, [](index, index) { return sparsegen<linear_scorer>{}; },
-      plain_projection{true});
-  add_route(
-      "fixed_sparsegen", no_k, [](index, index) { return fixed_sparsegen{}; },
-      plain_projection{false});
-}
+struct plain_loops {
+  auto operator()(measured::learned_threshold) const { return plain_learned_threshold{}; }
+  auto operator()(measured::sparsegen) const { return plain_projection{true}; }
+  auto operator()(measured::fixed_sparsegen) const { return plain_projection{false}; }
+};
 
-const int registered = (add_all(), 0);
+const int registered = (bench::add_routes(bench::control_selectors{}, plain_loops{}), 0);
 
 }  // namespace

@@ -10,6 +10,7 @@ using namespace talpa;
 using bench::plain_batch;
 using bench::plain_row;
 using talpa::index;
+namespace measured = bench::measured;
 
 /// Renormalised top-k of which every expert keeps its share, the earlier tokens first.
 struct plain_capacity_by_position {
@@ -206,28 +207,20 @@ struct plain_auction {
   }
 };
 
-void add_all() {
-  using bench::add_route, bench::all_k, bench::no_k;
-  add_route(
-      "capacity_top_k_position", all_k,
-      [](index, index k) { return capacity_top_k<gate::renormalised>{.k = k}; },
-      plain_capacity_by_position{});
-  add_route(
-      "capacity_top_k_probability", all_k,
-      [](index, index k) {
-        return capacity_top_k<gate::renormalised, overflow::by_probability>{.k = k};
-      },
-      plain_capacity_by_probability{});
-  add_route(
-      "expert_choice", no_k, [](index, index) { return expert_choice{}; }, plain_expert_choice{});
-  add_route(
-      "sinkhorn", {.tokens = 1024}, [](index, index k) { return sinkhorn{.k = k}; },
-      plain_sinkhorn{});
-  add_route(
-      "base_assignment", {.tokens = 512, .ks = {0}}, [](index, index) { return base_assignment{}; },
-      plain_auction{});
-}
+struct plain_loops {
+  auto operator()(measured::capacity_top_k_position) const { return plain_capacity_by_position{}; }
+  auto operator()(measured::capacity_top_k_probability) const {
+    return plain_capacity_by_probability{};
+  }
+  auto operator()(measured::expert_choice) const { return plain_expert_choice{}; }
+  auto operator()(measured::sinkhorn) const { return plain_sinkhorn{}; }
+  auto operator()(measured::base_assignment) const { return plain_auction{}; }
+};
 
-const int registered = (add_all(), 0);
+const int registered = [] {
+  bench::add_routes(bench::capacity_selectors{}, plain_loops{});
+  bench::add_routes(bench::coupled_selectors{}, plain_loops{});
+  return 0;
+}();
 
 }  // namespace

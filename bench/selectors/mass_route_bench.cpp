@@ -8,6 +8,7 @@ namespace {
 using namespace talpa;
 using bench::plain_row;
 using talpa::index;
+namespace measured = bench::measured;
 
 /// Experts from a fixed probability on, renormalised.
 struct plain_threshold {
@@ -78,29 +79,18 @@ struct plain_broadcast {
   }
 };
 
-void add_all() {
-  using bench::add_route, bench::all_k, bench::no_k;
-  using limited = broadcast<top_k<gate::raw>, entropy::shannon, slots::per_sequence>;
-  add_route(
-      "threshold", no_k,
-      [](index experts, index) {
-        return threshold<gate::renormalised>{.least = 1.0 / static_cast<double>(experts)};
-      },
-      plain_threshold{});
-  add_route(
-      "top_p", no_k, [](index, index) { return top_p<gate::raw>{}; }, plain_top_p{0.4f, 1, true});
-  add_route(
-      "dynamic_entropy", no_k, [](index, index) { return dynamic_entropy<>{}; },
-      plain_dynamic_entropy{});
-  add_route(
-      "broadcast", all_k,
-      [](index, index k) { return broadcast<top_k<gate::raw>>{.inner = {.k = k}}; },
-      plain_broadcast{});
-  add_route(
-      "broadcast_slots", all_k, [](index, index k) { return limited{.inner = {.k = k}}; },
-      plain_broadcast{.most = 8});
-}
+struct plain_loops {
+  auto operator()(measured::threshold) const { return plain_threshold{}; }
+  auto operator()(measured::top_p) const { return plain_top_p{0.4f, 1, true}; }
+  auto operator()(measured::dynamic_entropy) const { return plain_dynamic_entropy{}; }
+  auto operator()(measured::broadcast) const { return plain_broadcast{}; }
+  auto operator()(measured::broadcast_slots) const { return plain_broadcast{.most = 8}; }
+};
 
-const int registered = (add_all(), 0);
+const int registered = [] {
+  bench::add_routes(bench::mass_selectors{}, plain_loops{});
+  bench::add_routes(bench::broadcast_selectors{}, plain_loops{});
+  return 0;
+}();
 
 }  // namespace

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "selectors/measured_selectors.hpp"
 #include "selectors/plain_routing.hpp"
 #include "workloads.hpp"
 
@@ -150,25 +151,6 @@ void run_route(benchmark::State& state, const Selector& selector, const route_lo
   state.counters["violation"] = report.max_violation();
 }
 
-struct route_sizes {
-  index tokens = 4096;
-  std::vector<index> experts = {8, 16, 64, 128};
-  std::vector<index> ks = {1, 2, 8};  ///< 0: the selector has none, and top-2 stands beside it
-};
-const route_sizes all_k{};
-const route_sizes no_k{.ks = {0}};
-
-/// Deviation of the experts' mean logits in lines with `skew`.
-inline constexpr double skewed = 2.0;
-
-inline std::string route_name(const std::string& name, index tokens, index experts, index k,
-                              double skew) {
-  return name + "/N:" + std::to_string(tokens) + "/E:" + std::to_string(experts) +
-         (k > 0 ? "/K:" + std::to_string(k) : std::string()) +
-         (skew != 0.0 ? "/skew:" + std::to_string(static_cast<int>(skew)) : std::string()) +
-         "/f32/cpu";
-}
-
 /// Two benchmarks for each E and k, with and without a sort of the slots, and for 8 and 64 experts
 /// and k = 2 (or none) one with skewed logits; `make(experts, k)` gives the selector.
 template <class Make, class Plain>
@@ -194,6 +176,15 @@ void add_route(const std::string& name, const route_sizes& sizes, Make make, Pla
       add(experts, sizes.ks.front() == 0 ? 0 : 2, skewed, true);
     }
   }
+}
+
+/// Those of each selector of a list; `loops` gives the plain loop of each.
+template <class... Measured, class Loops>
+void add_routes(selector_list<Measured...>, const Loops& loops) {
+  (add_route(
+       Measured::name, Measured::sizes(),
+       [](index experts, index k) { return Measured::make(experts, k); }, loops(Measured{})),
+   ...);
 }
 
 }  // namespace talpa::bench

@@ -8,6 +8,7 @@ namespace {
 using namespace talpa;
 using bench::plain_row;
 using talpa::index;
+namespace measured = bench::measured;
 
 /// Gates are the positive logits.
 struct plain_rectified {
@@ -23,6 +24,20 @@ struct plain_hard {
   void operator()(const plain_row& row) {
     const std::vector<int>& sorted = order.first(row.logits, row.experts, row.k);
     for (index i = 0; i < row.k; ++i) row.gates[sorted[static_cast<std::size_t>(i)]] = 1.0f;
+  }
+};
+
+/// Softmax of the k largest probabilities.
+struct plain_flat {
+  bench::plain_order order{};
+
+  void operator()(const plain_row& row) {
+    const std::vector<int>& sorted = order.first(row.logits, row.experts, row.k);
+    for (index i = 0; i < row.k; ++i) {
+      const int e = sorted[static_cast<std::size_t>(i)];
+      row.gates[e] = std::exp(row.probability[e]);
+    }
+    bench::plain_renormalise(row);
   }
 };
 
@@ -90,38 +105,24 @@ struct plain_biased_top_k {
   }
 };
 
-void add_all() {
-  using bench::add_route, bench::all_k, bench::no_k;
-  add_route(
-      "top_k_raw", all_k, [](index, index k) { return top_k<gate::raw>{.k = k}; },
-      bench::plain_top_k{});
-  add_route(
-      "top_k_renormalised", all_k, [](index, index k) { return top_k<gate::renormalised>{.k = k}; },
-      bench::plain_top_k{true});
-  add_route(
-      "dense", no_k, [](index, index) { return dense{}; }, bench::plain_dense{});
-  add_route(
-      "rectified", no_k, [](index, index) { return rectified{}; }, plain_rectified{});
-  add_route(
-      "straight_through", all_k,
-      [](index, index k) { return straight_through{.k = k, .training = false}; }, plain_hard{});
-  add_route(
-      "intervene", all_k,
-      [](index experts, index k) {
-        return intervene<top_k<gate::renormalised>>{
-            .inner = {.k = k}, .blocked = {0}, .stimulated = {experts - 1}};
-      },
-      plain_intervened{});
-  add_route(
-      "biased_top_k", all_k, [](index, index k) { return biased_top_k<>{.k = k}; },
-      plain_biased_top_k{});
-  // With 8 experts the 4 groups that stay have fewer than 8.
-  add_route(
-      "biased_top_k_groups", {.experts = {16, 64, 128}},
-      [](index, index k) { return biased_top_k<>{.k = k, .n_groups = 8, .topk_groups = 4}; },
-      plain_biased_top_k{8, 4});
-}
+struct plain_loops {
+  auto operator()(measured::top_k_raw) const { return bench::plain_top_k{}; }
+  auto operator()(measured::top_k_renormalised) const { return bench::plain_top_k{true}; }
+  auto operator()(measured::top_k_softmax_selected) const { return bench::plain_top_k{true}; }
+  auto operator()(measured::top_k_softmax_probability) const { return plain_flat{}; }
+  auto operator()(measured::top_k_hard) const { return plain_hard{}; }
+  auto operator()(measured::dense) const { return bench::plain_dense{}; }
+  auto operator()(measured::rectified) const { return plain_rectified{}; }
+  auto operator()(measured::straight_through) const { return plain_hard{}; }
+  auto operator()(measured::intervene) const { return plain_intervened{}; }
+  auto operator()(measured::biased_top_k) const { return plain_biased_top_k{}; }
+  auto operator()(measured::biased_top_k_groups) const { return plain_biased_top_k{8, 4}; }
+};
 
-const int registered = (add_all(), 0);
+const int registered = [] {
+  bench::add_routes(bench::top_k_selectors{}, plain_loops{});
+  bench::add_routes(bench::row_selectors{}, plain_loops{});
+  return 0;
+}();
 
 }  // namespace

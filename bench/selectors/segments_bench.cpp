@@ -48,7 +48,7 @@ void run(benchmark::State& state, index tokens, index experts, index k) {
 }
 
 const int registered = [] {
-  const bench::route_sizes& sizes = bench::all_k;
+  const bench::route_sizes sizes;
   for (const index experts : sizes.experts) {
     for (const index k : sizes.ks) {
       const std::string name = bench::route_name("segments/top_k", sizes.tokens, experts, k, 0.0);

@@ -14,9 +14,9 @@ report cpu.json device.json --title "A | B" --markdown "$work/table.md" --html "
   complain "failed"
 diff report.md "$work/table.md" || complain "another table"
 report cpu.json device.json --title "A | B" | diff report.md - || complain "another table on the output"
-[ "$(grep -o '<svg' "$work/page.html" | wc -l)" -eq 4 ] || complain "not four charts"
+[ "$(grep -o '<svg' "$work/page.html" | wc -l)" -eq 6 ] || complain "not six charts"
 grep -q 'overhead_pct over its prediction' "$work/page.html" || complain "no chart of predictions"
-[ "$(grep -o '<circle' "$work/page.html" | wc -l)" -eq 7 ] || complain "not seven points"
+[ "$(grep -o '<circle' "$work/page.html" | wc -l)" -eq 11 ] || complain "not eleven points"
 grep -q 'A | B' "$work/page.html" || complain "no title"
 if grep -E 'https?:|src=|somewhere' "$work/page.html"; then complain "something from elsewhere"; fi
 

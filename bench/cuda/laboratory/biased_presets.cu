@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/laboratory/presets.cuh"
+
+void talpa::bench::biased_preset_lines(laboratory& lab) { layer_lines(lab, biased_presets{}); }

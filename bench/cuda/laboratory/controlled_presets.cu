@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/laboratory/presets.cuh"
+
+void talpa::bench::controlled_preset_lines(laboratory& lab) {
+  layer_lines(lab, controlled_presets{});
+}

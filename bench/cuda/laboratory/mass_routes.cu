@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/laboratory/routes.cuh"
+
+void talpa::bench::mass_lines(laboratory& lab) { route_lines(lab, mass_selectors{}); }
