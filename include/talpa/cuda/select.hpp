@@ -149,9 +149,10 @@ struct select_one_row {
   /// Unless told, the compiler holds more than a row in registers to have independent work at hand;
   /// other warps are better at that.
   template <int Slots>
-  static constexpr int least_blocks = Slots * sizeof(T) > 64    ? 1
-                                      : lean_selector<Selector> ? 8
-                                                                : 5;
+  static constexpr int least_blocks = Slots * sizeof(T) > 64     ? 1
+                                      : lean_selector<Selector>  ? 8
+                                      : Replays || sizeof(T) > 4 ? 4
+                                                                 : 5;
 
   Selector selector;
   matrix_view<const T, B> logits;
