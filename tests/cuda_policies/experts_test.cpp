@@ -62,6 +62,8 @@
 #include <doctest/doctest.h>
 
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace talpa::cuda_experts_test {
 
@@ -70,27 +72,38 @@ namespace {
 // Experts behind a router, which shows the gradients of their gates.
 using own_router = router<linear_scorer, top_k<gate::renormalised>>;
 
-/// A bank in mole_linear under one strategy.
+/// Trains some experts alone, where a bank can.
+template <class Expert, class Params>
+void train(const Expert& expert, Params& p, const std::vector<index>& trained) {
+  if constexpr (requires { expert.train_experts(p, trained); }) expert.train_experts(p, trained);
+}
+
+/// A bank in mole_linear under one strategy, of which all experts train or those of `trained`.
 template <class Expert>
 std::string banked(const Expert& expert, strategy execution, index experts = 4, index k = 2,
-                   const support::parity_sizes& sizes = {}) {
+                   const support::parity_sizes& sizes = {},
+                   const std::vector<index>& trained = {}) {
   const mole_linear<own_router, Expert> layer{{{}, {k}}, expert, experts, execution};
   return support::backend_difference(
       layer,
       [&]<class B>(generator& random) {
         auto base = init_affine<double, B>(sizes.inputs, 5, true, false, random, "base.");
         base.freeze();
-        return layer.template init<double, B>(std::move(base), random);
+        auto p = layer.template init<double, B>(std::move(base), random);
+        if (!trained.empty()) train(expert, p.expert, trained);
+        return p;
       },
       sizes);
 }
-/// Under both, with some sizes: experts without tokens, one expert, no tokens.
+/// Under both, with some sizes: experts without tokens, no tokens, some experts that train.
 template <class Expert>
 std::string in_rank_space(const Expert& expert) {
   return banked(expert, strategy::dense_masked) + banked(expert, strategy::grouped) +
          banked(expert, strategy::grouped, 4, 1, {.tokens = 2, .padded = false}) +
          banked(expert, strategy::dense_masked, 4, 2, {.tokens = 0}) +
-         banked(expert, strategy::grouped, 4, 2, {.tokens = 0});
+         banked(expert, strategy::grouped, 4, 2, {.tokens = 0}) +
+         banked(expert, strategy::dense_masked, 4, 2, {}, {0, 2}) +
+         banked(expert, strategy::grouped, 4, 2, {}, {0, 2});
 }
 
 /// A bank in moe_ffn, which knows one way.

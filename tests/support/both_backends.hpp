@@ -6,6 +6,7 @@
 
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/core/transfer.hpp>
+#include <talpa/cpu/context.hpp>
 #include <talpa/routing/routing.hpp>
 #include <talpa/testing/bounds.hpp>
 #include <talpa/testing/inputs.hpp>
@@ -35,7 +36,8 @@ struct parity_sizes {
   index conditioning_rows = 0;   ///< rows of each sequence, some of them absent; 0: none
   index conditioning_width = 0;  ///< C
   /// What the error of an output may be in units of the largest number of a run: the gates that it
-  /// is made with are as uncertain as a sum of the absolute terms of a logit is large, here below 32.
+  /// is made with are as uncertain as the absolute terms of a logit add up to, here to less than
+  /// this.
   double amplification = 32.0;
   /// A gradient that is zero but for rounding errors; weights may begin with zeros anyway.
   std::string zero{};

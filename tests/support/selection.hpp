@@ -124,4 +124,16 @@ std::string replay_difference(const Selector& selector, index tokens, index expe
          (intact ? "" : "something else was written");
 }
 
+/// Both of few experts, of one, of more than a word of a mask holds, and of no tokens.
+template <class Selector>
+std::string all_differences(const Selector& selector, index least_experts = 1) {
+  const index tokens = device_size(29, 1000);
+  std::string text = selection_difference<float>(selector, tokens, 8) +
+                     selection_difference<float>(selector, tokens, 40) +
+                     selection_difference<float>(selector, 0, 8) +
+                     replay_difference<float>(selector, tokens, 8);
+  if (least_experts == 1) text += selection_difference<float>(selector, tokens, 1);
+  return text;
+}
+
 }  // namespace talpa::support
