@@ -13,7 +13,6 @@
 #include <talpa/cpu/gather.hpp>
 #include <talpa/cpu/gemm.hpp>
 #include <talpa/cpu/grouped_gemm.hpp>
-#include <talpa/cpu/noise.hpp>
 #include <talpa/cpu/pair_gates.hpp>
 #include <talpa/cpu/rank_gate.hpp>
 #include <talpa/cpu/reduce.hpp>
@@ -34,7 +33,6 @@
 #include <talpa/cuda/gated_activation.hpp>
 #include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/grouped_gemm.hpp>
-#include <talpa/cuda/noise.hpp>
 #include <talpa/cuda/pair_gates.hpp>
 #include <talpa/cuda/rank_gate.hpp>
 #include <talpa/cuda/reduce.hpp>
@@ -60,8 +58,6 @@
 #include <talpa/placements/dense.hpp>
 #include <talpa/placements/embedded.hpp>
 #include <talpa/placements/routed.hpp>
-#include <talpa/routing/record.hpp>
-#include <talpa/scorers/noisy.hpp>
 #include <talpa/selectors/top_k.hpp>
 
 #include <doctest/doctest.h>
@@ -76,7 +72,9 @@ namespace {
 
 using support::backend_difference;
 using support::device;
+using support::fill_parameters;
 using support::parity_sizes;
+using support::recorded;
 using own_router = router<linear_scorer, top_k<gate::renormalised>>;
 using base_type = moe_ffn<own_router>;
 
@@ -131,25 +129,6 @@ std::string placed(const Placement& placement, const Adapter& adapter, index ada
       sizes);
 }
 
-/// Empty when `run(ctx, random, record)` leaves the same choices on both backends, and numbers that
-/// differ by at most `roundings` roundings of the largest.
-template <class Run>
-std::string recorded(const Run& run, double roundings) {
-  support::run_record found, expected;
-  context<cpu> host(1);
-  context<device> ctx;
-  generator one(3), two(3);
-  run(host, one, expected);
-  run(ctx, two, found);
-  return support::record_difference(found, expected,
-                                    support::rounding_bound<double>(roundings, expected.largest()));
-}
-/// Other numbers in the place of zeros.
-template <class B, class Params>
-void fill(Params& p, generator& random) {
-  p.visit([&](parameter<double, B>& q) { fill_uniform(q.value(), 0.5, random); });
-}
-
 }  // namespace
 
 TEST_SUITE("cuda_policies/layers") {
@@ -180,12 +159,6 @@ TEST_SUITE("cuda_policies/layers") {
     CHECK(backend_difference(layer, [&]<class B>(generator& random) {
             return layer.init<double, B>(features, neurons, random);
           }) == "");
-  }
-
-  TEST_CASE("mole_linear trains the noise of its router on a device") {
-    const router<noisy<linear_scorer>, top_k<gate::renormalised>> noisy_router{{}, {2}};
-    CHECK(round_linear(mole_linear<decltype(noisy_router), lora>{
-              noisy_router, {.rank = 3}, 4, strategy::grouped}) == "");
   }
 
   TEST_CASE("moe_ffn with shared experts, scale and residual is that of the host") {
@@ -256,29 +229,6 @@ TEST_SUITE("cuda_policies/layers") {
     CHECK(placed(placement::single{}, parallel, 1) == "");
   }
 
-  // The recorded experts are those of other tokens, so that the router would choose others.
-  TEST_CASE("a layer of a device replays what it has recorded") {
-    const mole_linear<own_router, lora> layer{{{}, {2}}, {.rank = 3}, 4, strategy::grouped};
-    CHECK(recorded(
-              [&]<class B>(context<B>& ctx, generator& random, support::run_record& out) {
-                auto p = layer.template init<double, B>(plain_base<B>(random), random);
-                fill<B>(p, random);
-                matrix<double, B> x(9, features), other(9, features), y(9, 5);
-                fill_uniform(x.view(), 1.0, random);
-                fill_uniform(other.view(), 1.0, random);
-                const auto first = layer.forward(ctx, p, other, y.view(), mode::inference);
-                const auto kept = record(first.routed.routing);
-                const auto batch = replay(batch_info<double, B>{}, kept);
-                const auto again = layer.forward(ctx, p, x, y.view(), mode::inference, batch);
-                support::detail::wait(ctx);
-                out.add("y", y.view());
-                out.add("gates", again.routed.routing.gates);
-                out.add_mask(matrix_view<const std::uint32_t, B>(kept.mask.view()));
-                out.add_mask(again.routed.routing.mask);
-              },
-              2 * features + 3 + 2 + 64) == "");
-  }
-
   // An element of W takes a product of R terms, the scale and a sum.
   TEST_CASE("adapters are merged on a device as on the host") {
     const lora_linear one{{.rank = 3}};
@@ -293,9 +243,9 @@ TEST_SUITE("cuda_policies/layers") {
                 auto of_routed = routed.template init<double, B>(plain_base<B>(random), random);
                 auto of_placed = placed.template init<double, B>(
                     base.template init<double, B>(features, random), random);
-                fill<B>(of_one, random);
-                fill<B>(of_routed, random);
-                fill<B>(of_placed, random);
+                fill_parameters<B>(of_one, random);
+                fill_parameters<B>(of_routed, random);
+                fill_parameters<B>(of_placed, random);
                 auto first = merge(ctx, one, of_one), second = merge(ctx, routed, of_routed);
                 auto third = merge(placed, of_placed);
                 support::detail::wait(ctx);
@@ -305,6 +255,23 @@ TEST_SUITE("cuda_policies/layers") {
                 third.params.visit(add);
               },
               5) == "");
+  }
+
+  // Lengths of D terms, a product of as many, the activation.
+  TEST_CASE("dense_ffn shows its neurons on a device as on the host") {
+    const dense_ffn<> layer;
+    CHECK(recorded(
+              [&]<class B>(context<B>& ctx, generator& random, support::run_record& out) {
+                const auto p = layer.init<double, B>(features, neurons, random);
+                matrix<double, B> x(9, features), h(9, neurons), unit(9, neurons);
+                fill_uniform(x.view(), 1.0, random);
+                layer.neurons(ctx, p, x, h.view());
+                layer.neurons(ctx, p, x, unit.view(), true);
+                support::detail::wait(ctx);
+                out.add("neurons", h.view());
+                out.add("of unit vectors", unit.view());
+              },
+              3 * features + 64) == "");
   }
 
   // Products of D and of H terms, the activation, the error over D features.

@@ -113,6 +113,26 @@ TEST_SUITE("cuda_policies/scorers") {
     CHECK(difference(mixture_of_routers<mix::probability, linear_scorer>{.top_m = 2}) == "");
     CHECK(difference(mixture_of_routers<mix::logit, linear_scorer>{}) == "");
   }
+
+  // A product of D terms.
+  TEST_CASE("mixture_of_routers shows its sub-routers to losses on a device") {
+    const mixture_of_routers<mix::logit, linear_scorer> scorer{.sub_routers = 2};
+    CHECK(support::recorded(
+              [&]<class B>(context<B>& ctx, generator& random, support::run_record& out) {
+                const auto p = scorer.init<double, B>(6, 5, random, "");
+                matrix<double, B> x(9, 6), logits(9, 5);
+                fill_uniform(x.view(), 1.0, random);
+                const auto kept =
+                    scorer.forward<double, B>(ctx, p, x, logits.view(), mode::training, {});
+                const auto main = scorer.main_view(kept), sub = scorer.sub_view(ctx, kept, 1);
+                support::detail::wait(ctx);
+                out.add("main", main.logits);
+                out.add("sub", sub.logits);
+                out.add_mask(main.routing.mask);
+                out.add_mask(sub.routing.mask);
+              },
+              6 + 64) == "");
+  }
 }
 
 }  // namespace talpa::cuda_scorers_test

@@ -4,6 +4,7 @@
 #include "device.hpp"
 #include "support/tolerance.hpp"
 
+#include <talpa/autograd/initialise.hpp>
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/core/transfer.hpp>
 #include <talpa/cpu/context.hpp>
@@ -255,6 +256,25 @@ std::string backend_difference(const Layer& layer, const Make& make,
   const double size = detail::run_on<cpu>(host, layer, make, sizes, true).largest();
   return record_difference(
       found, expected, rounding_bound<double>(expected.roundings(), sizes.amplification * size));
+}
+
+/// Empty when `run(ctx, random, record)` leaves the same choices on both backends, and numbers that
+/// differ by at most `roundings` roundings of the largest.
+template <class Run>
+std::string recorded(const Run& run, double roundings) {
+  run_record found, expected;
+  context<cpu> host(1);
+  context<device> ctx;
+  generator one(3), two(3);
+  run(host, one, expected);
+  run(ctx, two, found);
+  return record_difference(found, expected, rounding_bound<double>(roundings, expected.largest()));
+}
+
+/// Other numbers in the place of zeros.
+template <class B, class Params>
+void fill_parameters(Params& p, generator& random) {
+  p.visit([&](parameter<double, B>& q) { fill_uniform(q.value(), 0.5, random); });
 }
 
 }  // namespace talpa::support
