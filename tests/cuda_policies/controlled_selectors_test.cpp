@@ -2,7 +2,6 @@
 #include "support/selection.hpp"
 
 #include <talpa/scorers/linear_scorer.hpp>
-#include <talpa/selectors/biased_top_k.hpp>
 #include <talpa/selectors/learned_threshold.hpp>
 #include <talpa/selectors/sparsegen.hpp>
 
@@ -16,13 +15,6 @@ TEST_SUITE("cuda_policies/controlled_selectors") {
     CHECK(all_differences(learned_threshold<linear_scorer>{}) == "");
     CHECK(all_differences(sparsegen<linear_scorer>{}) == "");
     CHECK(all_differences(fixed_sparsegen{0.5}) == "");
-  }
-
-  TEST_CASE("biased_top_k has the bits of the host, in groups of experts too") {
-    CHECK(all_differences(biased_top_k<>{.k = 1}) == "");
-    CHECK(all_differences(biased_top_k<>{.k = 3, .n_groups = 4, .topk_groups = 2, .scale = 2.5},
-                          8) == "");
-    CHECK(all_differences(biased_top_k<score::softmax, gate::raw>{.k = 1, .group_best = 1}) == "");
   }
 }
 
