@@ -60,7 +60,7 @@ matrix<T, cpu> rows_in_order(matrix_view<const T, B> from, const index* first, i
 
 /// Puts the neurons of a dense network in the order of a split, in place: the network stays the
 /// same function but for the order of a sum, and its experts become blocks of rows, which
-/// factored_ffn::borrow can look at.
+/// factored_ffn::borrow can look at. On a device by way of the host.
 ///
 /// Throws: value_error when the split is not of its neurons; the network is then unchanged.
 template <class Network>
