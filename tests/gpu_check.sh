@@ -7,9 +7,10 @@ usage() {
 Usage: bash tests/gpu_check.sh [--deps DIR] [--out DIR] [--jobs N] [--no-bench] [--no-sanitizers]
                                [--laboratory]
 
-Builds and runs on this machine's CUDA device what a device should prove: every op and layer of
-tests/cuda beside the host, twice; a training step captured in a graph; compute-sanitizer on small
-shapes where it works; then the times of bench/cuda and, where python3 has torch, of its peers.
+Builds and runs on this machine's CUDA device what a device should prove: every op, policy and layer
+of tests/cuda and tests/cuda_policies beside the host, twice; a training step captured in a graph;
+compute-sanitizer on small shapes where it works; then the times of bench/cuda and, where python3 has
+torch, of its peers.
 Needs nvcc and g++. Exits with 77 where no device answers.
 
   --deps DIR   Eigen and doctest as tests/gpu_stage.sh gathers them (default: /usr/include)
@@ -86,7 +87,7 @@ if [ "$laboratory" = yes ]; then
     pids+=($!)
   done
 fi
-for source in tests/cuda/*_test.cpp tests/cuda/*_test.cu; do
+for source in tests/cuda/*_test.cpp tests/cuda/*_test.cu tests/cuda_policies/*_test.cpp; do
   wait_for_slot
   compile "$objects/$(basename "${source%.*}").o" \
     nvcc "${nvcc_flags[@]}" "${test_flags[@]}" -c "$source" &
@@ -136,7 +137,7 @@ if [ "$sanitizers" = yes ] && command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck initcheck synccheck; do
     # Products come from a library whose kernels are not ours to check; initcheck does not come back
     # from the launch of a graph.
-    unchecked='*fused*,*mole_linear*'
+    unchecked='*fused*,*mole_linear*,*cuda_policies*'
     if [ "$tool" = initcheck ]; then unchecked+=',*graph*'; fi
     TALPA_DEVICE_SIZES=small timeout 150 compute-sanitizer --tool "$tool" --error-exitcode 1 \
       "$objects/device_tests" -tse="$unchecked" >"$out/$tool.log" 2>&1 &

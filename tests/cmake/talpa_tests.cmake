@@ -11,12 +11,13 @@ function(talpa_batch target size)
     UNITY_BUILD ${TALPA_TEST_UNITY} UNITY_BUILD_BATCH_SIZE ${size})
 endfunction()
 
-# talpa_add_test_family(NAME family [SINGLY] [SOURCES file...])
+# talpa_add_test_family(NAME family [SINGLY] [BRIEF] [SOURCES file...])
 #
 # One binary talpa_test_<family> and one CTest <family> from SOURCES, by default every *_test.cpp of
 # tests/<family>. A Release compiles those of TALPA_TEST_KERNELS at -O3. SINGLY: each source by itself.
+# BRIEF: at -O0, for tests of which compiling is most; what others have precompiled is of another level.
 function(talpa_add_test_family)
-  cmake_parse_arguments(PARSE_ARGV 0 arg "SINGLY" "NAME" "SOURCES")
+  cmake_parse_arguments(PARSE_ARGV 0 arg "SINGLY;BRIEF" "NAME" "SOURCES")
   if(NOT arg_SOURCES)
     file(GLOB arg_SOURCES CONFIGURE_DEPENDS "${TALPA_TESTS_DIR}/${arg_NAME}/*_test.cpp")
     if(NOT TALPA_TEST_ALL_LAWS)
@@ -49,7 +50,11 @@ function(talpa_add_test_family)
   endif()
   add_executable(${target} ${arg_SOURCES} ${kernel_sources})
   target_link_libraries(${target} PRIVATE talpa_test_support talpa_test_laws talpa_cpu_products)
-  target_precompile_headers(${target} REUSE_FROM talpa_test_laws)
+  if(arg_BRIEF)
+    target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O0>)
+  else()
+    target_precompile_headers(${target} REUSE_FROM talpa_test_laws)
+  endif()
   if(NOT arg_SINGLY)
     talpa_batch(${target} 12)
   endif()

@@ -4,6 +4,7 @@
 #include <talpa/core/check.hpp>
 #include <talpa/core/matrix.hpp>
 
+#include <concepts>
 #include <type_traits>
 
 namespace talpa {
@@ -43,5 +44,19 @@ matrix<std::remove_const_t<T>, cpu> to_host(matrix_view<T, B> from) {
   to_host<std::remove_const_t<T>, B>(from, copy.view());
   return copy;
 }
+
+namespace detail {
+
+/// A copy in a matrix of its own on the same backend, on a device by way of the host.
+template <class T, backend B>
+matrix<std::remove_const_t<T>, B> copy_of(matrix_view<T, B> from) {
+  if constexpr (std::same_as<B, cpu>) {
+    return matrix<std::remove_const_t<T>, cpu>(from);
+  } else {
+    return to_device<B>(to_host(from).view());
+  }
+}
+
+}  // namespace detail
 
 }  // namespace talpa

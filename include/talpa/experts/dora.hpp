@@ -138,15 +138,16 @@ struct dora {
                                                                       base.cols, rank, random));
     p.b = parameter<T, B>(prefix + "B",
                           detail::make_low_rank_b<T, B>(init_a, experts * rank, base.rows, random));
-    matrix<T, B> magnitude(experts, base.rows);
+    matrix<T, B> magnitude(experts, base.rows);  // on a device this waits for what writes the base
     // By the op itself: a fresh expert then has the ratio 1 exactly.
-    context<B> ctx(1);
+    context<B> ctx;
     const auto unused = ctx.scratch.template take<T>(index{2}, base.rows);
     for (index e = 0; e < experts; ++e) {
       const auto row = magnitude.view().row_range(e, 1);
       ops::weight_norm(ctx, base, unused.row_range(0, 1), row, unused.row_range(0, 1),
                        unused.row_range(1, 1));
     }
+    if constexpr (requires { ctx.synchronise(); }) ctx.synchronise();
     p.magnitude = parameter<T, B>(prefix + "magnitude", std::move(magnitude));
     return p;
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/analysis/neuron_split.hpp>
+#include <talpa/core/transfer.hpp>
 #include <talpa/experts/glu_ffn.hpp>
 #include <talpa/layers/moe_ffn.hpp>
 #include <talpa/ops/expert_errors.hpp>
@@ -12,6 +13,7 @@
 #include <talpa/selectors/top_k.hpp>
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <string>
 #include <type_traits>
@@ -41,19 +43,24 @@ struct none {};
 
 namespace detail {
 
-/// Puts the neurons of a dense network in another order, rows of gate, up and down alike.
+/// Rows of a matrix in the given order, on the host.
 template <class T>
 matrix<T, cpu> rows_in_order(matrix_view<const T, cpu> from, const index* first, index rows) {
   matrix<T, cpu> to(rows, from.cols);
   for (index r = 0; r < rows; ++r) std::copy_n(from.row(first[r]), from.cols, to.view().row(r));
   return to;
 }
+template <class T, backend B>
+matrix<T, cpu> rows_in_order(matrix_view<const T, B> from, const index* first, index rows) {
+  const matrix<T, cpu> all = to_host(from);
+  return rows_in_order(all.view(), first, rows);
+}
 
 }  // namespace detail
 
 /// Puts the neurons of a dense network in the order of a split, in place: the network stays the
 /// same function but for the order of a sum, and its experts become blocks of rows, which
-/// factored_ffn::borrow can look at.
+/// factored_ffn::borrow can look at. On a device by way of the host.
 ///
 /// Throws: value_error when the split is not of its neurons; the network is then unchanged.
 template <class Network>
@@ -62,9 +69,7 @@ void reorder_neurons(Network& dense, const neuron_split& split) {
   for (auto* p : {&dense.gate, &dense.up, &dense.down}) {
     const auto sorted =
         detail::rows_in_order(std::as_const(*p).value(), split.order.data(), split.neurons());
-    for (index r = 0; r < p->rows(); ++r) {
-      std::copy_n(sorted.view().row(r), p->cols(), p->value().row(r));
-    }
+    to_device(sorted.view(), p->value());
   }
 }
 
@@ -128,9 +133,9 @@ struct factored_ffn {
   /// Parameters are named `prefix`router.*, `prefix`expert.*, `prefix`shared.*.
   ///
   /// Throws: value_error when the split is not of this network or has other numbers of experts.
-  template <class T>
-  params<T, cpu> split(const network<T, cpu>& dense, const neuron_split& split, generator& random,
-                       const std::string& prefix = "") const {
+  template <class T, class B>
+  params<T, B> split(const network<T, B>& dense, const neuron_split& split, generator& random,
+                     const std::string& prefix = "") const {
     validate();
     detail::check_order(name, split.order, dense.gate.rows());
     const index hidden =
@@ -138,7 +143,7 @@ struct factored_ffn {
     check_range(name, "split.hidden", split.hidden, hidden, hidden, "neurons of one expert");
     check_range(name, "split.shared", split.shared, shared_experts, shared_experts,
                 "shared_experts");
-    params<T, cpu> p = with_router(dense, random, prefix);
+    params<T, B> p = with_router(dense, random, prefix);
     const index* const first = split.order.data();
     const index always = shared_experts * hidden;
     p.expert = copy(dense, first + always, experts * hidden, prefix + "expert.");
@@ -263,13 +268,18 @@ struct factored_ffn {
     p.router = router.template init<T, B>(dense.gate.cols(), experts, random, prefix + "router.");
     return p;
   }
-  template <class T>
-  static network<T, cpu> copy(const network<T, cpu>& dense, const index* first, index rows,
-                              const std::string& prefix) {
-    const auto take = [&](const parameter<T, cpu>& from, const char* which) {
-      return parameter<T, cpu>(prefix + which, detail::rows_in_order(from.value(), first, rows));
+  template <class T, class B>
+  static network<T, B> copy(const network<T, B>& dense, const index* first, index rows,
+                            const std::string& prefix) {
+    const auto take = [&](const parameter<T, B>& from, const char* which) {
+      matrix<T, cpu> taken = detail::rows_in_order(from.value(), first, rows);
+      if constexpr (std::same_as<B, cpu>) {
+        return parameter<T, B>(prefix + which, std::move(taken));
+      } else {
+        return parameter<T, B>(prefix + which, to_device<B>(taken.view()));
+      }
     };
-    network<T, cpu> p;
+    network<T, B> p;
     p.gate = take(dense.gate, "gate");
     p.up = take(dense.up, "up");
     p.down = take(dense.down, "down");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/core/transfer.hpp>
 #include <talpa/experts/parallel_adapter.hpp>
 #include <talpa/layers/lora_linear.hpp>
 #include <talpa/layers/mole_linear.hpp>
@@ -27,7 +28,7 @@ void add_low_rank(context<B>& ctx, double scale, const parameter<T, B>& a, const
 /// A parameter with values of its own, of which the same rows train.
 template <class T, class B>
 parameter<T, B> copy_parameter(const parameter<T, B>& from) {
-  parameter<T, B> to(from.name(), matrix<T, B>(from.value()));
+  parameter<T, B> to(from.name(), copy_of(from.value()));
   std::vector<index> rows;
   for (const row_run& run : from.trained()) {
     for (index row = run.first; row < run.first + run.rows; ++row) rows.push_back(row);
@@ -43,6 +44,13 @@ affine_params<T, B> copy_affine(const affine_params<T, B>& from) {
   to.weight = copy_parameter(from.weight);
   if (from.bias.exists()) to.bias = copy_parameter(from.bias);
   return to;
+}
+
+/// The bank of an adapter that can be widened, which is its two factors, with values of its own.
+template <class Params>
+Params copy_factors(const Params& from) {
+  const auto& [in, out] = from;
+  return {copy_parameter(in), copy_parameter(out)};
 }
 
 /// The adapter of `times` the rank and the same scale, whose bank of one is a bank of `times`.
@@ -140,10 +148,8 @@ auto merge(const perft_block<Base, Placement, Adapter>& layer, const Params& p) 
     check_range("merge", "adapters", layer.adapters, 1, 1,
                 "adapters whose gate does not depend on the token");
   }
-  merged_adapter<Adapter, std::remove_cvref_t<decltype(p.adapter)>> merged{
-      detail::widened(layer.adapter, layer.adapters), p.adapter};
-  merged.params.visit([](auto& q) { q = detail::copy_parameter(q); });
-  return merged;
+  return merged_adapter<Adapter, std::remove_cvref_t<decltype(p.adapter)>>{
+      detail::widened(layer.adapter, layer.adapters), detail::copy_factors(p.adapter)};
 }
 
 }  // namespace talpa

@@ -4,6 +4,7 @@
 #include <talpa/core/check.hpp>
 #include <talpa/core/matrix.hpp>
 #include <talpa/core/random.hpp>
+#include <talpa/core/transfer.hpp>
 #include <talpa/ops/routing_sums.hpp>
 
 #include <cstdint>
@@ -47,7 +48,8 @@ struct routing {
   routing(index tokens, index experts)
       : gates(tokens, experts), mask(tokens, mask_words(experts)) {}
   /// A copy of what a view shows.
-  explicit routing(routing_view<const T, B> source) : gates(source.gates), mask(source.mask) {}
+  explicit routing(routing_view<const T, B> source)
+      : gates(detail::copy_of(source.gates)), mask(detail::copy_of(source.mask)) {}
 
   routing_view<T, B> view() { return {gates.view(), mask.view()}; }
   routing_view<const T, B> view() const { return {gates.view(), mask.view()}; }
