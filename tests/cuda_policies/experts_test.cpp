@@ -35,6 +35,7 @@
 #include <talpa/cuda/gated_activation.hpp>
 #include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/grouped_gemm.hpp>
+#include <talpa/cuda/indexed_gemm.hpp>
 #include <talpa/cuda/mul.hpp>
 #include <talpa/cuda/ragged_gate.hpp>
 #include <talpa/cuda/ragged_gemm.hpp>

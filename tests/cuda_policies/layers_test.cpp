@@ -33,6 +33,7 @@
 #include <talpa/cuda/gated_activation.hpp>
 #include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/grouped_gemm.hpp>
+#include <talpa/cuda/indexed_gemm.hpp>
 #include <talpa/cuda/pair_gates.hpp>
 #include <talpa/cuda/rank_gate.hpp>
 #include <talpa/cuda/reduce.hpp>

@@ -23,6 +23,7 @@
 #include <talpa/cuda/fill.hpp>
 #include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/grouped_gemm.hpp>
+#include <talpa/cuda/indexed_gemm.hpp>
 #include <talpa/cuda/noise.hpp>
 #include <talpa/cuda/rank_gate.hpp>
 #include <talpa/cuda/reduce.hpp>
