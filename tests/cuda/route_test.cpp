@@ -166,6 +166,7 @@ TEST_SUITE("cuda/route") {
   TEST_CASE("totals of groups, overwritten and added to") {
     const top_k<gate::renormalised> two{2};
     for (const grad_mode mode : {grad_mode::overwrite, grad_mode::accumulate}) {
+      if (support::sanitized && mode == grad_mode::overwrite) continue;
       CHECK(difference<float>(two, 36, 8, 4, 9, mode) == "");
       CHECK(difference<float>(two, 12, 5, 0, 1, mode) == "");
       // Two blocks of sums a group, the second of two rows.
