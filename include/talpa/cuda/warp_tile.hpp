@@ -431,7 +431,8 @@ class warp_tile {
     for (int s = 0; s < Slots; s += 2) {
       const int other = s + 1 < Slots ? s + 1 : s;
       const bool counts = f(at(s)), counts_too = f(at(other));
-      found |= (holds(s) & counts) | (holds(other) & counts_too);
+      const bool first = holds(s) & counts, second = holds(other) & counts_too;
+      found |= first | second;
     }
     return ballot(found) != 0;
   }
