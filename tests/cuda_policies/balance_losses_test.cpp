@@ -20,6 +20,8 @@
 
 #include <doctest/doctest.h>
 
+#include <vector>
+
 namespace talpa::cuda_balance_losses_test {
 using support::loss_difference;
 
@@ -41,6 +43,21 @@ TEST_SUITE("cuda_policies/balance_losses") {
     CHECK(loss_difference(localized_balance{}) == "");
     CHECK(loss_difference(router_z{}) == "");
     CHECK(loss_difference(losses{term{0.5, router_z{}}, term{2.0, importance_cv2{}}}) == "");
+  }
+
+  // 600 of (sequence, expert), more than a row of experts may have.
+  TEST_CASE("localized_balance of many sequences has the bits of the host") {
+    support::test_random random(33);
+    const std::vector<support::loss_layer> many{support::make_loss_layer(random, 300, 6)};
+    context<cpu> host(1);
+    context<support::device> ctx;
+    const auto on_both = [&](grad_mode mode) {
+      return loss_difference(
+          support::run_loss<support::device>(ctx, localized_balance{}, many, mode),
+          support::run_loss<cpu>(host, localized_balance{}, many, mode), false);
+    };
+    CHECK(on_both(grad_mode::overwrite) == "");
+    CHECK(on_both(grad_mode::accumulate) == "");
   }
 }
 

@@ -8,6 +8,7 @@
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/core/transfer.hpp>
 #include <talpa/cpu/context.hpp>
+#include <talpa/ops/fill.hpp>
 #include <talpa/routing/routing.hpp>
 #include <talpa/testing/bounds.hpp>
 #include <talpa/testing/inputs.hpp>
@@ -17,6 +18,7 @@
 #include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -167,6 +169,17 @@ concept routed_saved = requires(const Saved& s) {
   s.routed.routing.mask;
 };
 
+/// NaN in the memory that a run will be given: nobody may look at what nobody wrote.
+template <class B>
+void poison(context<B>& ctx) {
+  for (workspace<B>* const memory : {&ctx.memory, &ctx.scratch}) {
+    const typename workspace<B>::scope scope(*memory);
+    const auto all = memory->template take<double>(1, index{1} << 16);
+    ops::fill(ctx, std::numeric_limits<double>::quiet_NaN(), all);
+  }
+  wait(ctx);
+}
+
 /// One run on B: at inference, then forward and backward in training. `make.template
 /// operator()<B>(generator)` returns parameters, which begin as themselves and go on with other
 /// numbers, those of their biases included.
@@ -174,6 +187,7 @@ template <class B, class Layer, class Make>
 run_record run_on(context<B>& ctx, const Layer& layer, const Make& make, const parity_sizes& sizes,
                   bool absolute) {
   run_record out;
+  poison(ctx);
   generator first(3), random(5);
   auto p = make.template operator()<B>(first);
   index longest = sizes.tokens;

@@ -7,6 +7,73 @@
 
 namespace talpa::kernels {
 
+/// Lane group of a whole warp for rows of any length, with the members that a loss of sums needs:
+/// lane l has the elements l, l + 32, ..., as the canonical reduction has them.
+template <class Warp>
+class long_row {
+ public:
+  template <class T>
+  using value = T;
+  struct element {
+    index place;
+    TALPA_HD std::int32_t expert() const { return static_cast<std::int32_t>(place); }
+  };
+
+  TALPA_HD long_row(const Warp& warp, index experts) : warp_(warp), experts_(experts) {}
+  TALPA_HD index experts() const { return experts_; }
+  template <class T>
+  TALPA_HD static T uniform(T c) {
+    return c;
+  }
+  template <class F>
+  TALPA_HD void for_each(F f) const {
+    warp_.for_each(experts_, [&](index e) { f(element{e}); });
+  }
+  template <class T>
+  TALPA_HD static T load(row_pointer<const T> row, element e, T) {
+    return row.data[e.place];
+  }
+  template <class T>
+  TALPA_HD static void store(row_pointer<T> row, element e, T v) {
+    row.data[e.place] = v;
+  }
+  template <class T>
+  TALPA_HD void store(row_scalar<T> scalar, T v) const {
+    if (warp_.lane() == 0) *scalar.data = v;
+  }
+  template <class T, class F>
+  TALPA_HD void store_row(row_pointer<T> row, F f) const {
+    for_each([&](element e) { row.data[e.place] = f(e); });
+  }
+  template <class T, class F>
+  TALPA_HD T sum(F f) const {
+    return warp_.template sum<T>(experts_, [&](index e) { return f(element{e}); });
+  }
+
+ private:
+  const Warp& warp_;
+  index experts_;
+};
+
+/// Calls f(group, r) for each row, however long.
+template <class F>
+struct long_row_loop {
+  F f;
+  index experts;
+
+  template <class Warp>
+  TALPA_HD void operator()(const Warp& warp, index r) const {
+    f(long_row<Warp>(warp, experts), r);
+  }
+};
+
+/// A loss over rows that may be longer than a row of experts, `static constexpr bool long_rows =
+/// true`; it asks its group for sums and single elements only.
+template <class Loss>
+concept long_row_loss = requires {
+  requires Loss::long_rows;
+};
+
 /// *weight = 1 / the number of groups that have a real token, 0 when there is none.
 template <class T, class B>
 struct group_weight {
@@ -118,10 +185,14 @@ struct group_loss_impl<B> {
       kernels::for_each_row(ctx, 1, kernels::group_weight<T, B>{totals.tokens, weight.data});
     }
     if (groups > 0) {
-      kernels::for_each_warp_group(
-          ctx, "ops::group_loss", groups, experts,
-          kernels::group_loss_row<Loss, T, B>{loss, totals, derivative, counts, values,
-                                              mean ? weight.data : nullptr});
+      const kernels::group_loss_row<Loss, T, B> row{loss,   totals, derivative,
+                                                    counts, values, mean ? weight.data : nullptr};
+      if constexpr (kernels::long_row_loss<Loss>) {
+        kernels::for_each_row(
+            ctx, groups, kernels::long_row_loop<kernels::group_loss_row<Loss, T, B>>{row, experts});
+      } else {
+        kernels::for_each_warp_group(ctx, "ops::group_loss", groups, experts, row);
+      }
     }
     kernels::for_each_element(
         ctx, 1, 1, kernels::group_loss_sum<T, B>{values, value, mode == grad_mode::overwrite});

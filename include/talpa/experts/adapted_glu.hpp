@@ -40,6 +40,7 @@ namespace talpa {
 template <class Ffn, class Adapter>
 struct adapted_glu {
   static constexpr const char* name = "adapted_glu";
+  static constexpr bool slots_only = true;
 
   Ffn network{};      ///< glu_ffn
   Adapter adapter{};  ///< lora; its dropout is that of x, one mask for all

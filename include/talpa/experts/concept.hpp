@@ -115,6 +115,14 @@ concept routed_linear_expert = indexed_expert<X> &&
     } -> std::same_as<void>;
 };
 
+/// An expert that looks at rows of slots only as far as offsets say that there are some, `static
+/// constexpr bool slots_only = true`: rows behind the last one may hold anything, and a step on a
+/// device need not wait for their number.
+template <class X>
+concept slots_only_expert = requires {
+  requires X::slots_only;
+};
+
 /// An expert that drops part of what lies inside of it: `hidden_dropout()` is the share, and
 /// forward takes the mask of the call as its last argument.
 template <class X>

@@ -34,6 +34,7 @@ namespace talpa {
 template <activation_function Act = silu>
 struct glu_ffn {
   static constexpr const char* name = "glu_ffn";
+  static constexpr bool slots_only = true;
 
   index hidden = 0;  ///< H, >= 1: neurons of one expert
   Act act{};

@@ -33,6 +33,7 @@ namespace talpa {
 /// Source: Hu et al. 2021 (arXiv 2106.09685); as an expert MoLA (arXiv 2402.08562).
 struct lora {
   static constexpr const char* name = "lora";
+  static constexpr bool slots_only = true;
 
   index rank = 8;       ///< R, >= 1
   double alpha = 16.0;  ///< finite

@@ -37,6 +37,7 @@ namespace talpa {
 /// whose schedule that grows them is not part of this.
 struct mixed_rank_lora {
   static constexpr const char* name = "mixed_rank_lora";
+  static constexpr bool slots_only = true;
 
   std::vector<index> ranks{8};  ///< R_e, one an expert, each >= 1
   double alpha = 16.0;          ///< finite

@@ -34,6 +34,7 @@ namespace talpa {
 template <activation_function Act = relu>
 struct mlp {
   static constexpr const char* name = "mlp";
+  static constexpr bool slots_only = true;
 
   index hidden = 0;   ///< H, >= 1: neurons of one expert
   bool bias = false;  ///< whether both layers have one

@@ -48,6 +48,7 @@ enum class adapter_init {
 template <activation_function Act = silu>
 struct parallel_adapter {
   static constexpr const char* name = "parallel_adapter";
+  static constexpr bool slots_only = true;
 
   index rank = 16;       ///< R, >= 1: width of the bottleneck
   double scale = 1.0;    ///< s, finite

@@ -150,7 +150,7 @@ struct mixture {
         return kept;
       }
     }
-    kept.sorted = sort_slots(ctx, routing, max_selected);
+    kept.sorted = sort_slots(ctx, routing, max_selected, !slots_only_expert<Expert>);
     if constexpr (can_index) {
       if (kept.used == strategy::indexed) {
         kept.expert = expert.forward_indexed(ctx, p, kept.sorted.slots, kept.sorted.gates, dropped,
@@ -191,7 +191,7 @@ struct mixture {
     saved<T, B> kept;
     kept.used = strategy::indexed;
     kept.joined = true;
-    kept.sorted = sort_slots(ctx, routing, max_selected);
+    kept.sorted = sort_slots(ctx, routing, max_selected, !slots_only_expert<Expert>);
     const auto of_slots =
         ctx.memory.template take<T>(kept.sorted.slots.capacity(), expert.width());  // [S, R]
     ops::rows_of_slots(ctx, kept.sorted.slots, max_selected, u, of_slots);

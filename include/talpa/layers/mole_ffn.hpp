@@ -133,7 +133,8 @@ struct mole_ffn {
     kept.on_h = input_dropout::draw(name, expert.dropout, m, batch);
     kept.router = router.forward(ctx, p.router, experts, x, m, batch);
     kept.routed = kept.router.routed;
-    kept.sorted = sort_slots(ctx, kept.routed.routing, router.selector.max_selected(experts));
+    kept.sorted =
+        sort_slots(ctx, kept.routed.routing, router.selector.max_selected(experts), false);
     const segments<B>& slots = kept.sorted.slots;
     const index count = slots.capacity();
     // Room for the most that may come, so that later steps need no new memory.

@@ -26,6 +26,7 @@ namespace detail {
 /// var / (mean^2 + epsilon) over the (sequence, expert) of one layer, as the elements of one row.
 struct localized_balance_group {
   static constexpr used_totals uses{.importance = true};
+  static constexpr bool long_rows = true;
 
   double delta, epsilon;
   index experts;

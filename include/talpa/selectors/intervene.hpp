@@ -89,13 +89,12 @@ class intervened_group : public G {
 /// Writes the changed logits where gates would be.
 struct intervened_logits {
   static constexpr const char* name = "intervene";
-  const expert_set* blocked;
-  const expert_set* stimulated;
+  expert_set blocked, stimulated;  // themselves: a device does not read the host's memory
 
   void validate(index) const {}
   template <class G, class T>
   TALPA_HD void select(const G& g, const select_row<T>& row) const {
-    const intervention<G, T> change(g, row.logits, *blocked, *stimulated);
+    const intervention<G, T> change(g, row.logits, blocked, stimulated);
     g.for_each([&](auto e) { g.store(row.gates, e, change(g, e)); });
     const auto none = g.uniform(T{0}) > g.uniform(T{0});
     g.store_mask(row.mask, [&](auto) { return none; });
@@ -172,7 +171,7 @@ struct intervene {
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto changed =
         ctx.scratch.template take<T>(batch.logits.rows, batch.logits.cols);  // [N, E]
-    ops::select(ctx, detail::intervened_logits{&blocked, &stimulated}, batch.logits,
+    ops::select(ctx, detail::intervened_logits{blocked, stimulated}, batch.logits,
                 batch.padding_mask, changed, mask);
     inner.assign(ctx, assign_batch<T, B>{changed, batch.padding_mask, batch.more}, mask);
   }
