@@ -8,10 +8,12 @@
 #include <talpa/cuda/bias.hpp>
 #include <talpa/cuda/convert.hpp>
 #include <talpa/cuda/copy.hpp>
+#include <talpa/cuda/dropout.hpp>
 #include <talpa/cuda/fill.hpp>
 #include <talpa/cuda/gather.hpp>
 #include <talpa/cuda/group_loss.hpp>
 #include <talpa/cuda/grouped_gemm.hpp>
+#include <talpa/cuda/indexed_gemm.hpp>
 #include <talpa/cuda/mole_route.hpp>
 #include <talpa/cuda/pair_gates.hpp>
 #include <talpa/cuda/rank_gate.hpp>
@@ -19,13 +21,16 @@
 #include <talpa/cuda/routing_sums.hpp>
 #include <talpa/cuda/scale.hpp>
 #include <talpa/cuda/segments.hpp>
+#include <talpa/cuda/select.hpp>
 #include <talpa/cuda/slot_glu.hpp>
 #include <talpa/layers/fused_moe_ffn.hpp>
 #include <talpa/layers/fused_mole_linear.hpp>
 #include <talpa/layers/fused_perft_block.hpp>
+#include <talpa/layers/mole_linear.hpp>
 #include <talpa/losses/load_balance.hpp>
 #include <talpa/optim/adamw.hpp>
 #include <talpa/routing/statistics.hpp>
+#include <talpa/scorers/linear_scorer.hpp>
 #include <talpa/selectors/top_k.hpp>
 
 #include <doctest/doctest.h>
@@ -202,11 +207,46 @@ trained train_perft(bool captured, int steps) {
           statistics_report(statistics)};
 }
 
+/// The same for a layer in float whose slots are sorted.
+template <strategy Execution>
+trained train_in_float(bool captured, int steps) {
+  context<gpu> ctx;
+  const mole_linear<router<linear_scorer, top_k<gate::renormalised>>, lora> layer{
+      {{}, {2}}, {.rank = 8}, 8, Execution};
+  generator random(1);
+  auto base = init_affine<float, gpu>(inputs, outputs, true, false, random, "base.");
+  base.freeze();
+  auto p = layer.init<float, gpu>(std::move(base), random);
+  matrix<float, gpu> x(tokens, inputs), dy(tokens, outputs), y(tokens, outputs), dx(tokens, inputs);
+  parameter_group<float, gpu> group{.learning_rate = 0.01};
+  group.add(p.router).add(p.expert);
+  adamw<float, gpu> optimiser({group});
+  const auto statistics = make_statistics<float>(ctx.memory, 8);
+  const auto step = [&] {
+    const workspace<gpu>::scope scope(ctx.memory);
+    const auto kept = layer.forward(ctx, p, x.view(), y.view(), mode::training);
+    measure(ctx, kept.routed, statistics, grad_mode::overwrite);
+    layer.backward(ctx, p, kept, x.view(), dy.view(), dx.view(), grad_mode::overwrite);
+    optimiser.step(ctx);
+    optimiser.zero_grad(ctx);
+  };
+  const auto load = [&](int i) {
+    support::test_random numbers(200 + i);
+    to_device<float, gpu>(support::random_matrix<float>(numbers, tokens, inputs).view(), x.view());
+    to_device<float, gpu>(support::random_matrix<float>(numbers, tokens, outputs).view(),
+                          dy.view());
+  };
+  repeat(ctx, captured, steps, load, step);
+  return {to_host(p.expert.a.value()), to_host(p.expert.b.value()),
+          to_host(p.router.scorer.weight.value()), statistics_report(statistics)};
+}
+
 }  // namespace
 
 TEST_SUITE("cuda/graph") {
   TEST_CASE("a captured step, replayed on other tokens, does what the step does") {
-    for (const auto run : {train, train_ffn, train_perft}) {
+    for (const auto run : {train, train_ffn, train_perft, train_in_float<strategy::grouped>,
+                           train_in_float<strategy::indexed>}) {
       const trained eager = run(false, 5), replayed = run(true, 5);
       CHECK(support::bit_difference(replayed.a, eager.a) == "");
       CHECK(support::bit_difference(replayed.b, eager.b) == "");
