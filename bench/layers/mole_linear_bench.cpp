@@ -27,6 +27,7 @@ struct workload {
   int threads;
   bool backward;
   strategy execution;
+  bool alone = false;  // add_adapter onto a y that is there
 };
 
 double cost_of(strategy s, const routed_cost& cost) {
@@ -65,6 +66,10 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
   };
   const auto layer_pass = [&] {
     const workspace<cpu>::scope scope(ctx.memory);
+    if (w.alone) {
+      layer.add_adapter(ctx, params, x, y, mode::training);
+      return;
+    }
     const auto saved = layer.forward(ctx, params, x, y, mode::training);
     if (w.backward) layer.backward(ctx, params, saved, x, dy, dx, grad_mode::overwrite);
   };
@@ -90,10 +95,11 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
   const double adapter_flop = 2.0 * n * d * (w.backward ? 3.0 : 1.0) * (e + 2.0 * k * r);
   // Forward reads x and the weights and writes y; backward reads x, dy and the weights and writes
   // dx and the gradients of router and experts.
-  const double adapter_weights = d * (e + 2.0 * e * r), weights = d * d + adapter_weights;
+  const double adapter_weights = d * (e + 2.0 * e * r);
+  const double weights = (w.alone ? n * d : d * d) + adapter_weights;  // y is read and written
   const double elements =
       2.0 * n * d + weights + (w.backward ? 3.0 * n * d + weights + adapter_weights : 0.0);
-  state.counters["overhead_pct"] = 100.0 * (bench::median(ratios) - 1.0);
+  state.counters["overhead_pct"] = 100.0 * (bench::median(ratios) - (w.alone ? 0.0 : 1.0));
   state.counters["floor_pct"] = 100.0 * adapter_flop / linear_flop;
   if (w.backward) {
     const routed_cost cost{
@@ -110,7 +116,7 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
   free.execution = strategy::automatic;
   state.SetLabel(std::string("automatic: ") + strategy_name(free.choose(w.width, w.width)));
   rate("tokens/s", n);
-  rate("flop/s", linear_flop + adapter_flop);
+  rate("flop/s", (w.alone ? 0.0 : linear_flop) + adapter_flop);
   rate("bytes/s", elements * sizeof(float));
 }
 
@@ -124,7 +130,8 @@ void run(benchmark::State& state, const workload& w) {
 
 void add(const workload& w) {
   const std::string name =
-      "layers/mole_linear/" + std::string(w.backward ? "step" : "forward") +
+      "layers/mole_linear/" +
+      std::string(w.alone ? "add_adapter" : (w.backward ? "step" : "forward")) +
       "/N:" + std::to_string(w.tokens) + "/D:" + std::to_string(w.width) +
       "/E:" + std::to_string(w.experts) + "/R:" + std::to_string(w.rank) +
       (w.selected == 0 ? std::string("/soft") : "/K:" + std::to_string(w.selected)) +
@@ -152,6 +159,16 @@ void add_overheads() {
   }
 }
 
+/// The adapter alone, onto what somebody else's map has made of x: `overhead_pct` is its time over
+/// that of talpa's map.
+void add_alone() {
+  for (const index width : {768, 2048}) {
+    for (const int threads : {1, 2}) {
+      add({512, width, 8, 8, 2, threads, false, strategy::indexed, true});
+    }
+  }
+}
+
 /// Where strategies overtake each other: what the cost model of layers/strategy.hpp is fitted to.
 void add_crossover() {
   struct sizes {
@@ -169,6 +186,6 @@ void add_crossover() {
   }
 }
 
-const int registered = (add_overheads(), add_crossover(), 0);
+const int registered = (add_overheads(), add_alone(), add_crossover(), 0);
 
 }  // namespace

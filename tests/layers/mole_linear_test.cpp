@@ -361,6 +361,58 @@ TEST_SUITE("layers/mole_linear") {
     }
   }
 
+  TEST_CASE_TEMPLATE("an adapter onto somebody else's y has the bits of the layer", T,
+                     TALPA_SCALARS) {
+    const mole_sizes s{.tokens = 31, .inputs = 21, .outputs = 18, .experts = 4, .rank = 3};
+    support::test_random random(66);
+    const matrix<T, cpu> x = support::random_matrix<T>(random, s.tokens, s.inputs);
+    const matrix<T, cpu> dy = support::random_matrix<T>(random, s.tokens, s.outputs);
+    for (const strategy execution : executions) {
+      CAPTURE(name_of(execution));
+      const auto layer = make_mole(s, renormalised{.k = 2}, execution);
+      auto whole = make_params<T>(layer, s, 21);
+      const auto expected = run_mole<T>(layer, whole, x, dy);
+
+      generator start(1);
+      auto p = layer.template init_adapter<T, cpu>(s.inputs, s.outputs, start, "mole.");
+      index parameters = 0;
+      p.visit([&](parameter<T, cpu>&) { ++parameters; });
+      CHECK(parameters == 4);  // weight and bias of the router, A and B
+      CHECK(p.expert.a.name() == "mole.expert.A");
+      std::vector<matrix_view<const T, cpu>> values;
+      whole.router.visit([&](parameter<T, cpu>& q) { values.push_back(q.value()); });
+      whole.expert.visit([&](parameter<T, cpu>& q) { values.push_back(q.value()); });
+      std::size_t next = 0;
+      p.visit([&](parameter<T, cpu>& q) {
+        const matrix_view<const T, cpu> from = values[next++];
+        REQUIRE(q.value().rows == from.rows);
+        std::copy_n(from.data, from.rows * from.cols, q.value().data);
+      });
+      context<cpu> ctx(1);
+      matrix<T, cpu> y(s.tokens, s.outputs), dx(s.tokens, s.inputs);
+      affine_forward<cpu, T>(ctx, whole.base, x, y.view());
+      const auto kept = layer.add_adapter(ctx, p, x, y.view(), mode::training);
+      CHECK(testing::first_difference(y, expected.y) == "");
+      affine_backward<cpu, T>(ctx, whole.base, x, dy, dx.view(), grad_mode::overwrite);
+      layer.add_adapter_backward(ctx, p, kept, x, dy, dx.view(), grad_mode::accumulate);
+      CHECK(testing::first_difference(dx, expected.dx) == "");
+      const auto same = [](const parameter<T, cpu>& a, const parameter<T, cpu>& b) {
+        return testing::first_difference(matrix<T, cpu>(a.grad()), matrix<T, cpu>(b.grad()));
+      };
+      CHECK(same(p.expert.a, whole.expert.a) == "");
+      CHECK(same(p.expert.b, whole.expert.b) == "");
+      CHECK(same(p.router.scorer.weight, whole.router.scorer.weight) == "");
+
+      matrix<T, cpu> wide(s.tokens, s.outputs + 1), few(s.tokens - 1, s.outputs);
+      CHECK_THROWS_AS(layer.add_adapter(ctx, p, x, wide.view(), mode::training), shape_error);
+      CHECK(testing::first_difference(wide, matrix<T, cpu>(s.tokens, s.outputs + 1)) == "");
+      CHECK_THROWS_WITH_AS(layer.add_adapter(ctx, p, x, few.view(), mode::training),
+                           "talpa::mole_linear: 'y' has shape [30, 18], expected [31, 18] = tokens "
+                           "of x",
+                           shape_error);
+    }
+  }
+
   TEST_CASE_TEMPLATE("one pass over the tokens has the bits of one op after the other", T,
                      TALPA_SCALARS) {
     const mole_sizes s{.tokens = 129, .inputs = 70, .outputs = 66, .experts = 5, .rank = 3};

@@ -49,10 +49,10 @@ struct mole_linear {
     typename Router::template params<T, B> router;  // linear: [E, D]
     typename Expert::template params<T, B> expert;  // lora: A [E R, D], B [E R, O]
 
-    /// Every parameter in a fixed order: base, router, experts.
+    /// Every parameter in a fixed order: base, where there is one, router, experts.
     template <class F>
     void visit(F f) {
-      base.visit(f);
+      if (base.weight.exists()) base.visit(f);
       router.visit(f);
       expert.visit(f);
     }
@@ -93,6 +93,21 @@ struct mole_linear {
       p.expert = expert.template init<T, B>(inputs, outputs, experts, random,
                                             detail::concat(prefix, "expert."));
     }
+    return p;
+  }
+
+  /// Parameters without a base, for a map D -> O that somebody else keeps: see add_adapter.
+  template <class T, class B>
+  requires(!base_adapting_expert<Expert>) params<T, B> init_adapter(index inputs, index outputs,
+                                                                    generator& random,
+                                                                    const std::string& prefix = "")
+  const {
+    validate<B>();
+    params<T, B> p;
+    p.router =
+        router.template init<T, B>(inputs, experts, random, detail::concat(prefix, "router."));
+    p.expert = expert.template init<T, B>(inputs, outputs, experts, random,
+                                          detail::concat(prefix, "expert."));
     return p;
   }
 
@@ -153,6 +168,40 @@ struct mole_linear {
     return kept;
   }
 
+  /// y += sum_e g_e f_e(x): the adapter on top of what somebody else's map has made of x, with the
+  /// bits of forward over an unpacked base. The base of p is not looked at, and may be none.
+  ///
+  /// Throws: shape_error with y as it was.
+  template <floating T, backend B>
+  saved<T, B> add_adapter(context<B>& ctx, const params<T, B>& p,
+                          std::type_identity_t<matrix_view<const T, B>> x,
+                          std::type_identity_t<matrix_view<T, B>> y, mode m,
+                          const std::type_identity_t<batch_info<T, B>>& batch = {}) const {
+    validate<B>();
+    check_shape(name, "y", y, x.rows, y.cols, "tokens of x");
+    const auto dropout = mixed().draw(name, m, batch);
+    saved<T, B> kept;
+    kept.router = router.forward(ctx, p.router, experts, x, m, batch);
+    kept.routed = kept.router.routed;
+    kept.mixed =
+        mixed().forward(ctx, p.expert, kept.routed.routing, x, y, grad_mode::accumulate, dropout);
+    return kept;
+  }
+  /// Backward of add_adapter: adds to the gradients of router and experts; writes their share of dx
+  /// or adds it to somebody else's, as dx_mode says. `from_losses` as in backward.
+  template <floating T, backend B>
+  void add_adapter_backward(
+      context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
+      std::type_identity_t<matrix_view<const T, B>> x,
+      std::type_identity_t<matrix_view<const T, B>> dy, std::type_identity_t<matrix_view<T, B>> dx,
+      grad_mode dx_mode,
+      const std::type_identity_t<routed_gradient<T, B>>* from_losses = nullptr) const {
+    check_shape(name, "x", x, kept.routed.logits.rows, x.cols, "tokens of forward");
+    check_shape(name, "dy", dy, x.rows, dy.cols, "tokens of x");
+    if (dx_mode != grad_mode::ignore) check_shape(name, "dx", dx, x.rows, x.cols, "shape of x");
+    backward_alone(ctx, p, kept, x, dy, dx, dx_mode, {}, from_losses);
+  }
+
   /// Adds to the gradients of what trains; writes or adds to dx as dx_mode says. `from_losses`, if
   /// given, holds gradients of auxiliary losses with respect to logits and gates.
   template <floating T, backend B>
@@ -175,26 +224,34 @@ struct mole_linear {
       }
     }
     affine_backward(ctx, p.base, x, dy, dx, base.b != nullptr ? grad_mode::ignore : dx_mode);
-    const grad_mode add = dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate;
+    const bool is_there = base.b == nullptr && dx_mode != grad_mode::ignore;
+    backward_alone(ctx, p, kept, x, dy, dx, is_there ? grad_mode::accumulate : dx_mode, base,
+                   from_losses);
+  }
 
+ private:
+  /// Backward of router and experts, and of the product with a packed base, if there is one.
+  template <class T, class B>
+  void backward_alone(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
+                      matrix_view<const T, B> x, matrix_view<const T, B> dy, matrix_view<T, B> dx,
+                      grad_mode dx_mode, const packed_product<T, B>& base,
+                      const routed_gradient<T, B>* from_losses) const {
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto dgates = ctx.scratch.template take<T>(x.rows, experts);  // [N, E]
-    const grad_mode mixed_mode = base.b != nullptr ? dx_mode : add;
     if constexpr (Router::low_rank_dx) {
       const auto dlogits = ctx.scratch.template take<T>(x.rows, experts);  // [N, E]
-      mixed().backward(ctx, p.expert, kept.mixed, kept.routed.routing, x, dy, dgates, dx,
-                       mixed_mode, base, [&] {
+      mixed().backward(ctx, p.expert, kept.mixed, kept.routed.routing, x, dy, dgates, dx, dx_mode,
+                       base, [&] {
                          return router.backward_low_rank(ctx, p.router, kept.router, x, dgates,
                                                          dlogits, from_losses);
                        });
     } else {
-      mixed().backward(ctx, p.expert, kept.mixed, kept.routed.routing, x, dy, dgates, dx,
-                       mixed_mode, base);
+      mixed().backward(ctx, p.expert, kept.mixed, kept.routed.routing, x, dy, dgates, dx, dx_mode,
+                       base);
+      const grad_mode add = dx_mode == grad_mode::ignore ? dx_mode : grad_mode::accumulate;
       router.backward(ctx, p.router, kept.router, x, dgates, dx, add, from_losses);
     }
   }
-
- private:
   /// Whether router, experts and base can go through the tokens together.
   template <class B>
   static constexpr bool can_join = Router::routes_rows&& mixture<Expert>::template can_join<B>;
