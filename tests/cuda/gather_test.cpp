@@ -50,13 +50,8 @@ TEST_SUITE("cuda/gather") {
 
   TEST_CASE("a token with slots beyond the places gets NaN, the others what they are due") {
     context<device> ctx;
-    // Three tokens with two slots each, but places for four: expert 0 has slots 0, 1, 2.
-    matrix<std::uint32_t, cpu> mask(3, 1);
-    for (index n = 0; n < 3; ++n) mask(n, 0) = 3u;
-    const auto on = to_device<device>(mask.view());
-    const matrix<float, device> gates(3, 2);
-    const segments<device> s = make_segments(ctx.memory, 3, 2, 4);
-    ops::build_segments(ctx, on, gates, s, ctx.memory.take<float>(4));
+    const auto on = support::crowded_mask();
+    const segments<device> s = support::crowded_segments(ctx, on.view());
     matrix<float, cpu> values(4, 1);
     for (index i = 0; i < 4; ++i) values(i, 0) = static_cast<float>(i + 1);
     const auto x = to_device<device>(values.view());

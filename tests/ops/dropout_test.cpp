@@ -19,8 +19,8 @@ using support::to_table;
 
 namespace {
 constexpr random_stream stream{42, 7};
-// Rows that begin anywhere in a block of four random words.
-constexpr index rows = 700, cols = 71;
+// Rows that begin anywhere in a block of four random words, and take 32 blocks at once, then a few.
+constexpr index rows = 350, cols = 151;
 }  // namespace
 
 TEST_SUITE("ops/dropout") {

@@ -6,6 +6,7 @@
 
 #include <talpa/core/transfer.hpp>
 #include <talpa/cpu/segments.hpp>
+#include <talpa/cuda/segments.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -44,5 +45,20 @@ struct both_segments {
     return to;
   }
 };
+
+/// Three tokens with both of two experts, but places for four slots: expert 0 has 0, 1, 2, and of
+/// the other only token 0 has its own.
+inline segments<device> crowded_segments(context<device>& ctx,
+                                         matrix_view<const std::uint32_t, device> mask) {
+  const matrix<float, device> gates(3, 2);
+  const segments<device> s = make_segments(ctx.memory, 3, 2, 4);
+  ops::build_segments(ctx, mask, gates.view(), s, ctx.memory.take<float>(4));
+  return s;
+}
+inline matrix<std::uint32_t, device> crowded_mask() {
+  matrix<std::uint32_t, cpu> mask(3, 1);
+  for (index n = 0; n < 3; ++n) mask(n, 0) = 3u;
+  return to_device<device>(mask.view());
+}
 
 }  // namespace talpa::support

@@ -79,21 +79,21 @@ struct mole_linear {
   template <class T, class B>
   params<T, B> init(affine_params<T, B> base, generator& random,
                     const std::string& prefix = "") const {
-    validate<B>();
-    const index inputs = base.weight.cols(), outputs = base.weight.rows();
-    params<T, B> p;
-    p.base = std::move(base);
-    p.router =
-        router.template init<T, B>(inputs, experts, random, detail::concat(prefix, "router."));
     if constexpr (base_adapting_expert<Expert>) {
+      validate<B>();
+      params<T, B> p;
+      p.base = std::move(base);
       check_frozen(p);
+      p.router = router.template init<T, B>(p.base.weight.cols(), experts, random,
+                                            detail::concat(prefix, "router."));
       p.expert = expert.template adapt<T, B>(p.base.weight.value(), experts, random,
                                              detail::concat(prefix, "expert."));
+      return p;
     } else {
-      p.expert = expert.template init<T, B>(inputs, outputs, experts, random,
-                                            detail::concat(prefix, "expert."));
+      params<T, B> p = init_adapter<T, B>(base.weight.cols(), base.weight.rows(), random, prefix);
+      p.base = std::move(base);
+      return p;
     }
-    return p;
   }
 
   /// Parameters without a base, for a map D -> O that somebody else keeps: see add_adapter.
@@ -171,6 +171,8 @@ struct mole_linear {
   /// y += sum_e g_e f_e(x): the adapter on top of what somebody else's map has made of x, with the
   /// bits of forward over an unpacked base. The base of p is not looked at, and may be none.
   ///
+  /// Backward: add_adapter_backward.
+  /// Shapes: x [N, D], y [N, O].
   /// Throws: shape_error with y as it was.
   template <floating T, backend B>
   saved<T, B> add_adapter(context<B>& ctx, const params<T, B>& p,
