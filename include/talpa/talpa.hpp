@@ -88,6 +88,9 @@
 #include <talpa/cpu/skinny_product.hpp>
 #include <talpa/cpu/slot_dropout.hpp>
 #include <talpa/cpu/softmax.hpp>
+#include <talpa/cpu/streamed_gradient.hpp>
+#include <talpa/cpu/streamed_product.hpp>
+#include <talpa/cpu/streamed_tile.hpp>
 #include <talpa/cpu/svd.hpp>
 #include <talpa/cpu/tiled_product.hpp>
 #include <talpa/cpu/token_pack.hpp>

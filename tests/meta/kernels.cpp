@@ -2,6 +2,7 @@
 // What meta/kernel_stack looks at.
 #include <talpa/cpu/indexed_tile.hpp>
 #include <talpa/cpu/register_tile.hpp>
+#include <talpa/cpu/streamed_tile.hpp>
 
 namespace talpa::detail {
 
@@ -23,5 +24,31 @@ struct indexed_loops {
 };
 template struct indexed_loops<float>;
 template struct indexed_loops<double>;
+
+template <class T>
+struct streamed_loops {
+  static constexpr index panels = register_bytes == panel_bytes ? 2 : 1;
+  static constexpr index rows = streamed_tile_rows<panels>;
+  using wide = streamed_tile<T, panels, rows>;
+  using narrow = streamed_tile<T, 1, rows>;
+  using tall = streamed_tile<T, 1, streamed_tile_rows<1>>;
+  static constexpr auto wide_turned = &wide::template run<true>;
+  static constexpr auto wide_packed = &wide::template run<false>;
+  static constexpr auto narrow_turned = &narrow::template run<true>;
+  static constexpr auto narrow_packed = &narrow::template run<false>;
+  static constexpr auto tall_turned = &tall::template run<true>;
+  static constexpr auto tall_packed = &tall::template run<false>;
+};
+template struct streamed_loops<float>;
+template struct streamed_loops<double>;
+
+template <class T>
+struct row_loops {
+  using loops = streamed_rows<T>;
+  static constexpr auto inner = &loops::inner;
+  static constexpr auto sum = &loops::template sum<panel_width<T>>;
+};
+template struct row_loops<float>;
+template struct row_loops<double>;
 
 }  // namespace talpa::detail

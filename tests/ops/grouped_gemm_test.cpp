@@ -5,8 +5,10 @@
 #include "support/scalars.hpp"
 #include "support/tolerance.hpp"
 
+#include <talpa/core/transfer.hpp>
 #include <talpa/cpu/gemm.hpp>
 #include <talpa/cpu/grouped_gemm.hpp>
+#include <talpa/cpu/streamed_tile.hpp>
 #include <talpa/ops/gemm.hpp>
 #include <talpa/ops/grouped_gemm.hpp>
 #include <talpa/testing/bounds.hpp>
@@ -14,8 +16,11 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <limits>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace talpa::grouped_gemm_test {
@@ -61,6 +66,66 @@ slow_product slow_grouped(const vector<index, cpu>& offsets, const table& a, con
 const std::vector<std::vector<index>> layouts = {
     {5}, {0, 3, 0, 0, 4, 1}, {0, 0, 7}, {2, 0}, {300, 0, 17}, {1, 1, 1, 1}, {0, 513},
 };
+
+/// Sizes of five groups: of few slots, of panels full and not, of one chunk, of several, and of so
+/// many that other loops take them.
+const std::vector<std::vector<index>> sizes_of_large = {
+    {1, 0, 3, 8, 9},      {16, 17, 31, 5, 0}, {48, 49, 2, 100, 33},
+    {300, 0, 20, 400, 1}, {0, 0, 530, 0, 0},
+};
+
+/// Adds what a result held before.
+template <class T>
+void add_before(slow_product& p, const matrix<T, cpu>& before) {
+  for (index i = 0; i < before.rows(); ++i) {
+    for (index j = 0; j < before.cols(); ++j) {
+      p.value(i, j) += static_cast<double>(before(i, j));
+      p.magnitude(i, j) += std::abs(static_cast<double>(before(i, j)));
+    }
+  }
+}
+
+/// Slots [first, end) hold what they held.
+template <class T>
+void keep_before(slow_product& p, const matrix<T, cpu>& before, index first, index end) {
+  for (index s = first; s < end; ++s) {
+    for (index j = 0; j < before.cols(); ++j) {
+      p.value(s, j) = static_cast<double>(before(s, j));
+      p.magnitude(s, j) = 0.0;
+    }
+  }
+}
+
+/// Where streamed_tile, its left side as rows or packed, and register_tile differ.
+template <class T, index Bytes, index Registers>
+std::string streamed_tile_difference(support::test_random& random) {
+  using packed_tile = detail::register_tile<T, Bytes, Registers>;
+  constexpr index rows = packed_tile::rows, panels = packed_tile::panels;
+  constexpr index cols = packed_tile::cols, width = detail::panel_width<T>;
+  using tile = detail::streamed_tile<T, panels, rows, Bytes>;
+  const index depth = 37;
+  const matrix<T, cpu> a = support::random_matrix<T>(random, rows, depth);
+  const matrix<T, cpu> b = support::random_matrix<T>(random, panels * depth, width);
+  const matrix<T, cpu> before = support::random_matrix<T>(random, rows, cols);
+  matrix<T, cpu> turned(depth, rows);
+  for (index i = 0; i < rows; ++i) {
+    for (index k = 0; k < depth; ++k) turned(k, i) = a(i, k);
+  }
+  const T* right[panels];
+  for (index p = 0; p < panels; ++p) right[p] = b.data() + p * depth * width;
+  for (const bool add : {false, true}) {
+    matrix<T, cpu> expected = detail::copy_of(before.view()),
+                   by_rows = detail::copy_of(before.view()),
+                   by_cols = detail::copy_of(before.view());
+    packed_tile::run(depth, turned.data(), right, T{1}, add ? T{1} : T{0}, expected.data(), cols);
+    tile::template run<true>(depth, a.data(), depth, b.data(), add, by_rows.data(), cols, {});
+    tile::template run<false>(depth, turned.data(), 0, b.data(), add, by_cols.data(), cols, {});
+    const std::string found =
+        testing::first_difference(by_rows, expected) + testing::first_difference(by_cols, expected);
+    if (!found.empty()) return found;
+  }
+  return "";
+}
 
 }  // namespace
 
@@ -199,12 +264,13 @@ TEST_SUITE("ops/grouped_gemm") {
     }
   }
 
-  TEST_CASE_TEMPLATE("groups large and small have the bits of gemm", T, TALPA_SCALARS) {
+  TEST_CASE_TEMPLATE("groups of narrow banks have the bits of gemm", T, TALPA_SCALARS) {
     support::test_random random(34);
     const std::vector<index> sizes = {300, 0, 20, 260};
     const vector<index, cpu> offsets = offsets_of(sizes);
-    const index slots = offsets[4], rows = 128, cols = 96;
+    const index slots = offsets[4], rows = 48, cols = 96;
     CHECK(detail::tiles_pay(sizes[3], rows, cols));
+    CHECK(!detail::streaming_pays(rows, cols));
     const matrix<T, cpu> bank = support::random_matrix<T>(random, 4 * rows, cols);
     const matrix<T, cpu> a = support::random_matrix<T>(random, slots, cols);
     const matrix<T, cpu> z = support::random_matrix<T>(random, slots, rows);
@@ -228,21 +294,196 @@ TEST_SUITE("ops/grouped_gemm") {
     }
   }
 
+  TEST_CASE_TEMPLATE("banks that stream agree with plain loops, whatever the groups have", T,
+                     TALPA_SCALARS) {
+    support::test_random random(36);
+    for (const auto& [bank_rows, bank_cols] :
+         {std::pair<index, index>{64, 64}, {129, 75}, {67, 1100}}) {
+      const index rows = bank_rows, cols = bank_cols;  // lambdas take them
+      support::padded<T> bank(support::random_matrix<T>(random, 5 * rows, cols));
+      for (const auto& layout : sizes_of_large) {
+        const vector<index, cpu> offsets = offsets_of(layout);
+        const index slots = offsets[5];
+        if (cols > 1000 && slots > 300) continue;
+        CAPTURE(rows);
+        CAPTURE(cols);
+        CAPTURE(slots);
+        for (const transpose tb : {transpose::no, transpose::yes}) {
+          const index inner = tb == transpose::yes ? cols : rows;
+          const index outer = tb == transpose::yes ? rows : cols;
+          support::padded<T> a(support::random_matrix<T>(random, slots, inner));
+          const matrix<T, cpu> before = support::random_matrix<T>(random, slots, outer);
+          const slow_product product = slow_grouped(offsets, support::to_table(a.view()),
+                                                    support::to_table(bank.view()), rows, tb);
+          for (const bool add : {false, true}) {
+            support::padded<T> c(before);
+            context<cpu> ctx(2);
+            detail::streamed_product<T>(ctx, offsets.view(), a.view(), bank.view(), rows, tb,
+                                        c.view(), add);
+            slow_product expected = product;
+            if (add) add_before(expected, before);
+            for (index e = 0; e < 5; ++e) {
+              if (offsets[e + 1] - offsets[e] <= detail::most_streamed(tb)) continue;
+              keep_before(expected, before, offsets[e], offsets[e + 1]);
+            }
+            const table bounds = support::each(
+                expected.magnitude, [&](double m) { return support::sum_bound<T>(inner + 1, m); });
+            CHECK(support::difference(c.view(), expected.value, bounds) == "");
+            CHECK((a.intact() && bank.intact() && c.intact()));
+          }
+        }
+      }
+    }
+  }
+
+  TEST_CASE_TEMPLATE("gradients that stream, whatever the groups have", T, TALPA_SCALARS) {
+    support::test_random random(37);
+    for (const auto& [bank_rows, bank_cols] :
+         {std::pair<index, index>{64, 64}, {129, 75}, {67, 300}}) {
+      const index rows = bank_rows, cols = bank_cols;
+      for (const auto& layout : sizes_of_large) {
+        const vector<index, cpu> offsets = offsets_of(layout);
+        const index slots = offsets[5];
+        CAPTURE(rows);
+        CAPTURE(cols);
+        CAPTURE(slots);
+        support::padded<T> a(support::random_matrix<T>(random, slots, rows));
+        support::padded<T> b(support::random_matrix<T>(random, slots, cols));
+        const matrix<T, cpu> before = support::random_matrix<T>(random, 3 * rows, cols);
+        // Groups 1 to 3, whose gradients lie at the beginning.
+        support::padded<T> dbank(before);
+        context<cpu> ctx(2);
+        detail::streamed_gradient<T>(ctx, offsets.view(), a.view(), b.view(), {rows, 3 * rows, 0},
+                                     dbank.view());
+        slow_product expected{table(3 * rows, cols), table(3 * rows, cols)};
+        index longest = 0;
+        for (index e = 1; e < 4; ++e) {
+          const index count = offsets[e + 1] - offsets[e];
+          if (count > detail::most_streamed_gradient) continue;
+          longest = std::max(longest, count);
+          for (index s = offsets[e]; s < offsets[e + 1]; ++s) {
+            for (index r = 0; r < rows; ++r) {
+              for (index c = 0; c < cols; ++c) {
+                const double term =
+                    static_cast<double>(a.view()(s, r)) * static_cast<double>(b.view()(s, c));
+                expected.value((e - 1) * rows + r, c) += term;
+                expected.magnitude((e - 1) * rows + r, c) += std::abs(term);
+              }
+            }
+          }
+        }
+        add_before(expected, before);
+        const table bounds = support::each(
+            expected.magnitude, [&](double m) { return support::sum_bound<T>(longest + 1, m); });
+        CHECK(support::difference(dbank.view(), expected.value, bounds) == "");
+        CHECK((a.intact() && b.intact() && dbank.intact()));
+      }
+    }
+  }
+
+  TEST_CASE_TEMPLATE("every group of a large bank gets its product and its gradient", T,
+                     TALPA_SCALARS) {
+    support::test_random random(40);
+    const index rows = 260, cols = 256;
+    CHECK(detail::streaming_pays(rows, cols));
+    // Of those each loop takes some: few, some, more than stream in one of them and in all.
+    for (const auto& layout : std::vector<std::vector<index>>{{3, 0, 60}, {300, 2, 390}}) {
+      const vector<index, cpu> offsets = offsets_of(layout);
+      const index slots = offsets[3];
+      const matrix<T, cpu> bank = support::random_matrix<T>(random, 3 * rows, cols);
+      const matrix<T, cpu> x = support::random_matrix<T>(random, slots, cols);
+      const matrix<T, cpu> z = support::random_matrix<T>(random, slots, rows);
+      matrix<T, cpu> u(slots, rows), y(slots, cols), d(3 * rows, cols);
+      matrix<T, cpu> u2(slots, rows), y2(slots, cols), d2(3 * rows, cols);
+      context<cpu> ctx(2);
+      const row_run all{0, 3 * rows, 0};
+      ops::grouped_gemm(ctx, offsets, x, bank, transpose::yes, u.view());
+      ops::grouped_gemm(ctx, offsets, z, bank, transpose::no, y.view());
+      ops::grouped_gemm_gradient(ctx, offsets, z, x, {&all, 1}, d.view());
+      for (index e = 0; e < 3; ++e) {
+        const auto of = [&](const matrix<T, cpu>& m) {
+          return m.view().row_range(offsets[e], offsets[e + 1] - offsets[e]);
+        };
+        const auto block = bank.view().row_range(e * rows, rows);
+        ops::gemm(ctx, T{1}, of(x), transpose::no, block, transpose::yes, T{0},
+                  u2.view().row_range(offsets[e], of(x).rows));
+        ops::gemm(ctx, T{1}, of(z), transpose::no, block, transpose::no, T{0},
+                  y2.view().row_range(offsets[e], of(x).rows));
+        if (of(x).rows == 0) continue;
+        ops::gemm(ctx, T{1}, of(z), transpose::yes, of(x), transpose::no, T{0},
+                  d2.view().row_range(e * rows, rows));
+      }
+      // Elements lie in +-4; each of two sums is off by at most its bound.
+      const auto close = [](const matrix<T, cpu>& a, const matrix<T, cpu>& b, index terms) {
+        const double bound = 2.0 * support::sum_bound<T>(terms, 16.0 * static_cast<double>(terms));
+        for (index i = 0; i < a.size(); ++i) {
+          if (!(std::abs(static_cast<double>(a.data()[i] - b.data()[i])) <= bound)) return false;
+        }
+        return true;
+      };
+      CHECK(close(u, u2, cols));
+      CHECK(close(y, y2, rows));
+      CHECK(close(d, d2, slots));
+    }
+  }
+
+  TEST_CASE_TEMPLATE("large banks: any number of threads gives the same bits", T, TALPA_SCALARS) {
+    support::test_random random(38);
+    const index rows = 260, cols = 256;
+    for (const auto& layout : sizes_of_large) {
+      const vector<index, cpu> offsets = offsets_of(layout);
+      const index slots = offsets[5];
+      const matrix<T, cpu> bank = support::random_matrix<T>(random, 5 * rows, cols);
+      const matrix<T, cpu> a = support::random_matrix<T>(random, slots, cols);
+      const matrix<T, cpu> z = support::random_matrix<T>(random, slots, rows);
+      const row_run all{0, 5 * rows, 0};
+      const auto run = [&](int threads, matrix<T, cpu>& u, matrix<T, cpu>& y, matrix<T, cpu>& d) {
+        context<cpu> ctx(threads);
+        ops::grouped_gemm(ctx, offsets, a, bank, transpose::yes, u.view());
+        ops::grouped_gemm(ctx, offsets, z, bank, transpose::no, y.view());
+        ops::grouped_gemm_gradient(ctx, offsets, z, a, {&all, 1}, d.view());
+      };
+      matrix<T, cpu> u(slots, rows), y(slots, cols), d(5 * rows, cols);
+      run(1, u, y, d);
+      for (const int threads : {2, 5}) {
+        matrix<T, cpu> u2(slots, rows), y2(slots, cols), d2(5 * rows, cols);
+        run(threads, u2, y2, d2);
+        CHECK(testing::first_difference(u2, u) == "");
+        CHECK(testing::first_difference(y2, y) == "");
+        CHECK(testing::first_difference(d2, d) == "");
+      }
+    }
+  }
+
+  TEST_CASE("a tile that streams has the bits of a packed one, for every width of a register") {
+    support::test_random random(39);
+    CHECK(streamed_tile_difference<float, 16, 16>(random) == "");
+    CHECK(streamed_tile_difference<float, 32, 16>(random) == "");
+    CHECK(streamed_tile_difference<float, 64, 32>(random) == "");
+    CHECK(streamed_tile_difference<double, 32, 16>(random) == "");
+    CHECK(streamed_tile_difference<double, 64, 32>(random) == "");
+  }
+
   TEST_CASE("groups that grow take no further scratch") {
     support::test_random random(35);
-    const index rows = 128, cols = 1500, slots = 480;
-    const matrix<float, cpu> bank = support::random_matrix<float>(random, 4 * rows, cols);
-    const matrix<float, cpu> a = support::random_matrix<float>(random, slots, cols);
-    matrix<float, cpu> z(slots, rows);
-    context<cpu> ctx(3);
-    index blocks = 0;
-    for (const auto& sizes :
-         std::vector<std::vector<index>>{{120, 120, 120, 120}, {260, 220, 0, 0}, {480, 0, 0, 0}}) {
-      const vector<index, cpu> offsets = offsets_of(sizes);
-      ops::grouped_gemm(ctx, offsets, a, bank, transpose::yes, z.view());
-      if (blocks == 0) blocks = ctx.scratch.allocations();
-      CHECK(ctx.scratch.allocations() == blocks);
-      CHECK(ctx.scratch.used() == 0);
+    for (const index rows : {40, 128}) {  // the second streams
+      const index cols = 1500, slots = 480;
+      const matrix<float, cpu> bank = support::random_matrix<float>(random, 4 * rows, cols);
+      const matrix<float, cpu> a = support::random_matrix<float>(random, slots, cols);
+      matrix<float, cpu> z(slots, rows), y(slots, cols), d(4 * rows, cols);
+      const row_run all{0, 4 * rows, 0};
+      context<cpu> ctx(3);
+      index blocks = 0;
+      for (const auto& sizes : std::vector<std::vector<index>>{
+               {120, 120, 120, 120}, {260, 220, 0, 0}, {480, 0, 0, 0}, {1, 2, 3, 4}}) {
+        const vector<index, cpu> offsets = offsets_of(sizes);
+        ops::grouped_gemm(ctx, offsets, a, bank, transpose::yes, z.view());
+        ops::grouped_gemm(ctx, offsets, z, bank, transpose::no, y.view());
+        ops::grouped_gemm_gradient(ctx, offsets, z, a, {&all, 1}, d.view());
+        if (blocks == 0) blocks = ctx.scratch.allocations();
+        CHECK(ctx.scratch.allocations() == blocks);
+        CHECK(ctx.scratch.used() == 0);
+      }
     }
   }
 
