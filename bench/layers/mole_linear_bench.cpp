@@ -169,6 +169,19 @@ void add_alone() {
   }
 }
 
+/// Where the adapter is the smallest part of the map, and where it is a large one.
+void add_extremes() {
+  for (const int threads : {1, 2}) {
+    for (const bool backward : {false, true}) {
+      add({512, 4096, 8, 8, 2, threads, backward, strategy::indexed});
+      add({512, 2048, 64, 8, 2, threads, backward, strategy::indexed});
+      if (threads == 2 || !backward) {  // the third is among those of add_crossover
+        add({512, 2048, 8, 64, 2, threads, backward, strategy::indexed});
+      }
+    }
+  }
+}
+
 /// Where strategies overtake each other: what the cost model of layers/strategy.hpp is fitted to.
 void add_crossover() {
   struct sizes {
@@ -186,6 +199,6 @@ void add_crossover() {
   }
 }
 
-const int registered = (add_overheads(), add_alone(), add_crossover(), 0);
+const int registered = (add_overheads(), add_alone(), add_extremes(), add_crossover(), 0);
 
 }  // namespace

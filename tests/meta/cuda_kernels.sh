@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # cuda_kernels.sh ROOT [SOURCE]: assembled for compute capability 8.0 and 9.0, no kernel of SOURCE
 # keeps anything on the stack or spills a register, and the umbrella of a device reads nothing of
-# Eigen. Compiled once, as no header asks for the architecture. 77 where there is no nvcc.
+# Eigen. Compiled once, as no header asks for the architecture, and for the device alone. 77 where
+# there is no nvcc.
 cd "$1" || exit 2
 source=${2:-tests/meta/cuda_kernels.cu}
 command -v nvcc >/dev/null || { echo "no nvcc: skipped"; exit 77; }
@@ -20,7 +21,7 @@ if grep -q '/Eigen/' "$log"; then
 fi
 # shellcheck disable=SC2086
 nvcc $flags -gencode "arch=compute_80,code=[sm_80,sm_90]" -Xptxas -v \
-  -c "$source" -o /dev/null >"$log" 2>&1 || { cat "$log"; exit 2; }
+  -fatbin "$source" -o "$work/kernels" >"$log" 2>&1 || { cat "$log"; exit 2; }
 awk '
 /Compiling entry function/ { name = $0; sub(/^[^\047]*\047/, "", name) }
 /bytes stack frame/ {
