@@ -241,26 +241,35 @@ TEST_SUITE("ops/grouped_gemm") {
 
   TEST_CASE_TEMPLATE("any number of threads gives the same bits", T, TALPA_SCALARS) {
     support::test_random random(33);
-    const vector<index, cpu> offsets = offsets_of({300, 0, 41, 600, 7});
-    const index rows = 8, cols = 700, slots = offsets[5];
-    const matrix<T, cpu> bank = support::random_matrix<T>(random, 5 * rows, cols);
-    const matrix<T, cpu> a = support::random_matrix<T>(random, slots, cols);
-    const matrix<T, cpu> z = support::random_matrix<T>(random, slots, rows);
-    const row_run all{0, 5 * rows, 0};
-    const auto run = [&](int threads, matrix<T, cpu>& u, matrix<T, cpu>& y, matrix<T, cpu>& d) {
-      context<cpu> ctx(threads);
-      ops::grouped_gemm(ctx, offsets, a, bank, transpose::yes, u.view());
-      ops::grouped_gemm(ctx, offsets, z, bank, transpose::no, y.view());
-      ops::grouped_gemm_gradient(ctx, offsets, z, a, {&all, 1}, d.view());
+    struct load {
+      index rows, cols;
+      std::vector<index> sizes;
     };
-    matrix<T, cpu> u(slots, rows), y(slots, cols), d(5 * rows, cols);
-    run(1, u, y, d);
-    for (const int threads : {2, 3}) {
-      matrix<T, cpu> u2(slots, rows), y2(slots, cols), d2(5 * rows, cols);
-      run(threads, u2, y2, d2);
-      CHECK(testing::first_difference(u2, u) == "");
-      CHECK(testing::first_difference(y2, y) == "");
-      CHECK(testing::first_difference(d2, d) == "");
+    // A narrow bank, and large ones that stream.
+    for (const load& of : {load{8, 700, {300, 0, 41, 600, 7}}, load{260, 256, sizes_of_large[2]},
+                           load{260, 256, sizes_of_large[3]}}) {
+      const index rows = of.rows, cols = of.cols;
+      const vector<index, cpu> offsets = offsets_of(of.sizes);
+      const index slots = offsets[5];
+      const matrix<T, cpu> bank = support::random_matrix<T>(random, 5 * rows, cols);
+      const matrix<T, cpu> a = support::random_matrix<T>(random, slots, cols);
+      const matrix<T, cpu> z = support::random_matrix<T>(random, slots, rows);
+      const row_run all{0, 5 * rows, 0};
+      const auto run = [&](int threads, matrix<T, cpu>& u, matrix<T, cpu>& y, matrix<T, cpu>& d) {
+        context<cpu> ctx(threads);
+        ops::grouped_gemm(ctx, offsets, a, bank, transpose::yes, u.view());
+        ops::grouped_gemm(ctx, offsets, z, bank, transpose::no, y.view());
+        ops::grouped_gemm_gradient(ctx, offsets, z, a, {&all, 1}, d.view());
+      };
+      matrix<T, cpu> u(slots, rows), y(slots, cols), d(5 * rows, cols);
+      run(1, u, y, d);
+      for (const int threads : {2, 3}) {
+        matrix<T, cpu> u2(slots, rows), y2(slots, cols), d2(5 * rows, cols);
+        run(threads, u2, y2, d2);
+        CHECK(testing::first_difference(u2, u) == "");
+        CHECK(testing::first_difference(y2, y) == "");
+        CHECK(testing::first_difference(d2, d) == "");
+      }
     }
   }
 
@@ -425,32 +434,6 @@ TEST_SUITE("ops/grouped_gemm") {
       CHECK(close(u, u2, cols));
       CHECK(close(y, y2, rows));
       CHECK(close(d, d2, slots));
-    }
-  }
-
-  TEST_CASE_TEMPLATE("large banks: any number of threads gives the same bits", T, TALPA_SCALARS) {
-    support::test_random random(38);
-    const index rows = 260, cols = 256;
-    for (const auto& layout : {sizes_of_large[2], sizes_of_large[3]}) {
-      const vector<index, cpu> offsets = offsets_of(layout);
-      const index slots = offsets[5];
-      const matrix<T, cpu> bank = support::random_matrix<T>(random, 5 * rows, cols);
-      const matrix<T, cpu> a = support::random_matrix<T>(random, slots, cols);
-      const matrix<T, cpu> z = support::random_matrix<T>(random, slots, rows);
-      const row_run all{0, 5 * rows, 0};
-      const auto run = [&](int threads, matrix<T, cpu>& u, matrix<T, cpu>& y, matrix<T, cpu>& d) {
-        context<cpu> ctx(threads);
-        ops::grouped_gemm(ctx, offsets, a, bank, transpose::yes, u.view());
-        ops::grouped_gemm(ctx, offsets, z, bank, transpose::no, y.view());
-        ops::grouped_gemm_gradient(ctx, offsets, z, a, {&all, 1}, d.view());
-      };
-      matrix<T, cpu> u(slots, rows), y(slots, cols), d(5 * rows, cols);
-      run(1, u, y, d);
-      matrix<T, cpu> u3(slots, rows), y3(slots, cols), d3(5 * rows, cols);
-      run(3, u3, y3, d3);
-      CHECK(testing::first_difference(u3, u) == "");
-      CHECK(testing::first_difference(y3, y) == "");
-      CHECK(testing::first_difference(d3, d) == "");
     }
   }
 
