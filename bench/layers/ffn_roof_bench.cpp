@@ -75,6 +75,15 @@ void run_layer(benchmark::State& state, index tokens, bool step, int threads) {
     const auto kept = layer.forward(ctx, params, x, y.view(), mode::training, {});
     if (step) layer.backward(ctx, params, kept, x, dy, dx.view(), grad_mode::overwrite);
   };
+  {
+    const workspace<cpu>::scope scope(ctx.memory);
+    const auto kept = layer.forward(ctx, params, x, y.view(), mode::training, {});
+    for (index e = 0; e <= experts; ++e) {
+      if (kept.mixed.sorted.slots.offsets[e] != e * tokens * chosen / experts) {
+        return state.SkipWithError("tokens are not spread evenly");
+      }
+    }
+  }
   const double bank = static_cast<double>(experts * hidden) * width;
   const double products = 3.0 * static_cast<double>(tokens * chosen * hidden) * width;
   // A step reads the bank twice, reads and writes its gradient.

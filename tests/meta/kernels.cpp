@@ -32,11 +32,11 @@ struct streamed_loops {
   using wide = streamed_tile<T, panels, rows>;
   using narrow = streamed_tile<T, 1, rows>;
   using tall = streamed_tile<T, 1, streamed_tile_rows<1>>;
-  static constexpr auto wide_turned = &wide::template run<true>;
+  static constexpr auto wide_by_rows = &wide::template run<true>;
   static constexpr auto wide_packed = &wide::template run<false>;
-  static constexpr auto narrow_turned = &narrow::template run<true>;
+  static constexpr auto narrow_by_rows = &narrow::template run<true>;
   static constexpr auto narrow_packed = &narrow::template run<false>;
-  static constexpr auto tall_turned = &tall::template run<true>;
+  static constexpr auto tall_by_rows = &tall::template run<true>;
   static constexpr auto tall_packed = &tall::template run<false>;
 };
 template struct streamed_loops<float>;

@@ -33,8 +33,9 @@ struct grouped_gemm_impl<cpu> {
     const index groups = offsets.size - 1;
     const bool streams = detail::streaming_pays(rows, bank.cols);
     const auto tiled = [&](index count) {
-      return count > (streams ? detail::most_streamed(tb) : tiled_slots - 1) &&
-             detail::tiles_pay(count, c.cols, a.cols);
+      // What does not stream of a bank that does must be one of these.
+      return streams ? count > detail::most_streamed(tb)
+                     : count >= tiled_slots && detail::tiles_pay(count, c.cols, a.cols);
     };
     if (tiled(a.rows)) ctx.scratch.reserve(detail::tiled_bytes<T>(ctx.threads, c.cols, a.cols));
     if (streams) detail::streamed_product<T>(ctx, offsets, a, bank, rows, tb, c, kept != T{0});

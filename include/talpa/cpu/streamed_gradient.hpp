@@ -86,7 +86,8 @@ class streamed_gradients {
     T* const edge = block + rows * most_streamed_gradient;
     for (index i = 0; i < c.rows; i += rows) {
       const index some = std::min(rows, c.rows - i);
-      pack_columns<rows, T>(a_.row_range(offsets_[group], slots).col_range(first + i, some), block);
+      pack_panel<rows, T>(a_.row_range(offsets_[group], slots), false, first + i, some, 0, slots,
+                          block);
       for (index j = 0; j < c.cols; j += cols) {
         const T* const right = packed + j * slots;
         if (some == rows && j + cols <= c.cols) {

@@ -69,9 +69,11 @@ void put_turned(matrix_view<const T, cpu> from, matrix_view<T, cpu> to, bool add
         }
         transpose_rows<side>(block);
         for (index l = 0; l < side; ++l) {
-          vector before;
-          __builtin_memcpy(&before, &to(s + l, i), sizeof(vector));
-          if (add) block[l] = before + block[l];
+          if (add) {
+            vector before;
+            __builtin_memcpy(&before, &to(s + l, i), sizeof(vector));
+            block[l] = before + block[l];
+          }
           __builtin_memcpy(&to(s + l, i), &block[l], sizeof(vector));
         }
       }
@@ -333,13 +335,13 @@ class streamed_products {
   void meet_cols(const chunk& some, index first, index outputs, T* block, T* out,
                  index stride) const {
     constexpr index rows = streamed_tile_rows<Panels, Bytes>;
-    // How far ahead columns are fetched: a block further they would come too late.
+    // How far ahead columns are fetched: those of the next block would come too late.
     constexpr index ahead = 3 * rows;
     for (index k = 0; k < a_.cols; k += depth_) {
       const index depth = std::min(depth_, a_.cols - k);
       const auto bank = bank_.row_range(some.group * rows_ + k, depth).col_range(first, outputs);
       for (index i = 0; i < outputs; i += rows) {
-        pack_columns<rows, T>(bank.col_range(i, std::min(rows, outputs - i)), block);
+        pack_panel<rows, T>(bank, false, i, outputs - i, 0, depth, block);
         const index next = i + ahead;
         tiles<Panels, false>(
             some, k, depth, block, 0, out + i * stride, stride,
@@ -355,7 +357,7 @@ class streamed_products {
   }
 
   /// c^T of all panels and one block of the bank, while `lines` rows from `next` on are fetched.
-  template <index Panels, bool Turned>
+  template <index Panels, bool ByRows>
   void tiles(const chunk& some, index k, index depth, const T* block, index block_stride, T* out,
              index stride, std::uintptr_t next, index lines) const {
     constexpr index rows = streamed_tile_rows<Panels, Bytes>;
@@ -366,14 +368,14 @@ class streamed_products {
       // Each turn fetches its share of the rows, of columns its share of `width` rows at a time.
       const fetched_lines soon{next + static_cast<std::uintptr_t>(j * share * bytes),
                                std::min(share, lines - j * share), bytes,
-                               Turned ? panel_bytes : width * bytes};
+                               ByRows ? panel_bytes : width * bytes};
       const T* const right = some.packed + (k * panels + j * Panels * depth) * width;
       T* const to = out + j * Panels * width;
       if ((j + 1) * Panels <= panels) {
-        streamed_tile<T, Panels, rows, Bytes>::template run<Turned>(depth, block, block_stride,
+        streamed_tile<T, Panels, rows, Bytes>::template run<ByRows>(depth, block, block_stride,
                                                                     right, k > 0, to, stride, soon);
       } else {
-        streamed_tile<T, 1, rows, Bytes>::template run<Turned>(depth, block, block_stride, right,
+        streamed_tile<T, 1, rows, Bytes>::template run<ByRows>(depth, block, block_stride, right,
                                                                k > 0, to, stride, soon);
       }
     }

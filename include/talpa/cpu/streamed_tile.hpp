@@ -2,7 +2,6 @@
 #pragma once
 
 #include <talpa/core/index.hpp>
-#include <talpa/core/view.hpp>
 #include <talpa/cpu/register_tile.hpp>
 
 #include <cstdint>
@@ -38,12 +37,12 @@ struct streamed_tile {
   typedef T register_vector __attribute__((vector_size(Bytes)));
 
   /// c = a b, or c += a b if `add`, for the whole tile. Element k of row i of a is
-  /// a[i stride + k] if Turned, else a[k rows + i]; b holds panels [depth][panel_width], one after
+  /// a[i stride + k] if ByRows, else a[k rows + i]; b holds panels [depth][panel_width], one after
   /// the other, aligned to a line.
-  template <bool Turned>
+  template <bool ByRows>
   [[gnu::noinline]] static void run(index depth, const T* a, index stride, const T* b, bool add,
                                     T* c, index c_stride, fetched_lines soon) {
-    constexpr index pointers = Turned ? ceil_div(rows, reached) : 1;
+    constexpr index pointers = ByRows ? ceil_div(rows, reached) : 1;
     // By its declaration: nvcc 13 fails on a vector constant in a lambda.
     register_vector sum[rows][vectors] = {};
     index once = stride * static_cast<index>(sizeof(T)), thrice = 3 * once;
@@ -61,7 +60,7 @@ struct streamed_tile {
       for (index k = left < panel_width<T> ? left : panel_width<T>; k > 0; --k) {
         // Not to be known from one turn to the next: gcc would keep a pointer to each row instead,
         // on the stack.
-        if constexpr (Turned) asm("" : "+r"(once), "+r"(thrice));
+        if constexpr (ByRows) asm("" : "+r"(once), "+r"(thrice));
         register_vector right[vectors];
         unrolled<vectors>([&](auto j) __attribute__((always_inline)) {
           constexpr index column = j * lanes;
@@ -70,7 +69,7 @@ struct streamed_tile {
         });
         unrolled<rows>([&](auto i) __attribute__((always_inline)) {
           const char* from = at[0] + i * static_cast<index>(sizeof(T));
-          if constexpr (Turned) {
+          if constexpr (ByRows) {
             constexpr index place = i % reached;
             from = at[i / reached] + (place == 3 ? thrice : place * once);
           }
@@ -83,7 +82,7 @@ struct streamed_tile {
               reinterpret_cast<std::uintptr_t>(b + p * panel) + prefetch_rows * panel_bytes));
         });
         unrolled<pointers>([&](auto p) __attribute__((always_inline)) {
-          at[p] += (Turned ? 1 : rows) * static_cast<index>(sizeof(T));
+          at[p] += (ByRows ? 1 : rows) * static_cast<index>(sizeof(T));
         });
         b += panel_width<T>;
       }
@@ -175,18 +174,5 @@ struct streamed_rows {
     return row;
   }
 };
-
-/// to[k][i] = element i of row k of up to Rows columns, the rest zero.
-template <index Rows, class T>
-void pack_columns(matrix_view<const T, cpu> columns, T* to) {
-  for (index k = 0; k < columns.rows; ++k, to += Rows) {
-    const T* const from = columns.row(k);
-    if (columns.cols == Rows) {
-      __builtin_memcpy(to, from, Rows * sizeof(T));
-    } else {
-      for (index i = 0; i < Rows; ++i) to[i] = i < columns.cols ? from[i] : T{0};
-    }
-  }
-}
 
 }  // namespace talpa::detail

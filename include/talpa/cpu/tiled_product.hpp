@@ -64,7 +64,7 @@ void pack_panel(matrix_view<const T, cpu> source, bool rows, index first, index 
     for (index k = 0; k < depth; ++k) {
       const T* const from = source.row(k0 + k) + first;
       if (some == Width) {
-        for (index i = 0; i < Width; ++i) out[k * Width + i] = from[i];
+        __builtin_memcpy(out + k * Width, from, Width * sizeof(T));
       } else {
         for (index i = 0; i < some; ++i) out[k * Width + i] = from[i];
       }
