@@ -34,6 +34,11 @@ if(TALPA_SANITIZE)
   # A null pointer ends the program anyway and no object is taken for one of another class. Reports name
   # functions; for lines as well add -DCMAKE_CXX_FLAGS=-g1, at a third more time to compile.
   target_compile_options(talpa_dev INTERFACE -fno-sanitize=null,vptr)
+  # Nor is a function called through a pointer of another type: every instantiation would carry its own
+  # for this check, a sixth of the code to compile.
+  if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+    target_compile_options(talpa_dev INTERFACE -fno-sanitize=function)
+  endif()
   if(TALPA_SANITIZE_TRAP)
     target_compile_options(talpa_dev INTERFACE -fsanitize-trap=undefined)
   endif()
