@@ -7,6 +7,8 @@
 // The label says which strategy `automatic` takes for these sizes, `predicted_overhead_pct` what
 // its cost model expects of a step: the products of an adapter are done three times in one, of
 // which the model counts one, those of the base twice.
+// `dynamic` is dynamic entropy whose threshold leaves 30 % of these tokens on all experts; `active` is
+// the mean number of experts a token then has.
 // `flop/s` counts the operations that have to be done, `bytes/s` each operand that has to be moved
 // once a pass: a strategy that does or moves more is slower by them, not faster.
 #include "workloads.hpp"
@@ -15,6 +17,7 @@
 
 #include <benchmark/benchmark.h>
 
+#include <bit>
 #include <string>
 
 namespace {
@@ -23,7 +26,7 @@ using namespace talpa;
 using talpa::index;
 
 struct workload {
-  index tokens, width, experts, rank, selected;  // N, D = O, E, R, K; K = 0: soft
+  index tokens, width, experts, rank, selected;  // N, D = O, E, R, K; K = 0: soft, -1: dynamic
   int threads;
   bool backward;
   strategy execution;
@@ -41,14 +44,38 @@ double cost_of(strategy s, const routed_cost& cost) {
   }
 }
 
+/// How many experts tokens have.
+template <class Layer>
+struct spread {
+  spread(context<cpu>& ctx, const Layer& layer,
+         const typename Layer::template params<float, cpu>& params, const matrix<float, cpu>& x) {
+    matrix<float, cpu> y(x.rows(), params.base.weight.rows());
+    const workspace<cpu>::scope scope(ctx.memory);
+    const auto saved = layer.forward(ctx, params, x, y, mode::inference);
+    for (index n = 0; n < x.rows(); ++n) {
+      index of_token = 0;
+      for (index word = 0; word < saved.routed.routing.mask.cols; ++word) {
+        of_token += std::popcount(saved.routed.routing.mask(n, word));
+      }
+      on_all += of_token == layer.experts ? 1.0 : 0.0;
+      active += static_cast<double>(of_token);
+    }
+    on_all /= static_cast<double>(x.rows());
+    active /= static_cast<double>(x.rows());
+  }
+  double on_all = 0.0;  ///< share of tokens with all experts
+  double active = 0.0;  ///< experts a token, in the mean
+};
+
 template <class Selector>
 void run(benchmark::State& state, const workload& w, const Selector& selector) {
   context<cpu> ctx(w.threads);
   generator random(1);
-  const mole_linear<router<linear_scorer, Selector>, lora> layer{.router = {.selector = selector},
-                                                                 .expert = {.rank = w.rank},
-                                                                 .experts = w.experts,
-                                                                 .execution = w.execution};
+  using layer_type = mole_linear<router<linear_scorer, Selector>, lora>;
+  layer_type layer{.router = {.selector = selector},
+                   .expert = {.rank = w.rank},
+                   .experts = w.experts,
+                   .execution = w.execution};
   auto base = linear{.bias = false}.init<float, cpu>(w.width, w.width, random, "base.");
   base.freeze();
   auto params = layer.template init<float, cpu>(std::move(base), random);
@@ -57,6 +84,15 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
   const auto x = bench::normal_matrix(w.tokens, w.width, 1.0, random);   // [N, D]
   const auto dy = bench::normal_matrix(w.tokens, w.width, 1.0, random);  // [N, O]
   matrix<float, cpu> y(w.tokens, w.width), dx(w.tokens, w.width);
+  if constexpr (requires { layer.router.selector.threshold; }) {
+    double low = 0.0, high = 1.0;
+    for (int halving = 0; halving < 24; ++halving) {
+      layer.router.selector.threshold = 0.5 * (low + high);
+      const bool too_many = spread<layer_type>(ctx, layer, params, x).on_all > 0.3;
+      (too_many ? low : high) = layer.router.selector.threshold;
+    }
+  }
+  const double active = spread<layer_type>(ctx, layer, params, x).active;
 
   const auto linear_pass = [&] {
     affine_forward<cpu, float>(ctx, params.base, x, y);
@@ -87,8 +123,7 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
     state.SetIterationTime(time);
   }
   const double n = static_cast<double>(w.tokens), d = static_cast<double>(w.width);
-  const double k = static_cast<double>(w.selected == 0 ? w.experts : w.selected);
-  const double r = static_cast<double>(w.rank), e = static_cast<double>(w.experts);
+  const double k = active, r = static_cast<double>(w.rank), e = static_cast<double>(w.experts);
   const double linear_seconds = bench::median(linear_times);
   const double linear_flop = (w.backward ? 4.0 : 2.0) * n * d * d;
   // Router and selected ranks, forward; backward adds dx and the gradients of both.
@@ -102,11 +137,12 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
   state.counters["overhead_pct"] = 100.0 * (bench::median(ratios) - (w.alone ? 0.0 : 1.0));
   state.counters["floor_pct"] = 100.0 * adapter_flop / linear_flop;
   if (w.backward) {
-    const routed_cost cost{
-        w.width, w.width, w.experts, w.rank, w.selected == 0 ? w.experts : w.selected, true};
+    const index most = layer.router.selector.max_selected(w.experts);
+    const routed_cost cost{w.width, w.width, w.experts, w.rank, most, true};
     state.counters["predicted_overhead_pct"] =
         100.0 * 3.0 * cost_of(w.execution, cost) / (2.0 * d * d);
   }
+  if (w.selected < 0) state.counters["active"] = active;
   state.counters["linear_ms"] = 1e3 * linear_seconds;
   state.counters["linear_gflops"] = linear_flop / linear_seconds * 1e-9;
   const auto rate = [&](const char* unit, double count) {
@@ -121,7 +157,9 @@ void run(benchmark::State& state, const workload& w, const Selector& selector) {
 }
 
 void run(benchmark::State& state, const workload& w) {
-  if (w.selected == 0) {
+  if (w.selected < 0) {
+    run(state, w, dynamic_entropy<>{});
+  } else if (w.selected == 0) {
     run(state, w, dense{});
   } else {
     run(state, w, top_k<gate::renormalised>{.k = w.selected});
@@ -134,7 +172,9 @@ void add(const workload& w) {
       std::string(w.alone ? "add_adapter" : (w.backward ? "step" : "forward")) +
       "/N:" + std::to_string(w.tokens) + "/D:" + std::to_string(w.width) +
       "/E:" + std::to_string(w.experts) + "/R:" + std::to_string(w.rank) +
-      (w.selected == 0 ? std::string("/soft") : "/K:" + std::to_string(w.selected)) +
+      (w.selected < 0    ? std::string("/dynamic")
+       : w.selected == 0 ? std::string("/soft")
+                         : "/K:" + std::to_string(w.selected)) +
       "/threads:" + std::to_string(w.threads) + "/" + strategy_name(w.execution) + "/f32/cpu";
   benchmark::RegisterBenchmark(name.c_str(), [w](benchmark::State& state) { run(state, w); })
       ->UseManualTime()
@@ -153,6 +193,19 @@ void add_overheads() {
             add({tokens, width, 8, rank, 2, threads, backward, strategy::indexed});
             add({tokens, width, 8, rank, 0, threads, backward, strategy::dense_masked});
           }
+        }
+      }
+    }
+  }
+}
+
+/// Some tokens unsure: they get all experts.
+void add_dynamic() {
+  for (const index width : {768, 2048}) {
+    for (const int threads : {1, 2}) {
+      for (const bool backward : {false, true}) {
+        for (const strategy execution : {strategy::dense_masked, strategy::indexed}) {
+          add({512, width, 8, 8, -1, threads, backward, execution});
         }
       }
     }
@@ -199,6 +252,7 @@ void add_crossover() {
   }
 }
 
-const int registered = (add_overheads(), add_alone(), add_extremes(), add_crossover(), 0);
+const int registered =
+    (add_overheads(), add_dynamic(), add_alone(), add_extremes(), add_crossover(), 0);
 
 }  // namespace

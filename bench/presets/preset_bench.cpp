@@ -6,7 +6,11 @@
 // are initialised, with 1 most tokens are uncertain, with 5 few are. With `skew` the logits of an
 // expert have a mean of their own, normal with that deviation. `active` is the mean number of
 // experts a token uses, `entropy` the mean of its softmax in nats, `violation` that of the load.
+// `peak_pct` is the share of the multiply-adds that registers alone make of those that base, router
+// and the ranks of active experts need. The preset's own sizes stand beside fewer and more tokens
+// and four times its rank.
 // mix_lora and those of PERFT adapt a whole network: layers/ffn_bench.cpp.
+#include "peaks.hpp"
 #include "presets/measured_presets.hpp"
 #include "workloads.hpp"
 
@@ -22,10 +26,14 @@ namespace {
 using namespace talpa;
 using talpa::index;
 
-constexpr index tokens = 512;
+struct workload {
+  index tokens, width;
+  bench::token_kind kind;
+};
 
 template <class Layer>
-void run(benchmark::State& state, const Layer& layer, index width, const bench::token_kind& kind) {
+void run(benchmark::State& state, const Layer& layer, const workload& w) {
+  const auto& [tokens, width, kind] = w;
   context<cpu> ctx(1);
   generator random(1);
   auto base = linear{.bias = false}.init<float, cpu>(width, width, random, "base.");
@@ -55,7 +63,7 @@ void run(benchmark::State& state, const Layer& layer, index width, const bench::
   linear_pass();
   layer_pass(true);
   const statistics_report report(statistics);
-  std::vector<double> times, ratios;
+  std::vector<double> times, ratios, peaks;
   double before = bench::busy_seconds(linear_pass);
   for (auto _ : state) {
     const double time = bench::busy_seconds([&] { layer_pass(false); });
@@ -63,41 +71,54 @@ void run(benchmark::State& state, const Layer& layer, index width, const bench::
     times.push_back(time);
     ratios.push_back(2.0 * time / (before + after));
     before = after;
+    peaks.push_back(bench::peak_rate(ctx));
     state.SetIterationTime(time);
   }
+  const double n = static_cast<double>(tokens), d = static_cast<double>(width);
+  const double time = bench::median(times), experts = static_cast<double>(layer.experts);
+  const double ranks = report.active_experts() * static_cast<double>(layer.expert.rank);
+  const double products = 2.0 * n * d * d + 3.0 * n * d * (experts + 2.0 * ranks);
   state.counters["overhead_pct"] = 100.0 * (bench::median(ratios) - 1.0);
-  state.counters["ns/token"] = 1e9 * bench::median(times) / static_cast<double>(tokens);
+  state.counters["ns/token"] = 1e9 * time / n;
+  state.counters["tokens/s"] = benchmark::Counter(n, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["peak_pct"] = 100.0 * products / (time * bench::median(peaks));
   state.counters["active"] = report.active_experts();
   state.counters["entropy"] = report.mean_entropy();
   state.counters["violation"] = report.max_violation();
   state.SetLabel(strategy_name(layer.choose(width, width)));
 }
 
+template <class Measured>
+void add(Measured, const workload& w, index times_rank) {
+  auto layer = Measured::layer(w.width);
+  layer.expert.rank *= times_rank;
+  const std::string full = bench::preset_name(Measured::name, "step", w.tokens, w.width,
+                                              bench::ranked_sizes(layer), w.kind) +
+                           "/threads:1/f32/cpu";
+  benchmark::RegisterBenchmark(full.c_str(), [=](benchmark::State& state) { run(state, layer, w); })
+      ->UseManualTime()
+      ->Unit(benchmark::kMillisecond);
+}
+
 template <class... Measured>
-void add(bench::preset_list<Measured...>, index width) {
-  const auto one = [&]<class M>(M) {
-    const auto layer = M::layer(width);
-    for (const bench::token_kind& kind : bench::token_kinds) {
-      const std::string full =
-          bench::preset_name(M::name, "step", tokens, width, bench::ranked_sizes(layer), kind) +
-          "/threads:1/f32/cpu";
-      benchmark::RegisterBenchmark(full.c_str(),
-                                   [=](benchmark::State& state) { run(state, layer, width, kind); })
-          ->UseManualTime()
-          ->Unit(benchmark::kMillisecond);
+void add_all(bench::preset_list<Measured...>) {
+  const auto add_one = [](auto measured) {
+    for (const index width : {768, 2048}) {
+      for (const bench::token_kind& kind : bench::token_kinds) add(measured, {512, width, kind}, 1);
     }
+    add(measured, {64, 768, bench::even_tokens}, 1);
+    add(measured, {4096, 768, bench::even_tokens}, 1);
+    add(measured, {512, 768, bench::even_tokens}, 4);
   };
-  (one(Measured{}), ...);
+  (add_one(Measured{}), ...);
 }
 
 const int registered = [] {
-  for (const index width : {768, 2048}) {
-    add(bench::controlled_presets{}, width);
-    add(bench::entropy_presets{}, width);
-    add(bench::top_k_presets{}, width);
-    add(bench::biased_presets{}, width);
-    add(bench::dense_presets{}, width);
-  }
+  add_all(bench::controlled_presets{});
+  add_all(bench::entropy_presets{});
+  add_all(bench::top_k_presets{});
+  add_all(bench::biased_presets{});
+  add_all(bench::dense_presets{});
   return 0;
 }();
 

@@ -152,13 +152,14 @@ void run_route(benchmark::State& state, const Selector& selector, const route_lo
 }
 
 /// Two benchmarks for each E and k, with and without a sort of the slots, and for 8 and 64 experts
-/// and k = 2 (or none) one with skewed logits; `make(experts, k)` gives the selector.
+/// and k = 2 (or none) one with skewed logits and some with fewer and more tokens; `make(experts, k)`
+/// gives the selector.
 template <class Make, class Plain>
 void add_route(const std::string& name, const route_sizes& sizes, Make make, Plain plain) {
-  const auto add = [&](index experts, index k, double skew, bool sorts) {
+  const auto add = [&](index tokens, index experts, index k, double skew, bool sorts) {
     const std::string full =
-        route_name((sorts ? "routing/" : "selectors/") + name, sizes.tokens, experts, k, skew);
-    const route_load load{sizes.tokens, experts, k > 0 ? k : 2, skew};
+        route_name((sorts ? "routing/" : "selectors/") + name, tokens, experts, k, skew);
+    const route_load load{tokens, experts, k > 0 ? k : 2, skew};
     const auto run = [=](benchmark::State& state) {
       run_route(state, make(experts, k), load, sorts, plain);
     };
@@ -166,14 +167,17 @@ void add_route(const std::string& name, const route_sizes& sizes, Make make, Pla
   };
   for (const bool sorts : {false, true}) {
     for (const index experts : sizes.experts) {
-      for (const index k : sizes.ks) add(experts, k, 0.0, sorts);
+      for (const index k : sizes.ks) add(sizes.tokens, experts, k, 0.0, sorts);
     }
   }
   for (const index experts : sizes.experts) {
     const bool has_two = std::find_if(sizes.ks.begin(), sizes.ks.end(),
                                       [](index k) { return k == 0 || k == 2; }) != sizes.ks.end();
     if (has_two && (experts == 8 || experts == 64)) {
-      add(experts, sizes.ks.front() == 0 ? 0 : 2, skewed, true);
+      const index k = sizes.ks.front() == 0 ? 0 : 2;
+      add(sizes.tokens, experts, k, skewed, true);
+      add(sizes.tokens / 32, experts, k, 0.0, true);
+      if (sizes.tokens == route_sizes{}.tokens) add(8 * sizes.tokens, experts, k, 0.0, true);
     }
   }
 }
