@@ -176,8 +176,9 @@ void add_route(const std::string& name, const route_sizes& sizes, Make make, Pla
     if (has_two && (experts == 8 || experts == 64)) {
       const index k = sizes.ks.front() == 0 ? 0 : 2;
       add(sizes.tokens, experts, k, skewed, true);
+      if (sizes.tokens != route_sizes{}.tokens) continue;
       add(sizes.tokens / 32, experts, k, 0.0, true);
-      if (sizes.tokens == route_sizes{}.tokens) add(8 * sizes.tokens, experts, k, 0.0, true);
+      add(8 * sizes.tokens, experts, k, 0.0, true);
     }
   }
 }

@@ -344,6 +344,7 @@ TEST_SUITE("ops/indexed_gemm") {
       }
     };
     agrees(narrow);
+    agrees(tile_of<T, 16, 32>(x, bank));
     agrees(tile_of<T, 32, 16>(x, bank));
     agrees(tile_of<T, 64, 32>(x, bank));
   }

@@ -23,13 +23,14 @@ struct indexed_tile {
   static constexpr index tokens = Registers >= 32 ? 6 : (Bytes > 16 ? 3 : 2);
   /// Rows of x that are fetched in one loop over columns.
   static constexpr index fetched = ceil_div(tokens, 2);
-  /// Columns of sums of rows, and rows of y at a time: as many registers as hide the latency of a
-  /// multiply-add, while 64 rows of a panel fit L1.
-  static constexpr index sum_vectors = Registers >= 32 ? 6 : 8;
+  /// Columns of sums of rows, whole panels of packed matrices, and rows of y at a time: as many
+  /// registers as hide the latency of a multiply-add, while 64 rows of a panel fit L1.
+  static constexpr index sum_vectors = Registers >= 32 && Bytes > 16 ? 6 : 8;
   static constexpr index summed = Registers >= 32 ? 2 : 1;
   /// How many rows ahead rows are fetched.
   static constexpr index sum_prefetch_rows = 4;
   static constexpr index sum_cols = sum_vectors * lanes;
+  static_assert(sum_cols % register_tile<T, Bytes, Registers>::cols == 0);
   /// Rows of x that enter a sum of outer products at a time, and columns of a step.
   static constexpr index outer_tokens = 4;
   static constexpr index outer_vectors = 2;
