@@ -7,8 +7,8 @@
 // The label says which strategy `automatic` takes for these sizes, `predicted_overhead_pct` what
 // its cost model expects of a step: the products of an adapter are done three times in one, of
 // which the model counts one, those of the base twice.
-// `dynamic` is dynamic entropy whose threshold leaves 30 % of these tokens on all experts; `active` is
-// the mean number of experts a token then has.
+// `dynamic` is dynamic entropy whose threshold leaves 30 % of these tokens on all experts; `active`
+// is the mean number of experts a token then has.
 // `flop/s` counts the operations that have to be done, `bytes/s` each operand that has to be moved
 // once a pass: a strategy that does or moves more is slower by them, not faster.
 #include "workloads.hpp"

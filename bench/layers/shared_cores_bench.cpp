@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a mixture of LoRA experts and the frozen linear map below it keep of their speed while a busy
-// process of somebody else shares their cores. Each iteration times batches of passes without it,
-// with it and without it again; `kept_pct` is the median of the mean of the first and last time over
-// the second, `linear_kept_pct` the same of the map alone. A fair share of two cores for two threads
-// is 75 %. Meant for as many cores as threads: `taskset -c 0,1`, OMP_PROC_BIND=true.
+// What a mixture of LoRA experts and the frozen linear map below it keep of their speed while a
+// busy process of somebody else shares their cores. Each iteration times batches of passes without
+// it, with it and without it again; `kept_pct` is the median of the mean of the first and last time
+// over the second, `linear_kept_pct` the same of the map alone. A fair share of two cores for two
+// threads is 75 %. Meant for as many cores as threads: `taskset -c 0,1`, OMP_PROC_BIND=true.
 #include "workloads.hpp"
 
 #include <talpa/talpa.hpp>

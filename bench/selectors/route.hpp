@@ -152,8 +152,8 @@ void run_route(benchmark::State& state, const Selector& selector, const route_lo
 }
 
 /// Two benchmarks for each E and k, with and without a sort of the slots, and for 8 and 64 experts
-/// and k = 2 (or none) one with skewed logits and some with fewer and more tokens; `make(experts, k)`
-/// gives the selector.
+/// and k = 2 (or none) one with skewed logits and some with fewer and more tokens.
+/// `make(experts, k)` gives the selector.
 template <class Make, class Plain>
 void add_route(const std::string& name, const route_sizes& sizes, Make make, Plain plain) {
   const auto add = [&](index tokens, index experts, index k, double skew, bool sorts) {

@@ -42,6 +42,14 @@ constexpr index stored_depth(index k) {
   return ceil_div(k, paired_rows<Stored>) * paired_rows<Stored>;
 }
 
+/// A tile's share of the panels that are read after those which it and others below it read. They
+/// come from L3 or memory, slower than tiles compute with them: each tile fetches some into L2.
+/// `first` lies in the first panel, what is fetched of the others as far behind as its own do.
+struct panel_share {
+  const void* first = nullptr;
+  index step = 0;  ///< bytes for two rows of a panel
+};
+
 /// A block of the result that stays in vector registers while K runs. Bytes is the width of a
 /// register, Registers their number.
 ///
@@ -87,10 +95,11 @@ struct register_tile {
 
   /// c = alpha a b + beta c for the whole tile; beta == 0 ignores what c held.
   /// a [depth][rows]; b[p] [depth][panel_width], aligned to a cache line; depth a multiple of
-  /// paired_rows.
+  /// paired_rows. `next` is fetched on the way.
   template <class Stored>
   [[gnu::noinline]] static void run(index depth, const T* a, const Stored* const (&b)[panels],
-                                    T alpha, T beta, T* c, index stride) {
+                                    T alpha, T beta, T* c, index stride,
+                                    const panel_share& next = {}) {
     // By its declaration: nvcc 13 fails on a vector constant in a lambda.
     register_vector sum[rows][vectors] = {};
     unrolled<rows>([&](auto i) __attribute__((always_inline)) {
@@ -99,29 +108,41 @@ struct register_tile {
     });
     const Stored* row = b[0];
     const index second = b[panels - 1] - b[0];
-    constexpr index pair = paired_rows<Stored>;
-    for (index k = 0; k < depth; k += pair) {
-      unrolled<pair>([&](auto half) __attribute__((always_inline)) {
+    auto soon = reinterpret_cast<std::uintptr_t>(next.first != nullptr ? next.first : b[0]);
+    // Some rows of b: what a loop takes beside multiply-adds counts for two of them once.
+    const auto add_rows = [&](auto some) __attribute__((always_inline)) {
+      unrolled<some>([&](auto k) __attribute__((always_inline)) {
+        constexpr index half = k % paired_rows<Stored>;
+        const Stored* const from = row + (k - half) * panel_width<T>;
         register_vector right[vectors];
         unrolled<vectors>([&](auto j) __attribute__((always_inline)) {
           constexpr index column = j * lanes;
-          right[j] = column < panel_width<T> ? load<half>(row, column)
-                                             : load<half>(row + second, column - panel_width<T>);
+          right[j] = column < panel_width<T> ? load<half>(from, column)
+                                             : load<half>(from + second, column - panel_width<T>);
         });
         unrolled<rows>([&](auto i) __attribute__((always_inline)) {
-          const T left = a[half * rows + i];
+          const T left = a[k * rows + i];
           unrolled<vectors>([&](auto j)
                                 __attribute__((always_inline)) { sum[i][j] += left * right[j]; });
         });
       });
-      // Panels come from L3 or memory when they are first read.
+    };
+    for (index k = 2; k <= depth; k += 2) {
+      add_rows(std::integral_constant<index, 2>{});
+      // Into L1 what is read soon, into L2 what is read next.
       unrolled<panels>([&](auto p) __attribute__((always_inline)) {
-        __builtin_prefetch(reinterpret_cast<const void*>(
-            reinterpret_cast<std::uintptr_t>(p == 0 ? row : row + second) + 32 * panel_bytes));
+        const auto behind = p == 0 ? 0 : static_cast<std::uintptr_t>(second) * sizeof(Stored);
+        unrolled<2 / paired_rows<Stored>>([&](auto line) __attribute__((always_inline)) {
+          __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(row) +
+                                                           behind + (32 + line) * panel_bytes));
+        });
+        __builtin_prefetch(reinterpret_cast<const void*>(soon + behind), 0, 2);
       });
-      a += pair * rows;
-      row += pair * panel_width<T>;
+      soon += static_cast<std::uintptr_t>(next.step);
+      a += 2 * rows;
+      row += 2 * panel_width<T>;
     }
+    if (depth % 2 != 0) add_rows(std::integral_constant<index, 1>{});
     if (beta == T{0}) {
       unrolled<rows>([&](auto i) __attribute__((always_inline)) {
         unrolled<vectors>([&](auto j) __attribute__((always_inline)) {
@@ -141,14 +162,15 @@ struct register_tile {
   /// The same for the first `tile_rows` rows and `tile_cols` columns, through a copy.
   template <class Stored>
   static void run_edge(index depth, const T* a, const Stored* const (&b)[panels], T alpha, T beta,
-                       T* c, index stride, index tile_rows, index tile_cols) {
+                       T* c, index stride, index tile_rows, index tile_cols,
+                       const panel_share& next = {}) {
     alignas(host_alignment) T copy[rows * cols] = {};
     if (beta != T{0}) {
       for (index i = 0; i < tile_rows; ++i) {
         for (index j = 0; j < tile_cols; ++j) copy[i * cols + j] = c[i * stride + j];
       }
     }
-    run(depth, a, b, alpha, beta, copy, cols);
+    run(depth, a, b, alpha, beta, copy, cols, next);
     for (index i = 0; i < tile_rows; ++i) {
       for (index j = 0; j < tile_cols; ++j) c[i * stride + j] = copy[i * cols + j];
     }

@@ -206,22 +206,34 @@ void panel_product(context<cpu>& ctx, T alpha, matrix_view<const T, cpu> a, tran
                                   k0, depth, to);
         std::fill(to + depth * Tile::rows, to + deep * Tile::rows, T{0});
       }
+      const auto panels_at = [&](index column, index from_k) {
+        return b + column * stored_depth<Stored>(k) + from_k * panel_cols;
+      };
+      // What the tiles of some rows fetch of the panels that are read after these.
+      const index tiles = ceil_div(rows, Tile::rows);
+      const index share = deep * panel_cols * static_cast<index>(sizeof(Stored)) / tiles;
+      const index step = ceil_div(share, ceil_div(deep, 2));
       for (index j = 0; j < cols; j += Tile::cols) {
         const index tile_cols = std::min(Tile::cols, cols - j);
         const Stored* panel[Tile::panels];
         for (index p = 0; p < Tile::panels; ++p) {
           // A tile that ends within its first panel reads that one twice and drops the second sums.
-          const index at = col + j + (p * panel_cols < tile_cols ? p * panel_cols : 0);
-          panel[p] = b + at * stored_depth<Stored>(k) + k0 * panel_cols;
+          panel[p] = panels_at(col + j + (p * panel_cols < tile_cols ? p * panel_cols : 0), k0);
         }
+        // Those of the next piece of K, or of the next task, begin in the first column.
+        const Stored* const after = j + Tile::cols < cols
+                                        ? panels_at(col + j + Tile::cols, k0)
+                                        : panels_at(col, k0 + depth < k ? k0 + depth : 0);
         for (index i = 0; i < rows; i += Tile::rows) {
           const index tile_rows = std::min(Tile::rows, rows - i);
           T* const out = c.row(row + i) + col + j;
+          const panel_share next{reinterpret_cast<const char*>(after) + i / Tile::rows * share,
+                                 step};
           if (tile_rows == Tile::rows && tile_cols == Tile::cols) {
-            Tile::run(deep, block + i * deep, panel, alpha, kept, out, c.stride);
+            Tile::run(deep, block + i * deep, panel, alpha, kept, out, c.stride, next);
           } else {
             Tile::run_edge(deep, block + i * deep, panel, alpha, kept, out, c.stride, tile_rows,
-                           tile_cols);
+                           tile_cols, next);
           }
         }
         const index end = j + tile_cols;
