@@ -19,11 +19,12 @@ double rate_of(context<cpu>& ctx, double count, Work work) {
   return threads * count / seconds_on(threads, all);
 }
 
-/// The multiply-add peak: sums enough to hide its latency, none of them from memory.
+/// The multiply-add peak: sums enough to hide its latency, none of them from memory, for longer
+/// than a processor takes to change its frequency.
 inline double peak_rate(context<cpu>& ctx) {
   typedef float vector __attribute__((vector_size(detail::register_bytes)));
   constexpr index sums = 12, lanes = detail::register_bytes / static_cast<index>(sizeof(float));
-  constexpr index times = 100000;
+  constexpr index times = 1000000;
   return rate_of(ctx, static_cast<double>(sums * lanes * times), [](index) {
     vector sum[sums] = {}, left = vector{} + 0.5f, right = vector{} + 0.25f;
     // Sums that are known to be equal would become one.
