@@ -111,7 +111,11 @@ class streamed_products {
             a.cols,
             (by_rows_ ? streamed_row_depth : streamed_col_depth) / static_cast<index>(sizeof(T)),
             2)),
-        outputs_(std::min(by_rows_ ? streamed_row_outputs : streamed_col_outputs, c.cols)),
+        // By rows in whole tiles: what is missing of the last one is computed all the same.
+        outputs_(std::min(
+            by_rows_ ? piece(c.cols, streamed_row_outputs, streamed_tile_rows<most_panels, Bytes>)
+                     : streamed_col_outputs,
+            c.cols)),
         packed_row_(spread_stride<T>(a.cols)) {}
 
   void run(context<cpu>& ctx) const {
