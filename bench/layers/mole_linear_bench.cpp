@@ -11,6 +11,7 @@
 // is the mean number of experts a token then has.
 // `flop/s` counts the operations that have to be done, `bytes/s` each operand that has to be moved
 // once a pass: a strategy that does or moves more is slower by them, not faster.
+#include "layers/adapted_map.hpp"
 #include "workloads.hpp"
 
 #include <talpa/talpa.hpp>
@@ -70,44 +71,29 @@ struct spread {
 template <class Selector>
 void run(benchmark::State& state, const workload& w, const Selector& selector) {
   context<cpu> ctx(w.threads);
-  generator random(1);
   using layer_type = mole_linear<router<linear_scorer, Selector>, lora>;
-  layer_type layer{.router = {.selector = selector},
-                   .expert = {.rank = w.rank},
-                   .experts = w.experts,
-                   .execution = w.execution};
-  auto base = linear{.bias = false}.init<float, cpu>(w.width, w.width, random, "base.");
-  base.freeze();
-  auto params = layer.template init<float, cpu>(std::move(base), random);
-  params.base.pack(ctx, w.backward ? packing::both : packing::forward);
-  fill_normal(params.expert.b.value(), 0.1, random);
-  const auto x = bench::normal_matrix(w.tokens, w.width, 1.0, random);   // [N, D]
-  const auto dy = bench::normal_matrix(w.tokens, w.width, 1.0, random);  // [N, O]
-  matrix<float, cpu> y(w.tokens, w.width), dx(w.tokens, w.width);
+  bench::adapted_map<layer_type> map(ctx,
+                                     {.router = {.selector = selector},
+                                      .expert = {.rank = w.rank},
+                                      .experts = w.experts,
+                                      .execution = w.execution},
+                                     w.tokens, w.width, w.backward);
+  layer_type& layer = map.layer;
   if constexpr (requires { layer.router.selector.threshold; }) {
     double low = 0.0, high = 1.0;
     for (int halving = 0; halving < 24; ++halving) {
       layer.router.selector.threshold = 0.5 * (low + high);
-      const bool too_many = spread<layer_type>(ctx, layer, params, x).on_all > 0.3;
+      const bool too_many = spread<layer_type>(ctx, layer, map.params, map.x).on_all > 0.3;
       (too_many ? low : high) = layer.router.selector.threshold;
     }
   }
-  const double active = spread<layer_type>(ctx, layer, params, x).active;
+  const double active = spread<layer_type>(ctx, layer, map.params, map.x).active;
 
-  const auto linear_pass = [&] {
-    affine_forward<cpu, float>(ctx, params.base, x, y);
-    if (w.backward) {
-      affine_backward<cpu, float>(ctx, params.base, x, dy, dx, grad_mode::overwrite);
-    }
-  };
+  const auto linear_pass = [&] { map.linear_pass(); };
   const auto layer_pass = [&] {
+    if (!w.alone) return map.layer_pass();
     const workspace<cpu>::scope scope(ctx.memory);
-    if (w.alone) {
-      layer.add_adapter(ctx, params, x, y, mode::training);
-      return;
-    }
-    const auto saved = layer.forward(ctx, params, x, y, mode::training);
-    if (w.backward) layer.backward(ctx, params, saved, x, dy, dx, grad_mode::overwrite);
+    layer.add_adapter(ctx, map.params, map.x, map.y, mode::training);
   };
   const auto time_of = [&](const auto& pass) { return bench::seconds_on(w.threads, pass); };
   linear_pass();

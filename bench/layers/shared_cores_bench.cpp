@@ -5,6 +5,7 @@
 // it, with it and without it again; `kept_pct` is the median of the mean of the first and last time
 // over the second, `linear_kept_pct` the same of the map alone. A fair share of two cores for two
 // threads is 75 %. Meant for as many cores as threads: `taskset -c 0,1`, OMP_PROC_BIND=true.
+#include "layers/adapted_map.hpp"
 #include "workloads.hpp"
 
 #include <talpa/talpa.hpp>
@@ -17,7 +18,6 @@
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include <utility>
 #include <vector>
 
 namespace {
@@ -71,28 +71,10 @@ constexpr double batch_seconds = 0.15;
 
 void run(benchmark::State& state, const workload& w) {
   context<cpu> ctx(threads);
-  generator random(1);
-  const mole_linear<router<linear_scorer, top_k<gate::renormalised>>, lora> layer{
-      .router = {.selector = {.k = 2}}, .expert = {.rank = 8}, .experts = 8};
-  auto base = linear{.bias = false}.init<float, cpu>(w.width, w.width, random, "base.");
-  base.freeze();
-  auto params = layer.init<float, cpu>(std::move(base), random);
-  params.base.pack(ctx, w.backward ? packing::both : packing::forward);
-  fill_normal(params.expert.b.value(), 0.1, random);
-  const auto x = bench::normal_matrix(w.tokens, w.width, 1.0, random);   // [N, D]
-  const auto dy = bench::normal_matrix(w.tokens, w.width, 1.0, random);  // [N, O]
-  matrix<float, cpu> y(w.tokens, w.width), dx(w.tokens, w.width);
-  const auto linear_pass = [&] {
-    affine_forward<cpu, float>(ctx, params.base, x, y);
-    if (w.backward) {
-      affine_backward<cpu, float>(ctx, params.base, x, dy, dx, grad_mode::overwrite);
-    }
-  };
-  const auto layer_pass = [&] {
-    const workspace<cpu>::scope scope(ctx.memory);
-    const auto saved = layer.forward(ctx, params, x, y, mode::training);
-    if (w.backward) layer.backward(ctx, params, saved, x, dy, dx, grad_mode::overwrite);
-  };
+  using layer = mole_linear<router<linear_scorer, top_k<gate::renormalised>>, lora>;
+  bench::adapted_map<layer> map(
+      ctx, {.router = {.selector = {.k = 2}}, .expert = {.rank = 8}, .experts = 8}, w.tokens,
+      w.width, w.backward);
   const stranger other;
   if (!other.there()) {
     state.SkipWithError("no second process could be made");
@@ -103,7 +85,7 @@ void run(benchmark::State& state, const workload& w) {
     index count = 1;  // passes of a batch
     std::vector<double> shares;
   };
-  measured both[] = {{linear_pass, 1, {}}, {layer_pass, 1, {}}};
+  measured both[] = {{[&] { map.linear_pass(); }, 1, {}}, {[&] { map.layer_pass(); }, 1, {}}};
   const auto time_of = [](const measured& m) {
     return bench::seconds([&] {
       for (index i = 0; i < m.count; ++i) m.pass();
