@@ -20,6 +20,7 @@ struct indexed_loops {
   static constexpr auto several = &tile::template inner<tile::tokens>;
   static constexpr auto single = &tile::template inner<1>;
   static constexpr auto rows = &tile::sum_rows;
+  static constexpr auto kept_rows = &tile::sum_kept_rows;
   static constexpr auto outer = &tile::template outer<tile::outer_tokens>;
 };
 template struct indexed_loops<float>;

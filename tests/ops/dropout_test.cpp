@@ -9,6 +9,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 namespace talpa::dropout_test {
@@ -58,6 +59,80 @@ TEST_SUITE("ops/dropout") {
         ops::dropout_backward(ctx, stream, p, x, matrix_view<T, cpu>(), grad_mode::ignore);
       }
     }
+  }
+
+  TEST_CASE_TEMPLATE("a mask that has been drawn does what the stream does", T, TALPA_SCALARS) {
+    support::test_random random(16);
+    const matrix<T, cpu> x = support::random_matrix<T>(random, rows, cols);
+    const matrix<T, cpu> start = support::random_matrix<T>(random, rows, cols);
+    // Shares that no element survives, and all.
+    for (const float p : {1e-12f, 0.1f, 0.75f, 1.0f}) {
+      CAPTURE(p);
+      for (const int threads : {1, 3}) {
+        context<cpu> ctx(threads);
+        matrix<std::uint32_t, cpu> words(rows, mask_words(cols) + 2);
+        for (index i = 0; i < words.size(); ++i) words.data()[i] = 0xdeadbeefu;
+        const dropout_bits<cpu> bits{words.view().col_range(0, mask_words(cols)), p};
+        ops::draw_dropout(ctx, stream, cols, bits);
+        bool right = true;
+        for (index n = 0; n < rows; ++n) {
+          for (index d = 0; d < mask_words(cols) * mask_word_bits; ++d) {
+            const bool on = (words(n, d / 32) >> (d % 32) & 1u) != 0;
+            const auto element = static_cast<std::uint64_t>(n * cols + d);
+            right = right && on == (d < cols && keep(stream, element, p));
+          }
+          right = right && words(n, mask_words(cols)) == 0xdeadbeefu;
+        }
+        CHECK(right);
+        for (const grad_mode mode : {grad_mode::overwrite, grad_mode::accumulate}) {
+          support::padded<T> by_bits(start), by_stream(start);
+          ops::apply_dropout(ctx, bits, x, by_bits.view(), mode);
+          ops::dropout_backward(ctx, stream, p, x, by_stream.view(), mode);
+          CHECK(by_bits.intact());
+          CHECK(support::same_bits(by_bits.view(), by_stream.view()));
+        }
+        matrix<T, cpu> in_place = x, apart(rows, cols);
+        ops::apply_dropout(ctx, bits, x, apart.view(), grad_mode::overwrite);
+        ops::apply_dropout(ctx, bits, in_place, in_place.view(), grad_mode::overwrite);
+        CHECK(support::same_bits(in_place.view(), apart.view()));
+        ops::apply_dropout(ctx, bits, x, matrix_view<T, cpu>(), grad_mode::ignore);
+      }
+    }
+  }
+
+  TEST_CASE("a mask that does not fit is refused, and nothing is written") {
+    context<cpu> ctx(1);
+    const matrix<float, cpu> x(2, 33);
+    matrix<float, cpu> y(2, 33);
+    matrix<std::uint32_t, cpu> words(2, 2), narrow(2, 1);
+    words(0, 0) = 7u;
+    y(1, 32) = 7.0f;
+    CHECK_THROWS_WITH_AS(
+        ops::draw_dropout(ctx, stream, 33, dropout_bits<cpu>{narrow.view(), 0.5f}),
+        "talpa::ops::draw_dropout: 'words' has shape [2, 1], expected [2, 2] = rows, words of the "
+        "columns",
+        shape_error);
+    CHECK_THROWS_WITH_AS(
+        ops::draw_dropout(ctx, stream, 33, dropout_bits<cpu>{words.view(), 0.0f}),
+        "talpa::ops::draw_dropout: 'keep_probability' is 0, expected a number in (0, 1]",
+        value_error);
+    CHECK(words(0, 0) == 7u);
+    const auto apply = [&](const dropout_bits<cpu>& bits, matrix_view<float, cpu> out) {
+      ops::apply_dropout(ctx, bits, x, out, grad_mode::overwrite);
+    };
+    CHECK_THROWS_WITH_AS(apply({narrow.view(), 0.5f}, y.view()),
+                         "talpa::ops::apply_dropout: 'words' has shape [2, 1], expected [2, 2] = "
+                         "rows, words of the columns",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(apply({words.view(), 0.5f}, y.view().col_range(0, 32)),
+                         "talpa::ops::apply_dropout: 'y' has shape [2, 32], expected [2, 33] = "
+                         "shape of x",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(
+        apply({words.view(), 2.0f}, y.view()),
+        "talpa::ops::apply_dropout: 'keep_probability' is 2, expected a number in (0, 1]",
+        value_error);
+    CHECK(y(1, 32) == 7.0f);
   }
 
   TEST_CASE("dropout keeps about the wanted share") {

@@ -220,6 +220,11 @@ products<T> tile_of(const matrix<T, cpu>& x, const matrix<T, cpu>& bank) {
   return p;
 }
 
+/// Sizes of slots' sums, of the product that they join, and of a low-rank one.
+struct shape {
+  index tokens, experts, ranks, inner, cols, more = 0;
+};
+
 }  // namespace
 
 TEST_SUITE("ops/indexed_gemm") {
@@ -352,9 +357,6 @@ TEST_SUITE("ops/indexed_gemm") {
   TEST_CASE_TEMPLATE("a sum on top of a product has the bits of one after the other", T,
                      TALPA_SCALARS) {
     test_random random(46);
-    struct shape {
-      index tokens, experts, ranks, inner, cols;
-    };
     const index width = detail::indexed_tile<T>::sum_cols;
     const index deep = detail::tile_depth<T> + 5, wide = 8 * detail::register_tile<T>::cols + 3;
     const index many = support::many_rows(300);
@@ -421,9 +423,6 @@ TEST_SUITE("ops/indexed_gemm") {
   TEST_CASE_TEMPLATE("a low-rank product joins the sum", T, TALPA_SCALARS) {
     test_random random(47);
     const index width = detail::indexed_tile<T>::sum_cols;
-    struct shape {
-      index tokens, experts, ranks, inner, cols, more;
-    };
     for (const shape& s :
          {shape{1, 1, 1, 1, 1, 1}, shape{129, 4, 3, 20, width + 1, 4},
           shape{support::many_rows(300), 2, 2, 30, 8 * detail::register_tile<T>::cols + 3, 9},
@@ -472,6 +471,93 @@ TEST_SUITE("ops/indexed_gemm") {
         CHECK(right);
       }
     }
+  }
+
+  TEST_CASE_TEMPLATE("of the slots' sum what a mask keeps, of all the rest everything", T,
+                     TALPA_SCALARS) {
+    // Widths of whole panels, with a word of the mask that begins within one, and of parts.
+    constexpr index width = detail::indexed_tile<T>::sum_cols;
+    constexpr random_stream stream{5, 8};
+    test_random random(47);
+    for (const shape& s : {shape{130, 5, 3, 9, 3 * width, 4}, shape{33, 4, 2, 7, width + 35, 1},
+                           shape{40, 3, 2, 6, 13, 2}, shape{0, 2, 2, 3, 4, 2}}) {
+      CAPTURE(s.cols);
+      const routed_layer<T> layer = random_mask<T>(random, s.tokens, s.experts, 2.0);
+      context<cpu> ctx(1), other(3);
+      const segments<cpu> slots = segments_of(ctx, layer, 2);
+      const matrix<T, cpu> a = random_matrix<T>(random, s.tokens, s.inner);
+      const matrix<T, cpu> b = random_matrix<T>(random, s.inner, s.cols);
+      const matrix<T, cpu> bank = random_matrix<T>(random, s.experts * s.ranks, s.cols);
+      const matrix<T, cpu> z = random_matrix<T>(random, slots.capacity(), s.ranks);
+      const matrix<T, cpu> d = random_matrix<T>(random, s.tokens, s.more);
+      const matrix<T, cpu> w = random_matrix<T>(random, s.more, s.cols);
+      const packed_matrix<T, cpu> packed(ctx, b, transpose::no);
+      const matrix<T, cpu> before = random_matrix<T>(random, s.tokens, s.cols);
+      // What stays is doubled, which rounds nothing.
+      matrix<std::uint32_t, cpu> words(s.tokens, mask_words(s.cols));
+      const dropout_bits<cpu> kept{words.view(), 0.5f};
+      ops::draw_dropout(ctx, stream, s.cols, kept);
+      for (const grad_mode mode : {grad_mode::overwrite, grad_mode::accumulate}) {
+        padded<T> alone(before), on_top(before), again(before);
+        ops::indexed_expand(ctx, slots, z, bank, alone.view(), mode, kept);
+        ops::indexed_expand(ctx, slots, z, bank, {a.view(), &packed}, on_top.view(), mode,
+                            {d.view(), w.view()}, kept);
+        ops::indexed_expand(other, slots, z, bank, {a.view(), &packed}, again.view(), mode,
+                            {d.view(), w.view()}, kept);
+        CHECK(testing::first_difference<T>(on_top.view(), again.view()) == "");
+        CHECK(alone.intact());
+        CHECK(on_top.intact());
+        bool right = true;
+        for (index n = 0; n < s.tokens; ++n) {
+          for (index q = 0; q < s.cols; ++q) {
+            expected_sum slot_sum, sum;
+            const auto add = [](expected_sum& to, T left, double factor) {
+              to.add(static_cast<double>(left), factor);
+            };
+            const bool stays = keep(stream, static_cast<std::uint64_t>(n * s.cols + q), 0.5f);
+            for (index slot = 0; stays && slot < slots.capacity(); ++slot) {
+              if (slots.token_of_slot[slot] != n) continue;
+              const index e =
+                  std::upper_bound(slots.offsets.data, slots.offsets.data + s.experts, slot) -
+                  slots.offsets.data - 1;
+              for (index r = 0; r < s.ranks; ++r) {
+                const double factor = 2.0 * static_cast<double>(bank(e * s.ranks + r, q));
+                add(slot_sum, z(slot, r), factor);
+                add(sum, z(slot, r), factor);
+              }
+            }
+            if (mode == grad_mode::accumulate) {
+              add(slot_sum, before(n, q), 1.0);
+              add(sum, before(n, q), 1.0);
+            }
+            for (index i = 0; i < s.inner; ++i) add(sum, a(n, i), static_cast<double>(b(i, q)));
+            for (index i = 0; i < s.more; ++i) add(sum, d(n, i), static_cast<double>(w(i, q)));
+            right = right && slot_sum.allows(alone.view()(n, q)) && sum.allows(on_top.view()(n, q));
+          }
+        }
+        CHECK(right);
+      }
+    }
+    context<cpu> ctx(1);
+    const routed_layer<T> layer = random_mask<T>(random, 3, 2, 1.0);
+    const segments<cpu> slots = segments_of(ctx, layer);
+    const matrix<T, cpu> z(slots.capacity(), 2), bank(4, 40);
+    matrix<T, cpu> y(3, 40);
+    matrix<std::uint32_t, cpu> words(3, 1);
+    CHECK_THROWS_WITH_AS(
+        ops::indexed_expand(ctx, slots, z, bank, y.view(), grad_mode::overwrite,
+                            dropout_bits<cpu>{words.view(), 0.5f}),
+        "talpa::ops::indexed_expand: 'words' has shape [3, 1], expected [3, 2] = rows, words of "
+        "the columns",
+        shape_error);
+    const packed_matrix<T, cpu> b(ctx, matrix<T, cpu>(6, 40), transpose::no);
+    const matrix<T, cpu> a(3, 6);
+    CHECK_THROWS_WITH_AS(
+        ops::indexed_expand(ctx, slots, z, bank, {a.view(), &b}, y.view(), grad_mode::overwrite, {},
+                            dropout_bits<cpu>{words.view(), 0.5f}),
+        "talpa::ops::indexed_expand: 'words' has shape [3, 1], expected [3, 2] = rows, words of "
+        "the columns",
+        shape_error);
   }
 
   TEST_CASE("a second call takes no memory") {

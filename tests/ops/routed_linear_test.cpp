@@ -4,6 +4,8 @@
 #include "support/sanitized.hpp"
 #include "support/scalars.hpp"
 
+#include <talpa/cpu/copy.hpp>
+#include <talpa/cpu/dropout.hpp>
 #include <talpa/cpu/gemm.hpp>
 #include <talpa/cpu/rank_gate.hpp>
 #include <talpa/cpu/routed_linear.hpp>
@@ -40,6 +42,8 @@ struct arguments {
   matrix<std::uint32_t, cpu> mask;
   matrix<T, cpu> u;  // [N K, R]
   padded<T> y;
+  dropout_mask dropped{};
+  matrix<std::uint32_t, cpu> kept;  // words of the mask
 
   arguments(const sizes& s_, index most_, test_random& random, int threads = 1,
             weight_storage storage = weight_storage::exact)
@@ -66,6 +70,12 @@ struct arguments {
     return {router.view(), a.view(), b.view(), static_cast<T>(0.75), most};
   }
   routed_choice<T, cpu> choice() { return {logits.view(), gates.view(), mask.view()}; }
+  /// Drops a share of x from now on.
+  void drop(float share) {
+    dropped = {{31, 5}, 1.0f - share, true};
+    kept = matrix<std::uint32_t, cpu>(s.tokens, mask_words(s.inputs));
+  }
+  dropout_bits<cpu> bits() { return {kept.view(), dropped.keep}; }
 };
 
 /// What backward leaves, and the slots it went by.
@@ -93,7 +103,13 @@ void forward_apart(arguments<T>& in, const Selector& selector, gradients<T>* slo
             in.logits.view());
   ops::select(in.ctx, selector, in.logits, in.padding.view(), in.gates.view(), in.mask.view());
   gradients<T> slots(in, matrix<T, cpu>(0, 0));
-  ops::indexed_shrink(in.ctx, slots.slots, in.x.view(), in.a.view(), slots.u.view());
+  matrix<T, cpu> x(in.s.tokens, in.s.inputs);
+  ops::copy(in.ctx, in.x.view(), x.view());
+  if (in.dropped.active) {
+    ops::draw_dropout(in.ctx, in.dropped.stream, in.s.inputs, in.bits());
+    ops::apply_dropout(in.ctx, in.bits(), in.x.view(), x.view(), grad_mode::overwrite);
+  }
+  ops::indexed_shrink(in.ctx, slots.slots, x, in.a.view(), slots.u.view());
   matrix<T, cpu> z(slots.u.rows(), slots.u.cols());
   ops::rank_gate(in.ctx, in.adapter().scale, as_column(slots.gates), slots.u, z.view());
   ops::indexed_expand(in.ctx, slots.slots, z, in.b.view(), {in.x.view(), &in.forward}, in.y.view(),
@@ -103,7 +119,7 @@ void forward_apart(arguments<T>& in, const Selector& selector, gradients<T>* slo
 template <class T, class Selector>
 void forward_joined(arguments<T>& in, const Selector& selector) {
   ops::routed_linear(in.ctx, selector, in.adapter(), {in.x.view(), &in.forward}, in.padding.view(),
-                     in.choice(), in.u.view(), in.y.view());
+                     in.choice(), in.u.view(), in.y.view(), {in.dropped, in.kept.view()});
 }
 
 /// backward by the ops that routed_linear_backward stands for.
@@ -126,23 +142,25 @@ void backward_apart(arguments<T>& in, const Selector& selector, gradients<T>& ou
   ops::select_backward(ctx, selector, in.logits, in.gates, in.mask, out.dgates, out.dlogits.view());
   add(in.dlogits_of_losses.view(), out.dlogits);
   ops::indexed_expand(ctx, out.slots, out.du, in.a.view(), {in.dy.view(), &in.backward},
-                      out.dx.view(), dx_mode, {out.dlogits.view(), in.router.view()});
+                      out.dx.view(), dx_mode, {out.dlogits.view(), in.router.view()}, in.bits());
 }
 template <class T, class Selector>
 void backward_joined(arguments<T>& in, const Selector& selector, gradients<T>& out, bool losses,
                      grad_mode dx_mode) {
   const matrix_view<const T, cpu> none;
-  ops::routed_linear_backward(
-      in.ctx, selector, in.adapter(), {in.dy.view(), &in.backward},
-      {in.logits.view(), in.gates.view(), in.mask.view()}, {out.slots, out.gates, out.u.view()},
-      losses ? in.dlogits_of_losses.view() : none, losses ? in.dgates_of_losses.view() : none,
-      out.dgates.view(), out.dlogits.view(), out.du.view(), out.dx.view(), dx_mode);
+  ops::routed_linear_backward(in.ctx, selector, in.adapter(), {in.dy.view(), &in.backward},
+                              {in.logits.view(), in.gates.view(), in.mask.view()},
+                              {out.slots, out.gates, out.u.view(), in.bits()},
+                              losses ? in.dlogits_of_losses.view() : none,
+                              losses ? in.dgates_of_losses.view() : none, out.dgates.view(),
+                              out.dlogits.view(), out.du.view(), out.dx.view(), dx_mode);
 }
 
 /// Both ways on equal arguments, forward and backward: no bit may differ.
 template <class T, class Selector>
 void compare(const sizes& s, const Selector& selector, bool pads,
-             weight_storage storage = weight_storage::exact) {
+             weight_storage storage = weight_storage::exact, float dropped = 0.0f) {
+  CAPTURE(dropped);
   CAPTURE(s.tokens);
   CAPTURE(s.inputs);
   CAPTURE(s.experts);
@@ -154,6 +172,9 @@ void compare(const sizes& s, const Selector& selector, bool pads,
       if (n == 0) apart.padding = joined.padding = vector<std::uint8_t, cpu>(s.tokens);
       apart.padding[n] = joined.padding[n] = n % 5 != 2 ? 1 : 0;
     }
+    for (arguments<T>* const both : {&apart, &joined}) {
+      if (dropped > 0.0f) both->drop(dropped);
+    }
     gradients<T> one(apart, matrix<T, cpu>(0, 0));
     forward_apart(apart, selector, &one);
     testing::poison<T>(joined.y.view());
@@ -162,6 +183,8 @@ void compare(const sizes& s, const Selector& selector, bool pads,
     CHECK(testing::first_difference(joined.gates, apart.gates) == "");
     CHECK(
         std::equal(joined.mask.data(), joined.mask.data() + joined.mask.size(), apart.mask.data()));
+    CHECK(
+        std::equal(joined.kept.data(), joined.kept.data() + joined.kept.size(), apart.kept.data()));
     CHECK(testing::first_difference<T>(joined.y.view(), apart.y.view()) == "");
     CHECK(joined.y.intact());
 
@@ -259,6 +282,17 @@ TEST_SUITE("ops/routed_linear") {
                    weight_storage::bfloat16);
   }
 
+  TEST_CASE_TEMPLATE("with dropout too, whatever the width and however few rows go together", T,
+                     TALPA_SCALARS) {
+    // Half the bytes of a block are for what dropout leaves.
+    const index block = detail::indexed_block_bytes / static_cast<index>(sizeof(T)) / 60;
+    const index wide = 3 * detail::indexed_tile<T>::sum_cols;
+    for (const sizes& s : {sizes{129, 71, 40, 8, 3}, sizes{many_rows(300), wide, 33, 16, 5},
+                           sizes{130, block, 20, 3, 2}}) {
+      compare<T>(s, top_k<gate::renormalised>{.k = 2}, true, weight_storage::exact, 0.3f);
+    }
+  }
+
   TEST_CASE("sizes for which one op after the other is the better way") {
     test_random random(72);
     arguments<float> in({64, 64, 16, 4, 2}, 2, random);
@@ -345,6 +379,20 @@ TEST_SUITE("ops/routed_linear") {
         run([](auto& adapter, auto&, auto&, auto&, auto&) { adapter.max_selected = 5; }),
         "talpa::ops::routed_linear: 'max_selected' is 5, expected 1..4 = experts of a token",
         value_error);
+    matrix<std::uint32_t, cpu> words(8, 3);
+    const auto drop = [&](index columns, float keep_probability) {
+      ops::routed_linear(in.ctx, selector, in.adapter(), {in.x.view(), &in.forward},
+                         in.padding.view(), in.choice(), in.u.view(), y.view(),
+                         {{{1, 2}, keep_probability, true}, words.view().col_range(0, columns)});
+    };
+    CHECK_THROWS_WITH_AS(drop(3, 0.5f),
+                         "talpa::ops::routed_linear: 'words' has shape [8, 3], expected [8, 2] = "
+                         "rows, words of the columns",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(
+        drop(2, 0.0f),
+        "talpa::ops::routed_linear: 'keep_probability' is 0, expected a number in (0, 1]",
+        value_error);
     CHECK(y(7, 15) == 7.0f);
   }
 
@@ -394,6 +442,9 @@ TEST_SUITE("ops/routed_linear") {
             "'dlogits' has shape [7, 4], expected [8, 4] = shape of logits");
     REFUSES(v.dx = v.dx.row_range(0, 7),
             "'dx' has shape [7, 64], expected [8, 64] = tokens, columns of a");
+    matrix<std::uint32_t, cpu> words(8, 3);
+    REFUSES(v.kept.kept = (dropout_bits<cpu>{words.view(), 0.5f}),
+            "'words' has shape [8, 3], expected [8, 2] = rows, words of the columns");
     REFUSES(v.dlogits_of_losses = v.dlogits_of_losses.row_range(0, 7),
             "'dlogits of losses' has shape [7, 4], expected [8, 4] = shape of logits");
     REFUSES(v.dgates_of_losses = v.dgates_of_losses.row_range(0, 7),

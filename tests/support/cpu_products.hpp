@@ -32,7 +32,7 @@
                                          matrix_view<T, cpu>);                                     \
   storage template void indexed_sum<T>(context<cpu>&, const segments<cpu>&,                        \
                                        matrix_view<const T, cpu>, matrix_view<const T, cpu>,       \
-                                       matrix_view<T, cpu>, bool);                                 \
+                                       matrix_view<T, cpu>, bool, const dropout_bits<cpu>&);       \
   storage template void product_and_sum<T>(context<cpu>&, const packed_product<T, cpu>&,           \
                                            const token_terms<T>&, const summed_rows<T>&,           \
                                            matrix_view<T, cpu>, bool, const row_function&);        \

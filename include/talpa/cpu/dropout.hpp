@@ -2,85 +2,171 @@
 #pragma once
 
 #include <talpa/core/random.hpp>
+#include <talpa/core/registers.hpp>
+#include <talpa/cpu/kept_lanes.hpp>
 #include <talpa/cpu/loops.hpp>
 #include <talpa/ops/dropout.hpp>
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 namespace talpa::detail {
 
-/// The words of `Lanes` blocks of a stream from block `first` on, those of random_block, computed
-/// side by side: a round is a few instructions for each vector of blocks.
-template <int Lanes>
-void random_blocks(random_stream stream, std::uint64_t first, std::uint32_t* words) {
-  std::uint32_t c0[Lanes], c1[Lanes], c2[Lanes], c3[Lanes];
-  for (int j = 0; j < Lanes; ++j) {
-    const std::uint64_t block = first + static_cast<std::uint64_t>(j);
-    c0[j] = static_cast<std::uint32_t>(block);
-    c1[j] = static_cast<std::uint32_t>(block >> 32);
-    c2[j] = static_cast<std::uint32_t>(stream.stream);
-    c3[j] = static_cast<std::uint32_t>(stream.stream >> 32);
-  }
-  philox_key key{
-      {static_cast<std::uint32_t>(stream.seed), static_cast<std::uint32_t>(stream.seed >> 32)}};
-#pragma GCC unroll 10
-  for (int round = 0; round < philox_rounds; ++round) {
-    for (int j = 0; j < Lanes; ++j) {
-      const philox_block next = philox_round({{c0[j], c1[j], c2[j], c3[j]}}, key);
-      c0[j] = next.word[0], c1[j] = next.word[1], c2[j] = next.word[2], c3[j] = next.word[3];
-    }
-    key = next_key(key);
-  }
-  for (int j = 0; j < Lanes; ++j) {
-    words[4 * j] = c0[j], words[4 * j + 1] = c1[j];
-    words[4 * j + 2] = c2[j], words[4 * j + 3] = c3[j];
-  }
-}
+/// Blocks of a stream side by side, each word of a block in the lower half of a 64-bit lane; the
+/// upper halves hold anything. What random_block computes, for a vector of Bytes at a time.
+/// Word is a 64-bit integer, among the parameters since g++ wants vectors of a type that depends on
+/// them where their size does.
+template <int Bytes, class Word = std::uint64_t>
+struct random_lanes {
+  static constexpr int lanes = Bytes / 8;
+  typedef Word vector __attribute__((vector_size(Bytes)));
+  typedef std::conditional_t<Bytes != 0, std::uint32_t, Word> half;
+  typedef half halves __attribute__((vector_size(Bytes)));
 
-/// Dropout of consecutive elements of a stream.
-template <class T>
+  vector word[4];
+
+  /// Blocks `first`, `first` + 1, ... of a stream.
+  [[gnu::always_inline]] void start(random_stream stream, std::uint64_t first) {
+    vector count = {};
+    for (int l = 0; l < lanes; ++l) count[l] = static_cast<Word>(l);
+    word[0] = count + first;
+    word[1] = word[0] >> 32;
+    word[2] = vector{} + stream.stream;
+    word[3] = word[2] >> 32;
+  }
+  /// One round of philox.
+  [[gnu::always_inline]] void round(philox_key key) {
+    const vector p0 = multiply_lower(word[0], vector{} + 0xD2511F53u);
+    const vector p1 = multiply_lower(word[2], vector{} + 0xCD9E8D57u);
+    word[0] = (p1 >> 32) ^ word[1] ^ key.word[0];
+    word[1] = p1;
+    word[2] = (p0 >> 32) ^ word[3] ^ key.word[1];
+    word[3] = p0;
+  }
+};
+
+/// Which consecutive elements of a stream a dropout mask keeps.
 class dropout_row {
  public:
-  dropout_row(random_stream stream, float keep_probability)
-      : stream_(stream),
-        factor_(T{1} / static_cast<T>(keep_probability)),
-        // keep(stream, i, p) compares element i with p 2^32; here one block serves four elements.
-        threshold_(static_cast<std::uint64_t>(keep_probability * 4294967296.0f)) {}
+  dropout_row(random_stream stream, float keep_probability) : stream_(stream) {
+    // keep(stream, i, p) compares element i with p 2^32, which may need 33 bits.
+    const auto threshold = static_cast<std::uint64_t>(keep_probability * 4294967296.0f);
+    any_ = threshold > 0 ? ~0u : 0u;
+    last_ = static_cast<std::uint32_t>(threshold - 1);
+  }
 
-  /// Puts x[j], dropped by element `first` + j of the stream, into y[j] for j < count.
-  template <class Put>
-  void operator()(index first, index count, const T* x, T* y, Put put) const {
-    std::uint32_t words[4 * blocks];
-    // Elements [first, last) of the stream, a buffer of whole blocks at a time.
-    const index last = first + count;
-    for (index start = first / 4 * 4; start < last; start += 4 * blocks) {
-      const index used = std::min(index{blocks}, ceil_div(last - start, 4));
-      const auto block = static_cast<std::uint64_t>(start / 4);
-      if (used >= blocks / 2) {
-        random_blocks<blocks>(stream_, block, words);
-      } else {  // so few take less by themselves
-        for (index j = 0; j < used; ++j) {
-          const philox_block one = random_block(stream_, block + static_cast<std::uint64_t>(j));
-          for (index w = 0; w < 4; ++w) words[4 * j + w] = one.word[w];
-        }
-      }
-      const index from = std::max(start, first), to = std::min(start + 4 * blocks, last);
-      for (index i = from; i < to; ++i) {
-        const T scaled = factor_ * x[i - first];
-        put(y[i - first], words[i - start] < threshold_ ? scaled : T{0});
+  /// Bit i of bits[w]: whether element `first` + 32 w + i stays, for the first `count` of them, and
+  /// zero behind. Not inlined: it needs all registers.
+  template <int Bytes = product_bytes>
+  [[gnu::noinline]] void draw(index first, index count, std::uint32_t* bits) const {
+    if (count == 0) return;
+    // A group is 32 elements of the stream, eight blocks; so many at a time keep all units busy.
+    constexpr index several = Bytes >= 64 ? 4 : 1;
+    const index words = mask_words(count), shift = first % mask_word_bits;
+    const index group = first / mask_word_bits;
+    const index groups = ceil_div(first + count, mask_word_bits) - group;
+    const index together = words / several * several;
+    for (index g = 0; g < together; g += several) {
+      draw_groups<several, Bytes>(group + g, bits + g);
+    }
+    for (index g = together; g < words; ++g) draw_groups<1, Bytes>(group + g, bits + g);
+    if (shift != 0) {
+      std::uint32_t last = 0;
+      if (groups > words) draw_groups<1, Bytes>(group + words, &last);
+      for (index w = 0; w < words; ++w) {
+        const std::uint32_t next = w + 1 < words ? bits[w + 1] : last;
+        bits[w] = bits[w] >> shift | next << (mask_word_bits - shift);
       }
     }
+    const index rest = words * mask_word_bits - count;
+    bits[words - 1] &= ~0u >> rest;
   }
 
  private:
-  /// Blocks of random words drawn at a time.
-  static constexpr int blocks = 32;
+  template <int Groups, int Bytes>
+  [[gnu::always_inline]] void draw_groups(index group, std::uint32_t* bits) const {
+    using lanes = random_lanes<Bytes>;
+    using vector = typename lanes::vector;
+    using halves = typename lanes::halves;
+    constexpr int width = lanes::lanes, parts = 8 / width;  // vectors of a group
+    philox_key key{
+        {static_cast<std::uint32_t>(stream_.seed), static_cast<std::uint32_t>(stream_.seed >> 32)}};
+    std::uint64_t block = static_cast<std::uint64_t>(group) * 8;
+    lanes drawn[Groups * parts];
+#pragma GCC unroll 16
+    for (lanes& some : drawn) {
+      some.start(stream_, block);
+      block += width;
+    }
+#pragma GCC unroll 1
+    for (int round = 0; round < philox_rounds; ++round) {
+#pragma GCC unroll 16
+      for (lanes& some : drawn) some.round(key);
+      key = next_key(key);
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < Groups; ++g) {
+      vector all = {};
+#pragma GCC unroll 16
+      for (int i = 0; i < 4 * parts; ++i) {
+        vector bit = {};
+        for (int l = 0; l < width; ++l) {
+          bit[l] = std::uint64_t{1} << ((i / 4 * width + l) * 4 + i % 4);
+        }
+        const auto words = reinterpret_cast<halves>(drawn[g * parts + i / 4].word[i % 4]);
+        all |= reinterpret_cast<vector>(words <= halves{} + last_) & bit;
+      }
+      std::uint64_t one = 0;
+      for (int l = 0; l < width; ++l) one |= all[l];
+      bits[g] = static_cast<std::uint32_t>(one) & any_;
+    }
+  }
 
   random_stream stream_;
-  T factor_;
-  std::uint64_t threshold_;
+  std::uint32_t last_;  // what stays is at most this
+  std::uint32_t any_;
 };
+
+/// put(y[d], bit d is set ? factor x[d] : 0) for d < count; y may be x.
+template <class T, index Bytes = register_bytes, class Put>
+void put_kept(const std::uint32_t* bits, T factor, index count, const T* x, T* y, Put put) {
+  using kept = kept_lanes<T, Bytes>;
+  constexpr index lanes = kept::lanes;
+  typename kept::vector some;
+  index d = 0;
+  for (; d + lanes <= count; d += lanes) {
+    __builtin_memcpy(&some, x + d, sizeof(some));
+    some = kept::of(some * factor, bits[d / mask_word_bits] >> d % mask_word_bits);
+    typename kept::vector to;
+    __builtin_memcpy(&to, y + d, sizeof(to));
+    put(to, some);
+    __builtin_memcpy(y + d, &to, sizeof(to));
+  }
+  for (; d < count; ++d) {
+    const T scaled = factor * x[d];
+    put(y[d], (bits[d / mask_word_bits] >> d % mask_word_bits & 1u) != 0 ? scaled : T{0});
+  }
+}
+
+/// By what dropout multiplies what stays.
+template <class T>
+T dropout_factor(float keep_probability) {
+  return T{1} / static_cast<T>(keep_probability);
+}
+
+/// Dropout of `count` elements by elements of a stream from `first` on.
+template <class T, class Put>
+void drop_elements(const dropout_row& mask, T factor, index first, index count, const T* x, T* y,
+                   Put put) {
+  constexpr index some = 32 * mask_word_bits;
+  std::uint32_t bits[some / mask_word_bits];
+  for (index d = 0; d < count; d += some) {
+    const index cols = std::min(some, count - d);
+    mask.draw(first + d, cols, bits);
+    put_kept<T>(bits, factor, cols, x + d, y + d, put);
+  }
+}
 
 }  // namespace talpa::detail
 
@@ -91,10 +177,32 @@ struct dropout_impl<cpu> {
   template <class T>
   static void run(context<cpu>& ctx, random_stream stream, float keep_probability,
                   matrix_view<const T, cpu> x, matrix_view<T, cpu> y, grad_mode y_mode) {
-    const detail::dropout_row<T> drop(stream, keep_probability);
+    const detail::dropout_row mask(stream, keep_probability);
+    const T factor = detail::dropout_factor<T>(keep_probability);
     detail::with_grad_mode(y_mode, [&](auto put) {
-      detail::for_each_row(ctx, y.rows, y.cols,
-                           [&](index n) { drop(n * y.cols, y.cols, x.row(n), y.row(n), put); });
+      detail::for_each_row(ctx, y.rows, y.cols, [&](index n) {
+        detail::drop_elements<T>(mask, factor, n * y.cols, y.cols, x.row(n), y.row(n), put);
+      });
+    });
+  }
+};
+
+template <>
+struct dropout_bits_impl<cpu> {
+  static void draw(context<cpu>& ctx, random_stream stream, index cols,
+                   const dropout_bits<cpu>& bits) {
+    const detail::dropout_row mask(stream, bits.keep);
+    detail::for_each_row(ctx, bits.words.rows, cols,
+                         [&](index n) { mask.draw(n * cols, cols, bits.words.row(n)); });
+  }
+  template <class T>
+  static void apply(context<cpu>& ctx, const dropout_bits<cpu>& bits, matrix_view<const T, cpu> x,
+                    matrix_view<T, cpu> y, grad_mode y_mode) {
+    const T factor = detail::dropout_factor<T>(bits.keep);
+    detail::with_grad_mode(y_mode, [&](auto put) {
+      detail::for_each_row(ctx, y.rows, y.cols, [&](index n) {
+        detail::put_kept<T>(bits.words.row(n), factor, y.cols, x.row(n), y.row(n), put);
+      });
     });
   }
 };

@@ -4,6 +4,7 @@
 #include <talpa/core/view.hpp>
 #include <talpa/core/workspace.hpp>
 #include <talpa/cpu/context.hpp>
+#include <talpa/cpu/dropout.hpp>
 #include <talpa/cpu/packed_gemm.hpp>
 #include <talpa/cpu/parallel.hpp>
 #include <talpa/cpu/row_products.hpp>
@@ -35,10 +36,11 @@ inline constexpr index panel_tokens = 2;
 template <class T>
 void indexed_inner(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> x,
                    matrix_view<const T, cpu> bank, matrix_view<T, cpu> u);
-/// y[n] = the sum of z[s] block_e over the slots of n, added to y if `add`.
+/// y[n] = what `kept` leaves of the sum of z[s] block_e over the slots of n, added to y if `add`.
 template <class T>
 void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
-                 matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, bool add);
+                 matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, bool add,
+                 const dropout_bits<cpu>& kept);
 /// dbank += the sum of z[s]^T x[token of s] over the slots of each expert in `run`.
 template <class T>
 void indexed_outer(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
@@ -141,18 +143,36 @@ struct token_terms {
   term* terms_ = nullptr;
 };
 
-/// Sums of rows of a panel for a block of y, tokens [first, first + y.rows), at most a panel wide.
-/// While the last rows are computed the first ones `ahead` columns further are fetched.
+/// Sums of rows of a panel for a block of y at row `first`, column `col`, at most a panel wide, of
+/// which `kept` stays but for the last `others` terms of each. While the last rows are computed the
+/// first ones `ahead` columns further are fetched.
 template <class T, class Tile = indexed_tile<T>>
-void sum_block(const token_terms<T, Tile>& of, index first, const T* panel, index stride,
-               index ahead, bool add, matrix_view<T, cpu> y) {
-  if (y.cols == Tile::sum_cols) {
-    Tile::sum_rows(y.rows, &of.of(first), panel, stride, add, y.data, y.stride, ahead);
+void sum_block(const token_terms<T, Tile>& of, index first, index col, const T* panel, index stride,
+               index ahead, bool add, const dropout_bits<cpu>& kept, index others,
+               matrix_view<T, cpu> y) {
+  constexpr index width = Tile::sum_cols;
+  const T factor = kept.active() ? dropout_factor<T>(kept.keep) : T{1};
+  const index word = col / mask_word_bits, bit = col % mask_word_bits;
+  if (y.cols == width) {
+    if (!kept.active()) {
+      Tile::sum_rows(y.rows, &of.of(first), panel, stride, add, y.data, y.stride, ahead);
+    } else {
+      Tile::sum_kept_rows(y.rows, &of.of(first), panel, stride, add, y.data, y.stride, ahead,
+                          {kept.words.row(first) + word, kept.words.stride, bit, others, factor});
+    }
     return;
   }
   for (index n = 0; n < y.rows; ++n) {
-    T edge[Tile::sum_cols];
-    Tile::sum_rows(1, &of.of(first + n), panel, stride, false, edge, Tile::sum_cols, 0);
+    T edge[width];
+    if (!kept.active()) {
+      Tile::sum_rows(1, &of.of(first + n), panel, stride, false, edge, width, 0);
+    } else {
+      std::uint32_t words[mask_words(width) + 1] = {};  // behind the last one there are no more
+      std::copy(kept.words.row(first + n) + word,
+                kept.words.row(first + n) + mask_words(col + y.cols), words);
+      Tile::sum_kept_rows(1, &of.of(first + n), panel, stride, false, edge, width, 0,
+                          {words, 0, bit, others, factor});
+    }
     T* const to = y.row(n);
     for (index d = 0; d < y.cols; ++d) to[d] = add ? to[d] + edge[d] : edge[d];
   }
@@ -160,7 +180,8 @@ void sum_block(const token_terms<T, Tile>& of, index first, const T* panel, inde
 
 template <class T>
 void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
-                 matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, bool add) {
+                 matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, bool add,
+                 const dropout_bits<cpu>& kept) {
   constexpr index width = indexed_tile<T>::sum_cols;
   if (y.empty()) return;
   const index panels = ceil_div(y.cols, width);
@@ -177,18 +198,20 @@ void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T,
     for (index panel = 0; panel < panels; ++panel) {
       const index col = panel * width;
       const bool in_place = panel < borrowed;
-      sum_block<T>(terms, first, in_place ? bank.data + col : copies.row(panel - borrowed),
-                   in_place ? bank.stride : width, width, add,
+      sum_block<T>(terms, first, col, in_place ? bank.data + col : copies.row(panel - borrowed),
+                   in_place ? bank.stride : width, width, add, kept, 0,
                    y.row_range(first, rows).col_range(col, std::min(width, y.cols - col)));
     }
   });
 }
 
-/// Rows that token_terms point to: a bank and what lies behind it.
+/// Rows that token_terms point to: a bank and what lies behind it, to which the last term of each
+/// token belongs, if there is something. `kept` stays of the bank's terms.
 template <class T>
 struct summed_rows {
   matrix_view<const T, cpu> bank;
-  matrix_view<const T, cpu> more;
+  matrix_view<const T, cpu> more{};
+  dropout_bits<cpu> kept{};
 };
 
 /// y = `product`, added to y if `add`, plus the tokens' terms, which each block of y takes while it
@@ -222,7 +245,8 @@ void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product, c
   });
   const auto add_sums = [&](const finished_block& block) {
     const index panel = block.col_task * panels + block.at / width;
-    sum_block<T>(terms, block.row, copies.row(panel), width, 0, true,
+    sum_block<T>(terms, block.row, block.col, copies.row(panel), width, 0, true, rows.kept,
+                 rows.more.rows != 0 ? 1 : 0,
                  y.row_range(block.row, block.rows).col_range(block.col, block.cols));
   };
   const T kept = add ? T{1} : T{0};
@@ -291,17 +315,18 @@ struct indexed_gemm_impl<cpu> {
   }
   template <class T>
   static void expand(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
-                     matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, grad_mode y_mode) {
-    detail::indexed_sum<T>(ctx, s, z, bank, y, y_mode == grad_mode::accumulate);
+                     matrix_view<const T, cpu> bank, matrix_view<T, cpu> y, grad_mode y_mode,
+                     const dropout_bits<cpu>& kept = {}) {
+    detail::indexed_sum<T>(ctx, s, z, bank, y, y_mode == grad_mode::accumulate, kept);
   }
   template <class T>
   static void expand(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> z,
                      matrix_view<const T, cpu> bank, const packed_product<T, cpu>& product,
-                     const low_rank_product<T, cpu>& more, matrix_view<T, cpu> y,
-                     grad_mode y_mode) {
+                     const low_rank_product<T, cpu>& more, matrix_view<T, cpu> y, grad_mode y_mode,
+                     const dropout_bits<cpu>& kept) {
     const workspace<cpu>::scope scope(ctx.scratch);
     const detail::token_terms<T> terms(ctx, s, z, more.d);
-    detail::product_and_sum<T>(ctx, product, terms, {bank, more.w}, y,
+    detail::product_and_sum<T>(ctx, product, terms, {bank, more.w, kept}, y,
                                y_mode == grad_mode::accumulate, {});
   }
   template <class T>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <talpa/core/index.hpp>
+#include <talpa/cpu/kept_lanes.hpp>
 #include <talpa/cpu/register_tile.hpp>
 
 #include <cstdint>
@@ -125,6 +126,15 @@ struct indexed_tile {
     index count;
   };
 
+  /// What stays of the terms of rows of y but the last `others` of each: column d of row i, times
+  /// `factor`, where bit `first` + d of the words from i * stride on is set. `first` is a multiple
+  /// of lanes.
+  struct kept_columns {
+    const std::uint32_t* words;
+    index stride, first, others;
+    T factor;
+  };
+
   /// Row i of y, columns [0, sum_cols), for i < rows: the sum over the terms t of lists[i] and
   /// r < t.count of t.factors[r] times row t.first + r of the panel, in this order, added to what y
   /// held if `add`. Rows of y are fetched before they are needed; while the last ones are computed
@@ -132,6 +142,19 @@ struct indexed_tile {
   [[gnu::noinline]] static void sum_rows(index rows, const row_terms* lists, const T* panel,
                                          index stride, bool add, T* y, index y_stride,
                                          index ahead) {
+    sum_all<false>(rows, lists, panel, stride, add, y, y_stride, ahead, {});
+  }
+  /// The same, of which `kept` stays.
+  [[gnu::noinline]] static void sum_kept_rows(index rows, const row_terms* lists, const T* panel,
+                                              index stride, bool add, T* y, index y_stride,
+                                              index ahead, const kept_columns& kept) {
+    sum_all<true>(rows, lists, panel, stride, add, y, y_stride, ahead, kept);
+  }
+
+  template <bool Masked>
+  [[gnu::always_inline]] static void sum_all(index rows, const row_terms* lists, const T* panel,
+                                             index stride, bool add, T* y, index y_stride,
+                                             index ahead, kept_columns kept) {
     for (index n = 0; n < rows;) {
       const index some = n + summed <= rows && alike(lists + n) ? summed : 1;
       for (index i = 0; i < some; ++i) {
@@ -147,10 +170,11 @@ struct indexed_tile {
       }
       T* const to = y + n * y_stride;
       if (some == summed) {
-        sum_some<summed>(lists + n, panel, stride, add, to, y_stride);
+        sum_some<summed, Masked>(lists + n, panel, stride, add, to, y_stride, kept);
       } else {
-        sum_some<1>(lists + n, panel, stride, add, to, y_stride);
+        sum_some<1, Masked>(lists + n, panel, stride, add, to, y_stride, kept);
       }
+      if constexpr (Masked) kept.words += some * kept.stride;
       n += some;
     }
   }
@@ -167,27 +191,45 @@ struct indexed_tile {
   }
 
   /// Rows of y whose lists are alike.
-  template <index Rows>
+  template <index Rows, bool Masked>
   [[gnu::always_inline]] static void sum_some(const row_terms* lists, const T* panel, index stride,
-                                              bool add, T* y, index y_stride) {
+                                              bool add, T* y, index y_stride,
+                                              const kept_columns& kept) {
     register_vector sum[Rows][sum_vectors] = {};
-    for (index t = 0; t < lists[0].count; ++t) {
-      const T* factor[Rows];
-      const T* from[Rows];
-      unrolled<Rows>([&](auto i) __attribute__((always_inline)) {
-        factor[i] = lists[i].terms[t].factors;
-        from[i] = panel + lists[i].terms[t].first * stride;
-      });
-      const index count = lists[0].terms[t].count;
-      for (index r = 0; r < count; ++r) {
+    const auto add_terms = [&](index begin, index end) __attribute__((always_inline)) {
+      for (index t = begin; t < end; ++t) {
+        const T* factor[Rows];
+        const T* from[Rows];
         unrolled<Rows>([&](auto i) __attribute__((always_inline)) {
-          const T left = factor[i][r];
-          unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
-            sum[i][j] += left * *reinterpret_cast<const vector*>(from[i] + j * lanes);
-          });
-          from[i] += stride;
+          factor[i] = lists[i].terms[t].factors;
+          from[i] = panel + lists[i].terms[t].first * stride;
         });
+        const index count = lists[0].terms[t].count;
+        for (index r = 0; r < count; ++r) {
+          unrolled<Rows>([&](auto i) __attribute__((always_inline)) {
+            const T left = factor[i][r];
+            unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
+              sum[i][j] += left * *reinterpret_cast<const vector*>(from[i] + j * lanes);
+            });
+            from[i] += stride;
+          });
+        }
       }
+    };
+    if constexpr (Masked) {
+      const index masked = lists[0].count - kept.others;
+      add_terms(0, masked);
+      unrolled<Rows>([&](auto i) __attribute__((always_inline)) {
+        unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
+          const index bit = kept.first + j * lanes;
+          const std::uint32_t bits =
+              kept.words[i * kept.stride + bit / mask_word_bits] >> bit % mask_word_bits;
+          sum[i][j] = kept_lanes<T, Bytes>::of(sum[i][j] * kept.factor, bits);
+        });
+      });
+      add_terms(masked, lists[0].count);
+    } else {
+      add_terms(0, lists[0].count);
     }
     unrolled<Rows>([&](auto i) __attribute__((always_inline)) {
       unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {

@@ -4,6 +4,7 @@
 #include <talpa/core/view.hpp>
 #include <talpa/core/workspace.hpp>
 #include <talpa/cpu/context.hpp>
+#include <talpa/cpu/dropout.hpp>
 #include <talpa/cpu/indexed_gemm.hpp>
 #include <talpa/cpu/parallel.hpp>
 #include <talpa/cpu/rank_gate.hpp>
@@ -35,6 +36,7 @@ struct routed_forward {
   const routed_choice<T, cpu>& routed;
   matrix_view<T, cpu> u;  // [N K, R]
   const row_function& select;
+  const routed_dropout<cpu>& dropped;
 
   /// A token of an expert, and its row of u.
   struct place {
@@ -43,7 +45,8 @@ struct routed_forward {
 
   routed_forward(context<cpu>& ctx, const routed_adapter<T, cpu>& adapter_,
                  matrix_view<const T, cpu> x_, const routed_choice<T, cpu>& routed_,
-                 matrix_view<T, cpu> u_, const row_function& select_);
+                 matrix_view<T, cpu> u_, const row_function& select_,
+                 const routed_dropout<cpu>& dropped_);
 
   /// Routes rows [first, first + rows) and makes their rows of u and terms.
   void run(index first, index rows, int thread) const;
@@ -51,31 +54,55 @@ struct routed_forward {
   token_terms<T> terms;
 
  private:
+  /// What the experts read of rows [first, first + rows).
+  matrix_view<const T, cpu> after_dropout(index first, index rows, int thread) const;
+
+  index block_;                          // rows that are routed and shrunk together
   matrix_view<T, cpu> z_;                // [N K, R]
   matrix_view<place, cpu> places_;       // [threads, rows K]
   matrix_view<std::int32_t, cpu> next_;  // [threads, E]
+  matrix_view<T, cpu> kept_;             // [threads rows, D], what dropout leaves of some rows
 };
 
 template <class T>
 routed_forward<T>::routed_forward(context<cpu>& ctx, const routed_adapter<T, cpu>& adapter_,
                                   matrix_view<const T, cpu> x_,
                                   const routed_choice<T, cpu>& routed_, matrix_view<T, cpu> u_,
-                                  const row_function& select_)
+                                  const row_function& select_, const routed_dropout<cpu>& dropped_)
     : adapter(adapter_),
       x(x_),
       routed(routed_),
       u(u_),
       select(select_),
+      dropped(dropped_),
       terms(ctx, x_.rows, adapter_.max_selected),
+      block_(routed_block_rows<T>(dropped_.mask.active ? 2 * x_.cols : x_.cols)),
       z_(ctx.scratch.take<T>(u_.rows, u_.cols)),
-      places_(ctx.scratch.take<place>(ctx.threads,
-                                      routed_block_rows<T>(x_.cols) * adapter_.max_selected)),
-      next_(ctx.scratch.take<std::int32_t>(ctx.threads, adapter_.experts())) {}
+      places_(ctx.scratch.take<place>(ctx.threads, block_ * adapter_.max_selected)),
+      next_(ctx.scratch.take<std::int32_t>(ctx.threads, adapter_.experts())) {
+  if (dropped.mask.active) kept_ = ctx.scratch.take<T>(ctx.threads * block_, x.cols);
+}
+
+template <class T>
+matrix_view<const T, cpu> routed_forward<T>::after_dropout(index first, index rows,
+                                                           int thread) const {
+  if (!dropped.mask.active) return x.row_range(first, rows);
+  const matrix_view<T, cpu> kept = kept_.row_range(thread * block_, rows);
+  const dropout_row mask(dropped.mask.stream, dropped.mask.keep);
+  const T factor = dropout_factor<T>(dropped.mask.keep);
+  for (index i = 0; i < rows; ++i) {
+    std::uint32_t* const bits = dropped.words.row(first + i);
+    mask.draw((first + i) * x.cols, x.cols, bits);
+    put_kept<T>(bits, factor, x.cols, x.row(first + i), kept.row(i),
+                [](auto& to, const auto& value) { to = value; });
+  }
+  return kept;
+}
 
 template <class T>
 void routed_forward<T>::run(index first, index rows, int thread) const {
   const index experts = adapter.experts(), ranks = adapter.ranks(), most = adapter.max_selected;
-  const index block = routed_block_rows<T>(x.cols), end = first + rows;
+  const index block = block_, end = first + rows;
   place* const places = places_.row(thread);
   std::int32_t* const next = next_.row(thread);
   for (; first < end; first += block) {
@@ -84,6 +111,7 @@ void routed_forward<T>::run(index first, index rows, int thread) const {
         some, x.cols, [&](index i) { return x.row(first + i); }, adapter.router,
         [&](index i, index e, T sum) { routed.logits(first + i, e) = sum; });
     select(first, some, thread);
+    const matrix_view<const T, cpu> of_experts = after_dropout(first, some, thread);
     // f(n, e, row of u) for each slot; a selector may break its word and choose more than `most`.
     const auto for_each_slot = [&](const auto& f) {
       for (index n = first; n < first + some; ++n) {
@@ -109,7 +137,7 @@ void routed_forward<T>::run(index first, index rows, int thread) const {
       const place* const of = places + at;
       const index count = next[e] - at;
       inner_products<T>(
-          count, x.cols, [&](index i) { return x.row(of[i].token); },
+          count, x.cols, [&](index i) { return of_experts.row(of[i].token - first); },
           adapter.a.row_range(e * ranks, ranks),
           [&](index i, index r, T sum) { u(of[i].row, r) = sum; });
       for (index i = 0; i < count; ++i) {
@@ -177,7 +205,7 @@ struct routed_linear_impl<cpu> {
                       const routed_adapter<T, cpu>& adapter, const packed_product<T, cpu>& base,
                       vector_view<const std::uint8_t, cpu> padding_mask,
                       const routed_choice<T, cpu>& routed, matrix_view<T, cpu> u,
-                      matrix_view<T, cpu> y) {
+                      matrix_view<T, cpu> y, const routed_dropout<cpu>& dropped) {
     const workspace<cpu>::scope scope(ctx.scratch);
     const detail::row_groups<T> groups(ctx, matrix_view<const T, cpu>(routed.logits), routed.gates);
     const auto select = [&](index first, index rows, int thread) {
@@ -185,9 +213,9 @@ struct routed_linear_impl<cpu> {
                                        routed.mask, routed.more, first, rows, thread);
     };
     const detail::row_function rows_select(select);
-    const detail::routed_forward<T> task(ctx, adapter, base.a, routed, u, rows_select);
+    const detail::routed_forward<T> task(ctx, adapter, base.a, routed, u, rows_select, dropped);
     const auto run = [&](index first, index rows, int thread) { task.run(first, rows, thread); };
-    detail::product_and_sum<T>(ctx, base, task.terms, {adapter.b, {}}, y, false,
+    detail::product_and_sum<T>(ctx, base, task.terms, {adapter.b}, y, false,
                                detail::row_function(run));
   }
 
@@ -226,7 +254,7 @@ struct routed_linear_impl<cpu> {
                                           rows_select};
     const auto run = [&](index first, index rows, int thread) { task.run(first, rows, thread); };
     const detail::token_terms<T> terms(ctx, kept.slots, du, dlogits);
-    detail::product_and_sum<T>(ctx, base, terms, {adapter.a, adapter.router}, dx,
+    detail::product_and_sum<T>(ctx, base, terms, {adapter.a, adapter.router, kept.kept}, dx,
                                dx_mode == grad_mode::accumulate, detail::row_function(run));
   }
 };

@@ -16,7 +16,8 @@ struct slot_dropout_impl<cpu> {
   template <class T>
   static void run(context<cpu>& ctx, const segments<cpu>& s, random_stream stream,
                   float keep_probability, matrix_view<const T, cpu> x, matrix_view<T, cpu> y) {
-    const detail::dropout_row<T> drop(stream, keep_probability);
+    const detail::dropout_row mask(stream, keep_probability);
+    const T factor = detail::dropout_factor<T>(keep_probability);
     const index experts = s.experts(), slots = s.offsets[experts];
     detail::parallel_for_blocks(ctx, slots, task_rows, [&](index first, index rows, int) {
       // The expert of slot i is the first whose segment ends behind it.
@@ -25,7 +26,8 @@ struct slot_dropout_impl<cpu> {
       for (index i = first; i < first + rows; ++i) {
         while (ends[e] <= i) ++e;
         const index row = s.token_of_slot[i] * experts + e;
-        drop(row * x.cols, x.cols, x.row(i), y.row(i), [](T& to, T value) { to = value; });
+        detail::drop_elements<T>(mask, factor, row * x.cols, x.cols, x.row(i), y.row(i),
+                                 [](auto& to, const auto& value) { to = value; });
       }
     });
   }

@@ -86,19 +86,21 @@ concept rank_space_expert = expert_policy<X> &&
 /// An expert that can read and write rows of tokens by index, without copies of them:
 /// `forward_indexed` writes or adds to y, `backward_indexed` is its gradient. Either takes a
 /// product that it forms on the way, so that y is written once, and the latter a function to call
-/// when dgates is there, whose product it adds to dx.
+/// when dgates is there, whose product it adds to dx, and the mask that x has been through, if the
+/// backend keeps it.
 template <class X>
 concept indexed_expert = rank_space_expert<X> &&
     requires(const X x, context<cpu>& ctx, typename X::template params<float, cpu>& params,
              const typename X::template saved<float, cpu>& saved, const segments<cpu>& slots,
              vector_view<float, cpu> gates, matrix_view<float, cpu> m,
-             const packed_product<float, cpu>& base, const no_more<float, cpu>& more) {
+             const packed_product<float, cpu>& base, const no_more<float, cpu>& more,
+             const dropout_bits<cpu>& dropped) {
   {
     x.forward_indexed(ctx, params, slots, gates, m, m, grad_mode::overwrite, base)
     } -> std::same_as<typename X::template saved<float, cpu>>;
   {
     x.backward_indexed(ctx, params, saved, slots, gates, m, m, gates, m, grad_mode::overwrite, base,
-                       more)
+                       more, dropped)
     } -> std::same_as<void>;
 };
 

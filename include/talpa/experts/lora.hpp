@@ -171,13 +171,14 @@ struct lora {
   }
 
   /// Overwrites dgates [S]; writes or adds to dx [N, D] as dx_mode says, `base` included, and what
-  /// more() returns, which is called when dgates is there.
+  /// more() returns, which is called when dgates is there. `dropped` is the mask that made x, where
+  /// the backend keeps it: only its share of the experts' dx stays.
   template <class T, class B, class More = no_more<T, B>>
   void backward_indexed(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
                         const segments<B>& slots, vector_input<T, B> gates, input<T, B> x,
                         input<T, B> dy, vector_output<T, B> dgates, output<T, B> dx,
                         grad_mode dx_mode, const packed_product<T, B>& base = {},
-                        const More& more = {}) const {
+                        const More& more = {}, const dropout_bits<B>& dropped = {}) const {
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto du = ctx.scratch.template take<T>(gates.size, rank);  // [S, R]
     ops::indexed_shrink(ctx, slots, dy, p.b.value(), du);
@@ -185,7 +186,7 @@ struct lora {
                             as_column(dgates));
     const low_rank_product<T, B> rest = more();
     bank_gradients(ctx, p, kept, slots, gates, x, dy, du);
-    expand(ctx, slots, du, p.a, base, dx, dx_mode, rest);
+    expand(ctx, slots, du, p.a, base, dx, dx_mode, rest, dropped);
   }
 
   /// What ops::routed_linear reads of a bank behind a router [E, D].
@@ -212,14 +213,19 @@ struct lora {
   template <class T, class B>
   static void expand(context<B>& ctx, const segments<B>& slots, input<T, B> z,
                      const parameter<T, B>& bank, const packed_product<T, B>& base, output<T, B> y,
-                     grad_mode y_mode, const low_rank_product<T, B>& rest = {}) {
+                     grad_mode y_mode, const low_rank_product<T, B>& rest = {},
+                     const dropout_bits<B>& dropped = {}) {
     if constexpr (has_packed_matrix<B>) {
       if (base.b != nullptr) {
-        ops::indexed_expand(ctx, slots, z, bank.value(), base, y, y_mode, rest);
+        ops::indexed_expand(ctx, slots, z, bank.value(), base, y, y_mode, rest, dropped);
         return;
       }
     }
-    ops::indexed_expand(ctx, slots, z, bank.value(), y, y_mode);
+    if constexpr (has_dropout_bits<B>) {
+      ops::indexed_expand(ctx, slots, z, bank.value(), y, y_mode, dropped);
+    } else {
+      ops::indexed_expand(ctx, slots, z, bank.value(), y, y_mode);
+    }
     if (rest.w.rows != 0 && y_mode != grad_mode::ignore) {
       ops::gemm(ctx, rest.d, transpose::no, rest.w, transpose::no, T{1}, y);
     }

@@ -43,7 +43,7 @@ struct lora_linear {
   struct saved {
     index tokens = 0;
     lora::saved<T, B> adapter;  // u [N, R]
-    input_dropout dropout;
+    input_dropout<B> dropout;
   };
 
   /// Adapter on `base`, which keeps its trainability: freeze it first for adapter tuning.
@@ -73,11 +73,11 @@ struct lora_linear {
     check_shape(name, "y", y, x.rows, p.base.weight.rows(), "tokens, output width of the base");
     saved<T, B> kept;
     kept.tokens = x.rows;
-    kept.dropout = input_dropout::draw(name, adapter.dropout, m, batch);
+    kept.dropout = input_dropout<B>::draw(name, adapter.dropout, m, batch);
     affine_forward(ctx, p.base, x, y);
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto gates = unit_gates<T>(ctx, x.rows);  // [N, 1]
-    kept.adapter = adapter.forward_masked(ctx, p.adapter, gates, kept.dropout.apply(ctx, x), y);
+    kept.adapter = adapter.forward_masked(ctx, p.adapter, gates, kept.dropout.begin(ctx, x), y);
     return kept;
   }
 

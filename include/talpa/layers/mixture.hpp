@@ -49,12 +49,13 @@ struct mixture {
     typename Expert::template saved<T, B> expert;
     bool joined = false;        // by forward_joined
     sorted_slots<T, B> sorted;  // grouped and indexed
-    input_dropout dropout;
+    input_dropout<B> dropout;
   };
 
   /// The dropout of one call: of the input of the experts and of what lies inside of them.
+  template <class B>
   struct drawn_dropout {
-    input_dropout input;
+    input_dropout<B> input;
     dropout_mask hidden;
   };
 
@@ -92,11 +93,10 @@ struct mixture {
   /// Draws the masks of one call from batch.random, one after the other, where there is something
   /// to drop; `function` is the layer that asks.
   template <class T, backend B>
-  drawn_dropout draw(const char* function, mode m, const batch_info<T, B>& batch) const {
-    drawn_dropout drawn{input_dropout::draw(function, expert.input_dropout(), m, batch), {}};
+  drawn_dropout<B> draw(const char* function, mode m, const batch_info<T, B>& batch) const {
+    drawn_dropout<B> drawn{input_dropout<B>::draw(function, expert.input_dropout(), m, batch), {}};
     if constexpr (drops_hidden<Expert>) {
-      const auto inside = input_dropout::draw(function, expert.hidden_dropout(), m, batch);
-      drawn.hidden = {inside.stream, inside.keep, inside.active};
+      drawn.hidden = input_dropout<B>::draw(function, expert.hidden_dropout(), m, batch).mask;
     }
     return drawn;
   }
@@ -114,11 +114,12 @@ struct mixture {
         return 0;
       }
     };
+    const std::size_t mask = input_dropout<B>::saved_bytes(expert.input_dropout(), tokens, inputs);
     if (choose<B>(inputs, outputs) == strategy::dense_masked) {
-      return bytes(tokens * experts * expert.width(), sizeof(T)) + more(tokens);
+      return mask + bytes(tokens * experts * expert.width(), sizeof(T)) + more(tokens);
     }
     const index capacity = tokens * max_selected;
-    return segments_bytes<B>(tokens, experts, capacity) + bytes(capacity, sizeof(T)) +
+    return mask + segments_bytes<B>(tokens, experts, capacity) + bytes(capacity, sizeof(T)) +
            bytes(capacity * expert.width(), sizeof(T)) + more(capacity);
   }
 
@@ -129,7 +130,7 @@ struct mixture {
                       const std::type_identity_t<routing_view<const T, B>>& routing,
                       std::type_identity_t<matrix_view<const T, B>> x,
                       std::type_identity_t<matrix_view<T, B>> y, grad_mode y_mode,
-                      const drawn_dropout& dropout = {},
+                      const drawn_dropout<B>& dropout = {},
                       const packed_product<T, B>& base = {}) const {
     saved<T, B> kept;
     kept.used = choose<B>(x.cols, y.cols);
@@ -138,7 +139,7 @@ struct mixture {
     }
     kept.dropout = dropout.input;
     const typename workspace<B>::scope scope(ctx.scratch);
-    const matrix_view<const T, B> dropped = dropout.input.apply(ctx, x);  // [N, D]
+    const matrix_view<const T, B> dropped = kept.dropout.begin(ctx, x);  // [N, D]
     if constexpr (rank_space_expert<Expert>) {
       if (kept.used == strategy::dense_masked) {
         if (y_mode == grad_mode::overwrite) ops::fill(ctx, T{0}, y);
@@ -177,18 +178,23 @@ struct mixture {
   template <class B>
   static constexpr bool can_join = can_index&& has_routed_linear<B>&& routed_linear_expert<Expert>;
 
-  /// forward by ops::routed_linear: route(adapter, u) calls it for all of y and fills
-  /// u [N max_selected, R] and what `routing` shows. `router` [E, D].
+  /// forward by ops::routed_linear: route(adapter, u, dropped) calls it for all of y and fills
+  /// u [N max_selected, R], the mask of `dropped` and what `routing` shows. `router` [E, D].
   template <floating T, backend B, class Route>
   requires can_join<B> saved<T, B> forward_joined(
       context<B>& ctx, const params<T, B>& p,
-      const std::type_identity_t<matrix_view<const T, B>>& router, index tokens, const Route& route)
+      const std::type_identity_t<matrix_view<const T, B>>& router, index tokens,
+      const input_dropout<B>& dropout, const Route& route)
   const {
+    input_dropout<B> drawn = dropout;
+    drawn.keep(ctx, tokens, router.cols, tokens);
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto u = ctx.scratch.template take<T>(tokens * max_selected, expert.width());
     const routing_view<const T, B> routing =
-        route(expert.adapter(p, router, max_selected), matrix_view<T, B>(u));
+        route(expert.adapter(p, router, max_selected), matrix_view<T, B>(u),
+              routed_dropout<B>{drawn.mask, drawn.kept.words});
     saved<T, B> kept;
+    kept.dropout = drawn;
     kept.used = strategy::indexed;
     kept.joined = true;
     kept.sorted = sort_slots(ctx, routing, max_selected, !slots_only_expert<Expert>);
@@ -211,9 +217,10 @@ struct mixture {
     const auto du =
         ctx.scratch.template take<T>(sorted.slots.capacity(), expert.width());  // [S, R]
     route(expert.adapter(std::as_const(p), router, max_selected),
-          ops::routed_slots<T, B>{sorted.slots, sorted.gates, kept.expert.u},
+          ops::routed_slots<T, B>{sorted.slots, sorted.gates, kept.expert.u, kept.dropout.kept},
           matrix_view<T, B>(du));
-    expert.bank_gradients(ctx, p, kept.expert, sorted.slots, sorted.gates, x, dy, du);
+    expert.bank_gradients(ctx, p, kept.expert, sorted.slots, sorted.gates,
+                          kept.dropout.apply(ctx, x), dy, du);
   }
 
   /// Overwrites dgates [N, E]; adds to the gradients of what trains; writes or adds to dx as
@@ -230,15 +237,16 @@ struct mixture {
     const typename workspace<B>::scope scope(ctx.scratch);
     // What the dropout takes from the experts' share it must not take from the rest.
     if constexpr (can_index) {
-      if (kept.used == strategy::indexed && !kept.dropout.active) {
+      if (kept.used == strategy::indexed && (has_dropout_bits<B> || !kept.dropout.active())) {
         const auto dgate_of_slot = ctx.scratch.template take<T>(kept.sorted.slots.capacity());
         const auto complete = [&] {
           ops::build_segments_backward(ctx, routing.mask, kept.sorted.slots, dgate_of_slot, dgates,
                                        grad_mode::overwrite);
           return low_rank_product<T, B>(more());
         };
-        expert.backward_indexed(ctx, p, kept.expert, kept.sorted.slots, kept.sorted.gates, x, dy,
-                                dgate_of_slot, dx, dx_mode, base, complete);
+        expert.backward_indexed(ctx, p, kept.expert, kept.sorted.slots, kept.sorted.gates,
+                                kept.dropout.apply(ctx, x), dy, dgate_of_slot, dx, dx_mode, base,
+                                complete, kept.dropout.kept);
         return;
       }
     }

@@ -135,8 +135,9 @@ struct moe_ffn {
     check_shape(name, "x", x, x.rows, features, "tokens, width of the layer");
     check_shape(name, "y", y, x.rows, features, "tokens, width of the layer");
     const auto dropout = mixed().draw(name, m, batch);
-    const auto of_shared = shared_experts > 0 ? always().draw(name, m, batch)
-                                              : typename mixture<Expert>::drawn_dropout{};
+    const auto of_shared = shared_experts > 0
+                               ? always().draw(name, m, batch)
+                               : typename mixture<Expert>::template drawn_dropout<B>{};
 
     saved<T, B> kept;
     kept.router = router.forward(ctx, p.router, experts, x, m, batch);

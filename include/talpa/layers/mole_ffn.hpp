@@ -80,7 +80,7 @@ struct mole_ffn {
     matrix_view<T, B> a, b;          // [S, H]
     matrix_view<T, B> u_gate, u_up;  // [S, R] A x
     matrix_view<T, B> u_down;        // [S, R] A h
-    input_dropout on_x, on_h;
+    input_dropout<B> on_x, on_h;
   };
 
   /// Experts on `base`, a network of one block, which keeps its trainability: freeze it first for
@@ -129,8 +129,8 @@ struct mole_ffn {
     check_shape(name, "y", y, x.rows, output_width(p), "tokens, width of the layer");
     const index hidden = p.base.gate.rows();
     saved<T, B> kept;
-    kept.on_x = input_dropout::draw(name, expert.dropout, m, batch);
-    kept.on_h = input_dropout::draw(name, expert.dropout, m, batch);
+    kept.on_x = input_dropout<B>::draw(name, expert.dropout, m, batch);
+    kept.on_h = input_dropout<B>::draw(name, expert.dropout, m, batch);
     kept.router = router.forward(ctx, p.router, experts, x, m, batch);
     kept.routed = kept.router.routed;
     kept.sorted =
@@ -147,6 +147,7 @@ struct mole_ffn {
     kept.u_gate = take(expert.rank);
     kept.u_up = take(expert.rank);
     kept.u_down = take(expert.rank);
+    kept.on_h.keep(ctx, count, hidden, most);
 
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto once = ctx.scratch.template take<T>(x.rows, hidden);    // [N, H]
@@ -154,7 +155,7 @@ struct mole_ffn {
     const auto z = ctx.scratch.template take<T>(count, expert.rank);   // [S, R]
     const auto h = ctx.scratch.template take<T>(count, hidden);        // [S, H]
     const auto y_slots = ctx.scratch.template take<T>(count, y.cols);  // [S, D]
-    ops::gather(ctx, slots, kept.on_x.apply(ctx, x), x_slots);
+    ops::gather(ctx, slots, kept.on_x.begin(ctx, x), x_slots);
     const auto enter = [&](const parameter<T, B>& base, const lora::params<T, B>& bank,
                            matrix_view<T, B> u, matrix_view<T, B> a) {
       ops::gemm(ctx, x, transpose::no, base.value(), transpose::yes, T{0}, once);
@@ -167,7 +168,7 @@ struct mole_ffn {
     enter(p.base.gate, p.gate, kept.u_gate, kept.a);
     enter(p.base.up, p.up, kept.u_up, kept.b);
     ops::gated_activation(ctx, act, kept.a, kept.b, h);
-    ops::grouped_gemm(ctx, slots.offsets, kept.on_h.apply(ctx, matrix_view<const T, B>(h)),
+    ops::grouped_gemm(ctx, slots.offsets, kept.on_h.begin(ctx, matrix_view<const T, B>(h)),
                       p.down.a.value(), transpose::yes, kept.u_down);
     ops::rank_gate(ctx, scale<T>(), as_column(kept.sorted.gates), kept.u_down, z);
     ops::grouped_gemm(ctx, slots.offsets, z, p.down.b.value(), transpose::no, y_slots);

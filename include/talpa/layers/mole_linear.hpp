@@ -149,8 +149,8 @@ struct mole_linear {
 
     const auto dropout = mixed().draw(name, m, batch);
     if constexpr (can_join<B>) {
-      if (!dropout.input.active && joins(ctx, p, x.rows, batch)) {
-        return forward_joined(ctx, p, x, y, m, batch);
+      if (joins(ctx, p, x.rows, batch)) {
+        return forward_joined(ctx, p, x, y, m, batch, dropout.input);
       }
     }
     saved<T, B> kept;
@@ -270,21 +270,23 @@ struct mole_linear {
   }
   template <class T, class B>
   saved<T, B> forward_joined(context<B>& ctx, const params<T, B>& p, matrix_view<const T, B> x,
-                             matrix_view<T, B> y, mode m, const batch_info<T, B>& batch) const {
+                             matrix_view<T, B> y, mode m, const batch_info<T, B>& batch,
+                             const input_dropout<B>& dropout) const {
     saved<T, B> kept;
-    const auto route = [&](const routed_adapter<T, B>& adapter, matrix_view<T, B> u) {
+    const auto route = [&](const routed_adapter<T, B>& adapter, matrix_view<T, B> u,
+                           const routed_dropout<B>& dropped) {
       kept.router = router.forward_by(
           ctx, p.router, experts, x, m, batch,
           [&](const auto& selector, const routed_choice<T, B>& choice) {
             ops::routed_linear(ctx, selector, adapter,
                                packed_product<T, B>{x, p.base.weight.packed_transpose()},
-                               batch.padding_mask, choice, u, y);
+                               batch.padding_mask, choice, u, y, dropped);
           });
       kept.routed = kept.router.routed;
       return kept.routed.routing;
     };
     kept.mixed = mixed().template forward_joined<T>(ctx, p.expert, p.router.scorer.weight.value(),
-                                                    x.rows, route);
+                                                    x.rows, dropout, route);
     return kept;
   }
   template <class T, class B>

@@ -7,6 +7,9 @@
 #include <talpa/core/scalar.hpp>
 #include <talpa/core/view.hpp>
 
+#include <concepts>
+#include <cstdint>
+
 namespace talpa {
 
 /// A dropout mask as a value: the mask itself is drawn anew from the stream wherever it is needed.
@@ -15,6 +18,42 @@ struct dropout_mask {
   float keep = 1.0F;  ///< probability that an element stays
   bool active = false;
 };
+
+/// A dropout mask as it was drawn; without rows everything stays as it is.
+template <class B>
+struct dropout_bits {
+  /// [N, ceil(D / 32)]: bit d % 32 of word d / 32 of row n says whether element (n, d) stays; those
+  /// from D on are zero.
+  matrix_view<std::uint32_t, B> words;
+  float keep = 1.0F;  ///< probability that an element stays
+
+  bool active() const { return words.rows != 0; }
+};
+
+/// Backends where reading bits takes less time than drawing them again.
+template <class B>
+inline constexpr bool has_dropout_bits = std::same_as<B, cpu>;
+
+namespace detail {
+
+inline void check_keep(const char* function, float keep_probability) {
+  check_value(keep_probability > 0.0f && keep_probability <= 1.0f, function, "keep_probability",
+              static_cast<double>(keep_probability), "a number in (0, 1]");
+}
+
+/// Bits for x [N, D].
+template <class B>
+void check_bits(const char* function, const dropout_bits<B>& bits, index rows, index cols) {
+  check_shape(function, "words", bits.words, rows, mask_words(cols), "rows, words of the columns");
+  check_keep(function, bits.keep);
+}
+/// The same, if there are some.
+template <class B>
+void check_kept(const char* function, const dropout_bits<B>& kept, index rows, index cols) {
+  if (kept.active()) check_bits(function, kept, rows, cols);
+}
+
+}  // namespace detail
 
 }  // namespace talpa
 
@@ -25,6 +64,12 @@ struct dropout_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::dropout has no implementation for this backend here, include "
                 "talpa/cpu/dropout.hpp for cpu, talpa/cuda/dropout.hpp for gpu "
+                "(docs/architecture.md)");
+};
+template <class B>
+struct dropout_bits_impl {
+  static_assert(detail::always_false<B>,
+                "talpa: masks are kept as bits on the CPU, include talpa/cpu/dropout.hpp for them "
                 "(docs/architecture.md)");
 };
 
@@ -45,8 +90,7 @@ template <class B, floating T>
 void dropout(context<B>& ctx, random_stream stream, float keep_probability, input<T, B> x,
              matrix_view<T, B> y) {
   check_shape("ops::dropout", "y", y, x.rows, x.cols, "shape of x");
-  check_value(keep_probability > 0.0f && keep_probability <= 1.0f, "ops::dropout",
-              "keep_probability", static_cast<double>(keep_probability), "a number in (0, 1]");
+  detail::check_keep("ops::dropout", keep_probability);
   dropout_impl<B>::run(ctx, stream, keep_probability, x, y, grad_mode::overwrite);
 }
 
@@ -59,9 +103,35 @@ void dropout_backward(context<B>& ctx, random_stream stream, float keep_probabil
                       matrix_view<T, B> dx, grad_mode dx_mode) {
   if (dx_mode == grad_mode::ignore) return;
   check_shape("ops::dropout_backward", "dx", dx, dy.rows, dy.cols, "shape of dy");
-  check_value(keep_probability > 0.0f && keep_probability <= 1.0f, "ops::dropout_backward",
-              "keep_probability", static_cast<double>(keep_probability), "a number in (0, 1]");
+  detail::check_keep("ops::dropout_backward", keep_probability);
   dropout_impl<B>::run(ctx, stream, keep_probability, dy, dx, dx_mode);
+}
+
+/// Draws a mask for x [N, D]: element (n, d) stays where keep(stream, n D + d, bits.keep).
+///
+/// Shapes: bits.words [N, ceil(D / 32)], D = `cols`.
+/// Cost: a quarter of a philox block an element.
+/// Determinism: as dropout.
+/// Throws: as dropout.
+template <class B>
+void draw_dropout(context<B>& ctx, random_stream stream, index cols, const dropout_bits<B>& bits) {
+  detail::check_bits("ops::draw_dropout", bits, bits.words.rows, cols);
+  dropout_bits_impl<B>::draw(ctx, stream, cols, bits);
+}
+
+/// dropout, or its backward, by a mask that has been drawn: y[n, d] (+)= x[n, d] / p where the mask
+/// keeps, else 0, p = bits.keep. The bits of dropout with the mask's stream.
+///
+/// Shapes: x and y [N, D]; they may be the same view. bits.words [N, ceil(D / 32)].
+/// Cost: reads one, writes one.
+/// Throws: as dropout.
+template <class B, floating T>
+void apply_dropout(context<B>& ctx, const dropout_bits<B>& bits, input<T, B> x, matrix_view<T, B> y,
+                   grad_mode y_mode) {
+  if (y_mode == grad_mode::ignore) return;
+  check_shape("ops::apply_dropout", "y", y, x.rows, x.cols, "shape of x");
+  detail::check_bits("ops::apply_dropout", bits, x.rows, x.cols);
+  dropout_bits_impl<B>::apply(ctx, bits, x, y, y_mode);
 }
 
 }  // namespace talpa::ops

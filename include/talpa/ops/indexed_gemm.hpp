@@ -5,6 +5,7 @@
 #include <talpa/core/mode.hpp>
 #include <talpa/core/row_run.hpp>
 #include <talpa/core/scalar.hpp>
+#include <talpa/ops/dropout.hpp>
 #include <talpa/ops/packed_gemm.hpp>
 #include <talpa/ops/segments.hpp>
 
@@ -97,9 +98,21 @@ void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, in
   check_shape("ops::indexed_expand", "y", y, slots.tokens(), bank.cols, "tokens, columns of bank");
   indexed_gemm_impl<B>::expand(ctx, slots, z, bank, y, y_mode);
 }
+/// The same sums, of which `kept`, a mask of y, leaves a part.
+template <class B, floating T>
+requires has_dropout_bits<B>
+void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, input<T, B> bank,
+                    matrix_view<T, B> y, grad_mode y_mode, const dropout_bits<B>& kept) {
+  if (y_mode == grad_mode::ignore) return;
+  detail::check_indexed<T, B>("ops::indexed_expand", slots, "z", z, bank);
+  check_shape("ops::indexed_expand", "y", y, slots.tokens(), bank.cols, "tokens, columns of bank");
+  detail::check_kept("ops::indexed_expand", kept, y.rows, y.cols);
+  indexed_gemm_impl<B>::expand(ctx, slots, z, bank, y, y_mode, kept);
+}
 
-/// From ranks to width on top of a packed product, on the CPU: y[n] (+)= a[n] b + the sum over the
-/// slots s of token n, by ascending expert e, of sum_r z[s, r] bank[e P + r], + d[n] w of `more`.
+/// From ranks to width on top of a packed product, on the CPU: y[n] (+)= a[n] b + what `kept`
+/// leaves of the sum over the slots s of token n, by ascending expert e, of
+/// sum_r z[s, r] bank[e P + r], + d[n] w of `more`.
 ///
 /// Without more the same bits as gemm of a and b into y and then indexed_expand with
 /// grad_mode::accumulate, but rows of y are not written to memory in between.
@@ -113,8 +126,8 @@ void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, in
 template <class B, floating T>
 void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, input<T, B> bank,
                     const std::type_identity_t<packed_product<T, B>>& product, matrix_view<T, B> y,
-                    grad_mode y_mode,
-                    const std::type_identity_t<low_rank_product<T, B>>& more = {}) {
+                    grad_mode y_mode, const std::type_identity_t<low_rank_product<T, B>>& more = {},
+                    const dropout_bits<B>& kept = {}) {
   if (y_mode == grad_mode::ignore) return;
   const char* const name = "ops::indexed_expand";
   detail::check_indexed<T, B>(name, slots, "z", z, bank);
@@ -130,7 +143,8 @@ void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, in
     check_shape(name, "d", more.d, slots.tokens(), more.w.rows, "tokens, rows of w");
     check_shape(name, "w", more.w, more.w.rows, bank.cols, "columns of d, columns of bank");
   }
-  indexed_gemm_impl<B>::expand(ctx, slots, z, bank, product, more, y, y_mode);
+  detail::check_kept(name, kept, y.rows, y.cols);
+  indexed_gemm_impl<B>::expand(ctx, slots, z, bank, product, more, y, y_mode, kept);
 }
 
 /// Gradient of a bank: adds to row e P + r the sum over the slots s of expert e, in ascending order

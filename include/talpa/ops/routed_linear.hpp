@@ -4,6 +4,7 @@
 #include <talpa/core/check.hpp>
 #include <talpa/core/mode.hpp>
 #include <talpa/core/scalar.hpp>
+#include <talpa/ops/dropout.hpp>
 #include <talpa/ops/packed_gemm.hpp>
 #include <talpa/ops/segments.hpp>
 #include <talpa/ops/select.hpp>
@@ -34,6 +35,13 @@ struct routed_adapter {
 
   index experts() const { return router.rows; }
   index ranks() const { return a.rows / router.rows; }
+};
+
+/// Dropout of what the experts read: a mask that the op draws and writes. None where not active.
+template <class B>
+struct routed_dropout {
+  dropout_mask mask{};
+  matrix_view<std::uint32_t, B> words{};  ///< [N, ceil(D / 32)], as those of dropout_bits
 };
 
 /// Logits and what a selector makes of them: T is const where they are there already.
@@ -99,24 +107,26 @@ bool routed_linear_pays(const context<B>& ctx, const packed_matrix<T, B>& base, 
 }
 
 /// A linear map and its routed adapter: logits = x router^T, (gates, mask) = selector(logits),
-/// y = x W^T + sum_e s g_e B_e^T A_e x over the experts of each token.
+/// y = x W^T + sum_e s g_e B_e^T A_e dropout(x) over the experts of each token.
 ///
-/// What gemm, select, indexed_shrink, rank_gate and indexed_expand on top of the base do one after
-/// the other, the same terms in the same order, in one pass over x and one over y.
+/// What gemm, select, dropout, indexed_shrink, rank_gate and indexed_expand on top of the base do
+/// one after the other, the same terms in the same order, in one pass over x and one over y.
 /// Backward: routed_linear_backward.
 /// Shapes: `base` x [N, D] and W^T packed; `routed` is written but for its `more`; u [N K, R] with
-/// K = max_selected: row n K + j is A_e x of token n's j-th expert in ascending order; y [N, O].
+/// K = max_selected: row n K + j is A_e x of token n's j-th expert in ascending order; y [N, O];
+/// what `dropped` has been given to write is there afterwards.
 /// Edges: padding gets the base alone; rows of u beyond a token's experts are left as they were.
-/// Cost: 2 N D (O + E) flop and 2 R (D + O) a slot; in scratch a copy of b and the terms of N K
-/// slots.
+/// Cost: 2 N D (O + E) flop and 2 R (D + O) a slot; in scratch a copy of b, the terms of N K
+/// slots and, for dropout, some rows of x for each thread.
 /// Determinism: the same bits for any number of threads.
-/// Throws: shape_error; value_error from the selector's validate.
+/// Throws: shape_error; value_error from the selector's validate and of dropout.
 template <class B, class Selector, floating T>
 requires(!coupled_selector<Selector>) void routed_linear(
     context<B>& ctx, const Selector& selector, const routed_adapter<T, B>& adapter,
     const std::type_identity_t<packed_product<T, B>>& base,
     vector_input<std::uint8_t, B> padding_mask,
-    const std::type_identity_t<routed_choice<T, B>>& routed, output<T, B> u, output<T, B> y) {
+    const std::type_identity_t<routed_choice<T, B>>& routed, output<T, B> u, output<T, B> y,
+    const routed_dropout<B>& dropped = {}) {
   const char* const name = "ops::routed_linear";
   const index tokens = base.a.rows, experts = adapter.experts();
   detail::check_adapter<T, B>(name, adapter, routed, tokens);
@@ -127,8 +137,11 @@ requires(!coupled_selector<Selector>) void routed_linear(
   check_shape(name, "y", y, tokens, adapter.b.cols, "tokens, columns of b");
   detail::check_selection_shapes<T>(selector, matrix_view<const T, B>(routed.logits), padding_mask,
                                     routed.gates, routed.mask, routed.more);
+  if (dropped.mask.active) {
+    detail::check_bits<B>(name, {dropped.words, dropped.mask.keep}, tokens, base.a.cols);
+  }
   routed_linear_impl<B>::template forward<T>(ctx, selector, adapter, base, padding_mask, routed, u,
-                                             y);
+                                             y, dropped);
 }
 
 /// Rows of slots in the order of `slots` from those of routed_linear: out[s] = u[n K + j] for each
@@ -150,16 +163,17 @@ template <class T, class B>
 struct routed_slots {
   segments<B> slots;
   vector_view<const T, B> gates;  ///< [S]
-  matrix_view<const T, B> u;      ///< [S, R], A_e x
+  matrix_view<const T, B> u;      ///< [S, R], A_e dropout(x)
+  dropout_bits<B> kept{};         ///< of x
 };
 
 /// Backward of routed_linear but for the parameters: with dz = dy B_e^T for each slot,
 /// dgates = s <dz, u> + those of losses, dlogits = selector's + those of losses, du = s g dz,
-/// dx (+)= dy W + sum_e du A_e + dlogits router.
+/// dx (+)= dy W + what dropout leaves of sum_e du A_e + dlogits router.
 ///
 /// What indexed_shrink, rank_gate_backward, build_segments_backward, select_backward and
 /// indexed_expand do one after the other, in one pass over dy and one over dx. The gradients of
-/// router, a and b are outer_products of dlogits, du and z = s g u with x and dy.
+/// router, a and b are outer_products of dlogits, du and z = s g u with x, dropout(x) and dy.
 /// Shapes: `base` dy [N, O] and W packed; `from_losses` logits and gates [N, E] each or empty, read
 /// only; dgates, dlogits [N, E] and du [S, R] are overwritten; dx [N, D].
 /// Throws: shape_error.
@@ -182,6 +196,7 @@ requires(!coupled_selector<Selector>) void routed_linear_backward(
   check_shape(name, "dgates", dgates, tokens, experts, "shape of logits");
   check_shape(name, "dlogits", dlogits, tokens, experts, "shape of logits");
   check_shape(name, "dx", dx, tokens, adapter.a.cols, "tokens, columns of a");
+  detail::check_kept(name, kept.kept, tokens, adapter.a.cols);
   if (!dlogits_of_losses.empty()) {
     check_shape(name, "dlogits of losses", dlogits_of_losses, tokens, experts, "shape of logits");
   }
