@@ -107,11 +107,29 @@ echo "$built compiled, $failed failed"
 compile "$objects/device_tests" nvcc "${nvcc_flags[@]}" "$objects"/*_test.o "$objects"/support_*.o \
   -Xcompiler -fopenmp -lcublasLt || ((++failed))
 
+# check NAME ARGUMENT...: the tests with these arguments; shows what failed.
+check() {
+  local log=$out/tests.$1.log
+  shift
+  if "$objects/device_tests" "$@" >"$log" 2>&1; then return 0; fi
+  grep -B4 -A8 "ERROR" "$log" | head -n 60
+  tail -n 4 "$log"
+  return 1
+}
+
 say "parity, graphs and determinism"
-for round in 1 2; do
-  "$objects/device_tests" >"$out/tests.$round.log" 2>&1 || { ((++failed)); grep -B4 -A8 "ERROR" "$out/tests.$round.log" | head -n 60; }
-  tail -n 4 "$out/tests.$round.log" | head -n 3
-done
+# First each suite in a process of its own: what takes the device from one leaves it to the others.
+"$objects/device_tests" -lts | grep / >"$out/suites.txt"
+pids=()
+while read -r suite; do
+  while [ "$(jobs -rp | wc -l)" -ge 8 ]; do wait -n; done
+  check "${suite//\//.}" "-ts=$suite" &
+  pids+=($!)
+done <"$out/suites.txt"
+for pid in "${pids[@]}"; do wait "$pid" || ((++failed)); done
+echo "${#pids[@]} suites, each by itself"
+check together || ((++failed))
+tail -n 4 "$out/tests.together.log" | head -n 3
 
 if [ "$bench" = yes ]; then
   say "times"

@@ -14,6 +14,8 @@ namespace talpa::kernels {
 
 /// Threads of a block that routes.
 inline constexpr int row_threads = 128;
+/// Registers of a multiprocessor, of every device from 8.0 on.
+inline constexpr int multiprocessor_registers = 65536;
 /// Most experts of a row on a device: 32 lanes with 16 registers each.
 inline constexpr index most_row_experts = 512;
 
@@ -148,11 +150,14 @@ template <bool Replays, class Selector, class T, class B>
 struct select_one_row {
   /// Unless told, the compiler holds more than a row in registers to have independent work at hand;
   /// other warps are better at that.
+  static constexpr int registers() {
+    if constexpr (measured_selector<Selector>) return Selector::thread_registers;
+    return Replays || sizeof(T) > 4 ? 128 : 96;
+  }
   template <int Slots>
-  static constexpr int least_blocks = Slots * sizeof(T) > 64     ? 1
-                                      : lean_selector<Selector>  ? 8
-                                      : Replays || sizeof(T) > 4 ? 4
-                                                                 : 5;
+  static constexpr int least_blocks = Slots * sizeof(T) > 64
+                                          ? 1
+                                          : multiprocessor_registers / (row_threads * registers());
 
   Selector selector;
   matrix_view<const T, B> logits;

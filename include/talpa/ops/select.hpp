@@ -98,11 +98,12 @@ template <class S>
 concept coupled_selector = requires {
   requires S::couples_rows;
 };
-/// A selector that holds few numbers at a time beside the logits of a row, `static constexpr bool
-/// lean = true`: a device then keeps more rows going, with 64 registers a thread.
+/// A selector that says how many registers its `select` needs of a device's threads, `static
+/// constexpr int thread_registers`, 64..128: the fewer, the more rows are kept going.
 template <class S>
-concept lean_selector = requires {
-  requires S::lean;
+concept measured_selector = requires {
+  { S::thread_registers } -> std::convertible_to<int>;
+  requires S::thread_registers >= 64 && S::thread_registers <= 128;
 };
 /// A selector that behaves differently in training and at inference: `at(mode)` is the one to use.
 template <class S>

@@ -54,7 +54,7 @@ concept selector_has_backward = requires(const S s, const serial& g,
 };
 
 /// Turns rows of logits into gates and masks. Optional members: control and control_scorer,
-/// has_bias, couples_rows, lean, at(mode); see the concepts in ops/select.hpp.
+/// has_bias, couples_rows, thread_registers, at(mode); see the concepts in ops/select.hpp.
 template <class S>
 concept selector_policy = selector_has_name<S> && selector_has_validate<S> &&
     selector_has_max_selected<S> && selector_has_unit_mass<S> && selector_has_select<S> &&

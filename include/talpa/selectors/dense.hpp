@@ -20,7 +20,7 @@ namespace talpa {
 struct dense {
   static constexpr const char* name = "dense";
   static constexpr bool unit_mass = true;
-  static constexpr bool lean = true;
+  static constexpr int thread_registers = 64;
 
   void validate(index) const {}
   TALPA_HD index max_selected(index experts) const { return experts; }

@@ -32,7 +32,7 @@ namespace talpa {
 struct straight_through {
   static constexpr const char* name = "straight_through";
   static constexpr bool unit_mass = false;
-  static constexpr bool lean = true;
+  static constexpr int thread_registers = 80;
 
   index k = 2;           ///< experts per token, 1..E
   bool training = true;  ///< false: the hard choice alone, as at inference

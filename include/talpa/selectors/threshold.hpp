@@ -5,6 +5,7 @@
 #include <talpa/routing/gate_weight.hpp>
 #include <talpa/selectors/explain.hpp>
 
+#include <concepts>
 #include <limits>
 
 namespace talpa {
@@ -29,7 +30,7 @@ template <class Weight>
 struct threshold {
   static constexpr const char* name = "threshold";
   static constexpr bool unit_mass = false;  // a token may have no expert
-  static constexpr bool lean = true;
+  static constexpr int thread_registers = std::same_as<Weight, gate::renormalised> ? 72 : 64;
 
   double least = 0.25;  ///< probability from which an expert is on, 0..1
 

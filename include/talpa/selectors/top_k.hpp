@@ -6,6 +6,7 @@
 #include <talpa/routing/gate_weight.hpp>
 #include <talpa/selectors/explain.hpp>
 
+#include <concepts>
 #include <cstdint>
 
 namespace talpa {
@@ -30,7 +31,7 @@ template <class Weight>
 struct top_k {
   static constexpr const char* name = "top_k";
   static constexpr bool unit_mass = Weight::unit_mass;
-  static constexpr bool lean = true;
+  static constexpr int thread_registers = std::same_as<Weight, gate::softmax_probability> ? 72 : 64;
 
   index k = 2;  ///< experts per token, 1..E
 
