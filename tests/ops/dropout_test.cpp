@@ -8,9 +8,11 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 namespace talpa::dropout_test {
 using support::each;
@@ -96,6 +98,44 @@ TEST_SUITE("ops/dropout") {
         ops::apply_dropout(ctx, bits, in_place, in_place.view(), grad_mode::overwrite);
         CHECK(support::same_bits(in_place.view(), apart.view()));
         ops::apply_dropout(ctx, bits, x, matrix_view<T, cpu>(), grad_mode::ignore);
+      }
+    }
+  }
+
+  TEST_CASE_TEMPLATE("a mask and what it leaves have the same bits for vectors of every width", T,
+                     TALPA_SCALARS) {
+    support::test_random random(17);
+    const matrix<T, cpu> x = support::random_matrix<T>(random, 1, 300);
+    const detail::dropout_row mask(stream, 0.3f);
+    const auto put = [](auto& to, const auto& value) { to = value; };
+    for (const index first : {0, 3, 32, 77}) {
+      for (const index count : {1, 31, 32, 130, 300}) {
+        std::uint32_t expected[10] = {};
+        for (index i = 0; i < count; ++i) {
+          const bool on = keep(stream, static_cast<std::uint64_t>(first + i), 0.3f);
+          expected[i / 32] |= (on ? 1u : 0u) << (i % 32);
+        }
+        const auto check = [&](auto bytes) {
+          constexpr int width = decltype(bytes)::value;
+          if constexpr (width <= detail::product_bytes) {
+            std::uint32_t bits[10] = {};
+            mask.draw<width>(first, count, bits);
+            CHECK(std::equal(bits, bits + 10, expected));
+          }
+          if constexpr (width <= detail::register_bytes) {
+            matrix<T, cpu> y(1, 300);
+            detail::put_kept<T, width>(expected, T{4}, count, x.data(), y.data(), put);
+            bool right = true;
+            for (index i = 0; i < 300; ++i) {
+              const bool on = i < count && (expected[i / 32] >> (i % 32) & 1u) != 0;
+              right = right && y(0, i) == (on ? T{4} * x(0, i) : T{0});
+            }
+            CHECK(right);
+          }
+        };
+        check(std::integral_constant<int, 16>{});
+        check(std::integral_constant<int, 32>{});
+        check(std::integral_constant<int, 64>{});
       }
     }
   }

@@ -99,11 +99,11 @@ concept coupled_selector = requires {
   requires S::couples_rows;
 };
 /// A selector that says how many registers its `select` needs of a device's threads, `static
-/// constexpr int thread_registers`, 64..128: the fewer, the more rows are kept going.
+/// constexpr int thread_registers`, 64..255: the fewer, the more rows are kept going.
 template <class S>
 concept measured_selector = requires {
   { S::thread_registers } -> std::convertible_to<int>;
-  requires S::thread_registers >= 64 && S::thread_registers <= 128;
+  requires S::thread_registers >= 64 && S::thread_registers <= 255;
 };
 /// A selector that behaves differently in training and at inference: `at(mode)` is the one to use.
 template <class S>

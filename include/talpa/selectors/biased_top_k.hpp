@@ -55,7 +55,7 @@ struct biased_top_k {
 
   static constexpr const char* name = "biased_top_k";
   static constexpr bool unit_mass = false;  // the gates sum to scale
-  static constexpr int thread_registers = 128;
+  static constexpr int thread_registers = 168;
   static constexpr bool has_bias = true;
 
   index k = 8;            ///< experts per token, 1..E / n_groups * topk_groups

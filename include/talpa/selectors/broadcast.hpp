@@ -99,6 +99,7 @@ struct broadcast {
 
   static constexpr const char* name = "broadcast";
   static constexpr bool unit_mass = Inner::unit_mass;
+  static constexpr int thread_registers = 168;
   static constexpr bool has_bias = biased_selector<Inner>;
   static constexpr bool couples_rows = coupled_selector<Inner> || Slots::limited;
   using control_scorer = typename detail::control_scorer_type<Inner>::type;

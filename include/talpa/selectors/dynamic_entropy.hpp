@@ -34,7 +34,7 @@ template <class Entropy = entropy::tsallis, class Weight = gate::raw>
 struct dynamic_entropy {
   static constexpr const char* name = "dynamic_entropy";
   static constexpr bool unit_mass = Weight::unit_mass;
-  static constexpr int thread_registers = 128;
+  static constexpr int thread_registers = 168;
 
   double p = 0.75;         ///< cumulative probability, 0..1
   index min_k = 2;         ///< experts a token gets in any case, >= 1

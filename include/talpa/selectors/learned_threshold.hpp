@@ -32,6 +32,7 @@ template <class ControlScorer>
 struct learned_threshold {
   static constexpr const char* name = "learned_threshold";
   static constexpr bool unit_mass = false;  // a token may have no expert
+  static constexpr int thread_registers = 64;
   using control_scorer = ControlScorer;
 
   double relative = 1.0;    ///< largest threshold in units of 1 / E, in (0, E]
