@@ -23,6 +23,7 @@
 #include <talpa/core/error.hpp>
 #include <talpa/core/half.hpp>
 #include <talpa/core/index.hpp>
+#include <talpa/core/lane_sum.hpp>
 #include <talpa/core/lanes.hpp>
 #include <talpa/core/math.hpp>
 #include <talpa/core/matrix.hpp>
@@ -86,9 +87,11 @@
 #include <talpa/cuda/slot_glu.hpp>
 #include <talpa/cuda/slot_product.hpp>
 #include <talpa/cuda/softmax.hpp>
+#include <talpa/cuda/svd.hpp>
 #include <talpa/cuda/tensor_tile.hpp>
 #include <talpa/cuda/tile_operand.hpp>
 #include <talpa/cuda/unit_rows.hpp>
+#include <talpa/cuda/update_bias.hpp>
 #include <talpa/cuda/warp_tile.hpp>
 #include <talpa/cuda/weight_norm.hpp>
 #include <talpa/experts/adapted_glu.hpp>
@@ -157,6 +160,7 @@
 #include <talpa/ops/group_loss.hpp>
 #include <talpa/ops/grouped_gemm.hpp>
 #include <talpa/ops/item.hpp>
+#include <talpa/ops/jacobi_svd.hpp>
 #include <talpa/ops/kl_divergence.hpp>
 #include <talpa/ops/layer_norm.hpp>
 #include <talpa/ops/limit_experts.hpp>
@@ -186,6 +190,7 @@
 #include <talpa/ops/softmax.hpp>
 #include <talpa/ops/svd.hpp>
 #include <talpa/ops/unit_rows.hpp>
+#include <talpa/ops/update_bias.hpp>
 #include <talpa/ops/weight_norm.hpp>
 #include <talpa/optim/adamw.hpp>
 #include <talpa/optim/clip.hpp>

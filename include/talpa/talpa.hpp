@@ -22,6 +22,7 @@
 #include <talpa/core/error.hpp>
 #include <talpa/core/half.hpp>
 #include <talpa/core/index.hpp>
+#include <talpa/core/lane_sum.hpp>
 #include <talpa/core/lanes.hpp>
 #include <talpa/core/math.hpp>
 #include <talpa/core/matrix.hpp>
@@ -95,6 +96,7 @@
 #include <talpa/cpu/tiled_product.hpp>
 #include <talpa/cpu/token_pack.hpp>
 #include <talpa/cpu/unit_rows.hpp>
+#include <talpa/cpu/update_bias.hpp>
 #include <talpa/cpu/weight_norm.hpp>
 #include <talpa/experts/adapted_glu.hpp>
 #include <talpa/experts/concept.hpp>
@@ -158,6 +160,7 @@
 #include <talpa/ops/grouped_gemm.hpp>
 #include <talpa/ops/indexed_gemm.hpp>
 #include <talpa/ops/item.hpp>
+#include <talpa/ops/jacobi_svd.hpp>
 #include <talpa/ops/kl_divergence.hpp>
 #include <talpa/ops/layer_norm.hpp>
 #include <talpa/ops/limit_experts.hpp>
@@ -186,6 +189,7 @@
 #include <talpa/ops/softmax.hpp>
 #include <talpa/ops/svd.hpp>
 #include <talpa/ops/unit_rows.hpp>
+#include <talpa/ops/update_bias.hpp>
 #include <talpa/ops/weight_norm.hpp>
 #include <talpa/optim/adamw.hpp>
 #include <talpa/optim/clip.hpp>

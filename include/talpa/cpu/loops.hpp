@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/core/lane_sum.hpp>
 #include <talpa/core/mode.hpp>
 #include <talpa/cpu/context.hpp>
 
@@ -13,8 +14,6 @@ namespace talpa::detail {
 
 /// Elements in one task of a loop over rows: enough to pay for handing the task out.
 inline constexpr index task_elements = index{1} << 14;
-/// Partial sums of one row.
-inline constexpr index sum_lanes = 16;
 /// Rows in one partial sum of columns, and columns in one task.
 inline constexpr index column_block_rows = 256;
 inline constexpr index column_block_cols = 256;
@@ -41,21 +40,6 @@ void with_grad_mode(grad_mode mode, F f) {
   } else if (mode == grad_mode::accumulate) {
     f([](auto& out, const auto& value) { out += value; });
   }
-}
-
-/// f(0) + ... + f(n - 1): term i belongs to lane i mod 16, each lane sums in order, then a tree.
-template <class T, class F>
-T lane_sum(index n, F f) {
-  T lane[sum_lanes] = {};
-  index i = 0;
-  for (; i + sum_lanes <= n; i += sum_lanes) {
-    for (index l = 0; l < sum_lanes; ++l) lane[l] += f(i + l);
-  }
-  for (index l = 0; i < n; ++i, ++l) lane[l] += f(i);
-  for (index half = sum_lanes / 2; half > 0; half /= 2) {
-    for (index l = 0; l < half; ++l) lane[l] += lane[l + half];
-  }
-  return lane[0];
 }
 
 /// Largest of n > 0 values; NaN is skipped unless it is the first of its lane.

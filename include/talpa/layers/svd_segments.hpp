@@ -3,12 +3,14 @@
 
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/core/check.hpp>
+#include <talpa/core/transfer.hpp>
 #include <talpa/experts/lora.hpp>
 #include <talpa/ops/gemm.hpp>
 #include <talpa/ops/svd.hpp>
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 
 namespace talpa {
 
@@ -58,18 +60,30 @@ void begin_as_segments(context<B>& ctx, const lora& expert, lora::params<T, B>& 
   const auto v = ctx.scratch.template take<T>(values, inputs);   // [K, D]
   const auto sigma = ctx.scratch.template take<T>(index{1}, values);
   ops::svd(ctx, base.value(), u, sigma, v);
-  const auto a = p.a.value(), b = p.b.value();
+  const auto on_host = [](const auto& m) {
+    if constexpr (std::same_as<B, cpu>) {
+      return m;
+    } else {
+      return to_host(m);
+    }
+  };
+  const auto left = on_host(u), right = on_host(v), lengths = on_host(sigma);
+  auto a = on_host(p.a.value()), b = on_host(p.b.value());
   for (index e = 0; e < experts; ++e) {
     for (index r = 0; r < rank; ++r) {
       const index k = e * (values / experts) + r, row = e * rank + r;
-      const double root = std::sqrt(static_cast<double>(sigma(0, k)) / (s * how.rho));
+      const double root = std::sqrt(static_cast<double>(lengths(0, k)) / (s * how.rho));
       for (index d = 0; d < inputs; ++d) {
-        a(row, d) = static_cast<T>(root * static_cast<double>(v(k, d)));
+        a(row, d) = static_cast<T>(root * static_cast<double>(right(k, d)));
       }
       for (index o = 0; o < outputs; ++o) {
-        b(row, o) = static_cast<T>(root * static_cast<double>(u(k, o)));
+        b(row, o) = static_cast<T>(root * static_cast<double>(left(k, o)));
       }
     }
+  }
+  if constexpr (!std::same_as<B, cpu>) {
+    to_device<T, B>(a.view(), p.a.value());
+    to_device<T, B>(b.view(), p.b.value());
   }
   ops::gemm(ctx, static_cast<T>(-how.correction * s / static_cast<double>(experts)), p.b.value(),
             transpose::yes, p.a.value(), transpose::no, T{1}, base.value());

@@ -13,7 +13,7 @@ template <class B>
 struct svd_impl {
   static_assert(detail::always_false<B>,
                 "talpa: ops::svd has no implementation for this backend here, include "
-                "talpa/cpu/svd.hpp for cpu (docs/architecture.md)");
+                "talpa/cpu/svd.hpp for cpu, talpa/cuda/svd.hpp for gpu (docs/architecture.md)");
 };
 
 /// Singular value decomposition W = sum_k s_k u_k v_k^T, k < K = min(O, D), of a weight.
@@ -27,7 +27,7 @@ struct svd_impl {
 /// gives nothing.
 /// Cost: one-sided Jacobi in double, sweeps of 6 K^2 (O + D) flop each until no pair of rows is
 /// more than rounding away from orthogonal, some ten; takes K (O + D) doubles of scratch. For the
-/// beginning of a training, not for its steps.
+/// beginning of a training, not for its steps. For a device the host does it, and waits.
 /// Determinism: same bits for any number of threads.
 /// Throws: shape_error.
 /// Source: Hestenes 1958; the order of pairs Brent and Luk 1985.

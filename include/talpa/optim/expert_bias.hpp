@@ -4,6 +4,7 @@
 #include <talpa/core/check.hpp>
 #include <talpa/core/scalar.hpp>
 #include <talpa/core/view.hpp>
+#include <talpa/ops/update_bias.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -21,7 +22,7 @@ namespace talpa {
 /// b_e += rate sign(mean of counts - counts_e), with sign(0) = 0: experts with less than the mean
 /// become more likely.
 /// Shapes: bias [1, E], in host memory; counts [E], the real tokens of each expert in the last
-/// step, as statistics_report has them.
+/// step, as statistics_report has them; ops::update_bias is the same where the statistics are.
 /// Determinism: exact but for one rounding; the comparison is made in whole numbers.
 /// Throws: shape_error; value_error for a rate that is not >= 0.
 /// Source: DeepSeek-AI 2024, DeepSeek-V3 (arXiv 2412.19437), rate 1e-3, 0 at the end of training.
@@ -34,9 +35,8 @@ void update_bias(matrix_view<T, cpu> bias, const std::vector<index>& counts, dou
   index total = 0;
   for (const index count : counts) total += count;
   for (index e = 0; e < experts; ++e) {
-    const index load = counts[static_cast<std::size_t>(e)] * experts;
-    const double sign = load < total ? 1.0 : load > total ? -1.0 : 0.0;
-    bias(0, e) = static_cast<T>(static_cast<double>(bias(0, e)) + rate * sign);
+    bias(0, e) =
+        detail::moved_bias(bias(0, e), counts[static_cast<std::size_t>(e)], total, experts, rate);
   }
 }
 

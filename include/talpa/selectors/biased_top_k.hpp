@@ -47,7 +47,7 @@ struct softmax {};
 /// .n_groups = 8, .topk_groups = 4, .scale = 2.5}; DeepSeek-V2's gate (arXiv 2405.04434) is
 /// <score::softmax, gate::raw> with group_best = 1 and a bias of 0. SMoRA (arXiv 2501.15103) does
 /// the same with ranks for experts. The bias follows the load by update_bias or balance_quantiles
-/// (optim/expert_bias.hpp).
+/// (optim/expert_bias.hpp), or where the counts are by ops::update_bias.
 template <class Score = score::sigmoid, class Weight = gate::renormalised>
 struct biased_top_k {
   static_assert(std::same_as<Weight, gate::renormalised> || std::same_as<Weight, gate::raw>,
