@@ -34,6 +34,11 @@ TEST_SUITE("cuda/gather") {
       ctx.synchronise();
       CHECK(support::bit_difference(y.now(), slots) == "");
       CHECK(y.intact());
+      ops::clear_unused(host, s.host, slots.view());
+      ops::clear_unused(ctx, s.on, y.view());
+      ctx.synchronise();
+      CHECK(support::bit_difference(y.now(), slots) == "");
+      CHECK(y.intact());
 
       on_device<T> terms(support::random_matrix<T>(random, places, width));
       for (const grad_mode mode : {grad_mode::overwrite, grad_mode::accumulate}) {

@@ -143,6 +143,10 @@ TEST_SUITE("cuda_policies/experts") {
   TEST_CASE("dora does on a device what it does on the host") {
     CHECK(in_rank_space(dora{.rank = 3}) == "");
     CHECK(banked(dora{.rank = 3, .norm = dora_norm::constant}, strategy::grouped) == "");
+    // Over a base of its own, which trains; with so many ranks the layer goes by slots.
+    const dora many{.rank = 16};
+    REQUIRE(mixture<dora>{many, 16, 1}.choose<support::device>(6, 6) == strategy::grouped);
+    CHECK(grouped(many, 16, 1) == "");
   }
 
   TEST_CASE("parallel_adapter does on a device what it does on the host") {

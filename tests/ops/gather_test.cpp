@@ -85,6 +85,11 @@ TEST_SUITE("ops/gather") {
       CHECK(slots(600, 1) == -1.0);
       CHECK(slots(5, 0) == -1.0);
       CHECK(slots(5, 8) == -1.0);
+      ops::clear_unused(ctx, s, slots.view().col_range(1, 7));
+      CHECK(same_bits(slots.view().row_range(0, 600).col_range(1, 7), expected_slots.view()));
+      for (index i = 600; i < 603; ++i) {
+        for (index d = 0; d < 9; ++d) CHECK(slots(i, d) == (d >= 1 && d < 8 ? 0.0 : -1.0));
+      }
       ops::combine(ctx, s, slots.view().col_range(1, 7), y.view().col_range(10, 7),
                    grad_mode::overwrite);
       CHECK(same_bits(y.view().col_range(10, 7), expected.view()));
@@ -124,6 +129,10 @@ TEST_SUITE("ops/gather") {
         "talpa::ops::combine: 'y' has shape [2, 4], expected [3, 4] = tokens, width "
         "of x",
         shape_error);
+    CHECK_THROWS_WITH_AS(ops::clear_unused(ctx, s, wrong.view()),
+                         "talpa::ops::clear_unused: 'y' has shape [2, 4], expected [1, 4] = places "
+                         "for slots, any width",
+                         shape_error);
   }
 }
 

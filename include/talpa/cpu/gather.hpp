@@ -24,6 +24,11 @@ struct gather_impl<cpu> {
   }
 
   template <class T>
+  static void clear_unused(context<cpu>&, const segments<cpu>& s, matrix_view<T, cpu> y) {
+    for (index i = s.offsets[s.experts()]; i < y.rows; ++i) std::fill_n(y.row(i), y.cols, T{0});
+  }
+
+  template <class T>
   static void combine(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T, cpu> x,
                       matrix_view<T, cpu> y, grad_mode mode) {
     static_assert(floating<T>, "talpa: ops::combine adds up halves on a device only");

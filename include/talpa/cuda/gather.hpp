@@ -56,6 +56,14 @@ struct gather_impl<B> {
     });
   }
 
+  template <class T>
+  static void clear_unused(context<B>& ctx, const segments<B>& s, matrix_view<T, B> y) {
+    const index* const used = s.offsets.data + s.experts();
+    kernels::for_each_element(ctx, y.rows, y.cols, [=] TALPA_DEVICE(index i, index d) {
+      if (i >= *used) y(i, d) = T{0};
+    });
+  }
+
   /// A token with slots beyond the places there are gets NaN: the host cannot know without waiting.
   template <class T>
   static void combine(context<B>& ctx, const segments<B>& s, matrix_view<const T, B> x,

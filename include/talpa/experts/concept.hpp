@@ -124,6 +124,13 @@ template <class X>
 concept slots_only_expert = requires {
   requires X::slots_only;
 };
+/// One of them that adds up over all rows of slots as well, `static constexpr bool sums_slots =
+/// true`: in backward_grouped rows of x and dy behind the last slot are zero, and it makes those of
+/// the other factor so (ops::clear_unused).
+template <class X>
+concept slot_summing_expert = slots_only_expert<X> && requires {
+  requires X::sums_slots;
+};
 
 /// An expert that drops part of what lies inside of it: `hidden_dropout()` is the share, and
 /// forward takes the mask of the call as its last argument.

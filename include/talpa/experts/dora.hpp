@@ -10,6 +10,7 @@
 #include <talpa/ops/block_scale.hpp>
 #include <talpa/ops/copy.hpp>
 #include <talpa/ops/fill.hpp>
+#include <talpa/ops/gather.hpp>
 #include <talpa/ops/gemm.hpp>
 #include <talpa/ops/grouped_gemm.hpp>
 #include <talpa/ops/mul.hpp>
@@ -57,6 +58,7 @@ enum class dora_norm {
 /// dora_norm::constant. As experts of a mixture MixDoRA of the code of MixLoRA (arXiv 2404.15159).
 struct dora {
   static constexpr const char* name = "dora";
+  static constexpr bool slots_only = true, sums_slots = true;
 
   index rank = 8;       ///< R, >= 1
   double alpha = 16.0;  ///< finite
@@ -260,7 +262,10 @@ struct dora {
     ops::grouped_gemm(ctx, slots.offsets, gate_column, kept.shift, transpose::no, out);
     ops::mul(ctx, out, dy, out);
     // x may lie where dx does, so everything that reads it stands above.
-    add_gradient(ctx, p.base, out, x);
+    if (p.base.trainable()) {
+      ops::clear_unused(ctx, slots, out);
+      add_gradient(ctx, p.base, out, x);
+    }
     if (dx_mode == grad_mode::ignore) return;
     input_gradient(ctx, p.base, out, dx, grad_mode::overwrite);
     ops::grouped_gemm(ctx, slots.offsets, du, p.a.value(), transpose::no, dx,

@@ -5,6 +5,7 @@
 #include <talpa/autograd/low_rank.hpp>
 #include <talpa/autograd/parameter.hpp>
 #include <talpa/experts/explain.hpp>
+#include <talpa/ops/gather.hpp>
 #include <talpa/ops/gemm.hpp>
 #include <talpa/ops/grouped_gemm.hpp>
 #include <talpa/ops/rank_gate.hpp>
@@ -32,6 +33,7 @@ namespace talpa {
 /// call is shared, as for all experts.
 struct shared_a_lora {
   static constexpr const char* name = "shared_a_lora";
+  static constexpr bool slots_only = true, sums_slots = true;
 
   index rank = 8;       ///< R, >= 1
   double alpha = 16.0;  ///< finite
@@ -139,6 +141,7 @@ struct shared_a_lora {
     }
     ops::grouped_gemm(ctx, slots.offsets, dy, p.b.value(), transpose::yes, du);
     ops::rank_gate_backward(ctx, s, as_column(gates), kept.u, du, du, as_column(dgates));
+    ops::clear_unused(ctx, slots, du);
     add_gradient(ctx, p.a, du, x);
     input_gradient(ctx, p.a, du, dx, dx_mode);
   }
@@ -158,6 +161,7 @@ struct shared_a_lora {
 /// Source: the mirror image of HydraLoRA (arXiv 2404.19245), which that paper compares with.
 struct shared_b_lora {
   static constexpr const char* name = "shared_b_lora";
+  static constexpr bool slots_only = true, sums_slots = true;
 
   index rank = 8;       ///< R, >= 1
   double alpha = 16.0;  ///< finite
@@ -259,8 +263,11 @@ struct shared_b_lora {
     const T s = static_cast<T>(scale());
     const auto z = ctx.scratch.template take<T>(x.rows, rank);   // [S, R]
     const auto du = ctx.scratch.template take<T>(x.rows, rank);  // [S, R]
-    if (p.b.trainable()) ops::rank_gate(ctx, s, as_column(gates), kept.u, z);
-    add_gradient(ctx, p.b, z, dy);
+    if (p.b.trainable()) {
+      ops::rank_gate(ctx, s, as_column(gates), kept.u, z);
+      ops::clear_unused(ctx, slots, z);
+      add_gradient(ctx, p.b, z, dy);
+    }
     ops::gemm(ctx, dy, transpose::no, p.b.value(), transpose::yes, T{0}, du);
     ops::rank_gate_backward(ctx, s, as_column(gates), kept.u, du, du, as_column(dgates));
     add_slot_gradient(ctx, slots, p.a, du, x);

@@ -289,6 +289,10 @@ struct mixture {
       const auto dy_slots = ctx.scratch.template take<T>(slots, dy.cols);  // [S, O]
       ops::gather(ctx, kept.sorted.slots, dropped, x_slots);
       ops::gather(ctx, kept.sorted.slots, dy, dy_slots);
+      if constexpr (slot_summing_expert<Expert>) {
+        ops::clear_unused(ctx, kept.sorted.slots, x_slots);
+        ops::clear_unused(ctx, kept.sorted.slots, dy_slots);
+      }
       // dx of the slots takes the place of x, which has served the parameters by then.
       expert.backward_grouped(ctx, p, kept.expert, kept.sorted.slots, kept.sorted.gates, x_slots,
                               dy_slots, dgate_of_slot, x_slots, share_mode);

@@ -29,6 +29,18 @@ void gather(context<B>& ctx, const segments<B>& s, input<T, B> x, matrix_view<T,
   gather_impl<B>::gather(ctx, s, x, y);
 }
 
+/// Lets what adds up over all places for slots add zeros: y[s] = 0 for offsets[E] <= s < S.
+///
+/// Shapes: y [S, D] with S the capacity of `s`.
+/// Edges: where the places end with the last slot, as on the CPU, there is nothing to do.
+/// Cost: writes the unused rows.
+/// Throws: shape_error.
+template <class B, floating T>
+void clear_unused(context<B>& ctx, const segments<B>& s, matrix_view<T, B> y) {
+  check_shape("ops::clear_unused", "y", y, s.capacity(), y.cols, "places for slots, any width");
+  gather_impl<B>::clear_unused(ctx, s, y);
+}
+
 /// Adds up the slots of each token.
 ///
 /// Forward: y[n] (+)= sum of x[s] over the slots of token n by ascending expert; `mode` says
