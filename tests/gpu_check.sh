@@ -10,7 +10,7 @@ Usage: bash tests/gpu_check.sh [--deps DIR] [--out DIR] [--jobs N] [--no-bench] 
 Builds and runs on this machine's CUDA device what a device should prove: every op, policy and layer
 of tests/cuda and tests/cuda_policies beside the host, twice; a training step captured in a graph;
 compute-sanitizer on small shapes where it works; then the times of bench/cuda and, where python3 has
-torch, of its peers.
+torch, of its peers, in report.json and report.md.
 Needs nvcc and g++. Exits with 77 where no device answers.
 
   --deps DIR   Eigen and doctest as tests/gpu_stage.sh gathers them (default: /usr/include)
@@ -40,6 +40,7 @@ cd "$root" || exit 2
 mkdir -p "$out"
 objects=$out/objects
 mkdir -p "$objects"
+rm -f "$out"/{bench,peers,laboratory}.{json,md}
 failed=0
 say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
@@ -107,6 +108,11 @@ echo "$built compiled, $failed failed"
 compile "$objects/device_tests" nvcc "${nvcc_flags[@]}" "$objects"/*_test.o "$objects"/support_*.o \
   -Xcompiler -fopenmp -lcublasLt || ((++failed))
 
+if [ "$bench" = yes ]; then
+  say "what the device can do today"
+  "$objects/device_bench" --ceilings || ((++failed))
+fi
+
 # check NAME ARGUMENT...: the tests with these arguments; shows what failed.
 check() {
   local log=$out/tests.$1.log
@@ -130,24 +136,6 @@ for pid in "${pids[@]}"; do wait "$pid" || ((++failed)); done
 echo "${#pids[@]} suites, each by itself"
 check together || ((++failed))
 tail -n 4 "$out/tests.together.log" | head -n 3
-
-if [ "$bench" = yes ]; then
-  say "times"
-  "$objects/device_bench" "$out/bench.json" >"$out/bench.md" 2>"$out/bench.log" || { ((++failed)); cat "$out/bench.log"; }
-  cat "$out/bench.md"
-  if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-    say "peers"
-    python3 bench/peers/torch_mole.py --json "$out/peers.json" >"$out/peers.md" 2>"$out/peers.log" || { ((++failed)); tail -n 5 "$out/peers.log"; }
-    cat "$out/peers.md"
-  fi
-fi
-
-if [ "$laboratory" = yes ]; then
-  compile "$objects/laboratory" nvcc "${nvcc_flags[@]}" "$objects"/laboratory_*.o -lcublasLt || ((++failed))
-  say "laboratory"
-  "$objects/laboratory" "$out/laboratory.json" >"$out/laboratory.md" 2>"$out/laboratory.log" || { ((++failed)); cat "$out/laboratory.log"; }
-  tail -n 5 "$out/laboratory.md"
-fi
 
 if [ "$sanitizers" = yes ] && command -v compute-sanitizer >/dev/null; then
   # The tools wait for the host most of their time: beside each other they take that of the slowest.
@@ -176,6 +164,43 @@ if [ "$sanitizers" = yes ] && command -v compute-sanitizer >/dev/null; then
     fi
   done
 fi
+
+if [ "$bench" = yes ]; then
+  say "times"
+  "$objects/device_bench" "$out/bench.json" >"$out/bench.md" 2>"$out/bench.log" || { ((++failed)); cat "$out/bench.log"; }
+  cat "$out/bench.md"
+  if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+    say "peers"
+    python3 bench/peers/torch_mole.py --json "$out/peers.json" >"$out/peers.md" 2>"$out/peers.log" || { ((++failed)); tail -n 5 "$out/peers.log"; }
+    cat "$out/peers.md"
+  fi
+fi
+
+if [ "$laboratory" = yes ]; then
+  compile "$objects/laboratory" nvcc "${nvcc_flags[@]}" "$objects"/laboratory_*.o -lcublasLt || ((++failed))
+  say "laboratory"
+  "$objects/laboratory" "$out/laboratory.json" >"$out/laboratory.md" 2>"$out/laboratory.log" || { ((++failed)); cat "$out/laboratory.log"; }
+  tail -n 5 "$out/laboratory.md"
+fi
+
+# All times in one file of each kind.
+{
+  printf '{'
+  separator=
+  for part in bench peers laboratory; do
+    [ -s "$out/$part.json" ] || continue
+    printf '%s\n"%s": ' "$separator" "$part"
+    cat "$out/$part.json"
+    separator=,
+  done
+  printf '}\n'
+} >"$out/report.json"
+{
+  cat "$out/device.txt"
+  for part in bench peers laboratory; do
+    if [ -s "$out/$part.md" ]; then printf '\n## %s\n\n' "$part" && cat "$out/$part.md"; fi
+  done
+} >"$out/report.md"
 
 say "done: $failed failed"
 ((failed == 0))

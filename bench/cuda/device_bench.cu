@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // device_bench [FILE]: what a device does today, the fused MoLE layer beside its frozen linear map,
-// and routing beside the copy rate. Prints a Markdown table and writes FILE as JSON.
+// and routing beside the copy rate. Prints a Markdown table and writes FILE as JSON; with --ceilings
+// in its place what the device does today alone.
 #include "timing.cuh"
 #include "work.cuh"
 
@@ -28,6 +29,7 @@
 #include <talpa/selectors/top_k.hpp>
 
 #include <cmath>
+#include <cstring>
 #include <cstdio>
 #include <string>
 #include <utility>
@@ -321,11 +323,12 @@ void routing_line(context<gpu>& ctx, report& out, const ceilings& today, const s
   out.line("select_backward " + at, back, "select", back / us);
 }
 
-int run(const char* path) {
+int run(const char* path, bool ceilings_alone) {
   if (!device_answers("device_bench")) return 77;
   context<gpu> ctx;
   report out(path);
   const ceilings today = measure_ceilings(ctx, out);
+  if (ceilings_alone) return 0;
   for (const index tokens : {index{16384}, index{4096}}) {
     layer_lines(ctx, out, "top-2", renormalised{2}, tokens, 4096, 8, 16);
   }
@@ -356,7 +359,9 @@ int run(const char* path) {
 
 int main(int count, char** arguments) {
   try {
-    return talpa::bench::run(count > 1 ? arguments[1] : nullptr);
+    const bool ceilings_alone = count > 1 && std::strcmp(arguments[1], "--ceilings") == 0;
+    const char* const path = count > 1 && !ceilings_alone ? arguments[1] : nullptr;
+    return talpa::bench::run(path, ceilings_alone);
   } catch (const talpa::error& e) {
     std::fprintf(stderr, "%s\n", e.what());
     return 1;
