@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // device_bench [FILE]: what a device does today, the fused MoLE layer beside its frozen linear map,
-// and routing beside the copy rate. Prints a Markdown table and writes FILE as JSON; with --ceilings
-// in its place what the device does today alone.
+// and routing beside the copy rate. Prints a Markdown table and writes FILE as JSON; with
+// --ceilings in its place what the device does today alone.
 #include "timing.cuh"
 #include "work.cuh"
 
@@ -29,8 +29,8 @@
 #include <talpa/selectors/top_k.hpp>
 
 #include <cmath>
-#include <cstring>
 #include <cstdio>
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
