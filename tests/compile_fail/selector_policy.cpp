@@ -8,6 +8,7 @@
 // expect 6: talpa: a selector needs replay, add: template <class G, class T> TALPA_HD void replay(const G& g, const talpa::select_row<T>& row) const; (docs/policies/selector.md)
 // expect 7: talpa: a selector needs select_backward, add: template <class G, class T> TALPA_HD void select_backward(const G& g, const talpa::select_gradient_row<T>& row) const; (docs/policies/selector.md)
 // expect 8: talpa: a selector that couples rows needs assign, add: template <class T, class B> void assign(talpa::context<B>&, const talpa::assign_batch<T, B>&, talpa::matrix_view<std::uint32_t, B> mask) const; (docs/policies/selector.md)
+// expect 9: talpa: thread_registers of a selector are 64 to 255 (docs/policies/selector.md)
 #include <talpa/layers/router.hpp>
 #include <talpa/scorers/linear_scorer.hpp>
 
@@ -31,6 +32,11 @@ struct policy {
 #if TALPA_MISTAKE != 5
   template <class G, class T>
   void select(const G&, const talpa::select_row<T>&) const {}
+#endif
+#if TALPA_MISTAKE == 9
+  static constexpr int thread_registers = 32;
+#else
+  static constexpr int thread_registers = 64;
 #endif
 #if TALPA_MISTAKE == 8
   static constexpr bool couples_rows = true;

@@ -58,6 +58,15 @@ void measured(talpa::context<gpu>& ctx, const Selector& selector) {
                          statistics.wanted(talpa::grad_mode::overwrite));
 }
 
+/// Rows of W * 16 experts by a selector, which says how many registers it needs for them.
+template <int W, class Selector>
+void selected(talpa::context<gpu>& ctx, const Selector& selector) {
+  const talpa::kernels::select_one_row<false, Selector, float, gpu> row{selector, {}, {},
+                                                                        {},       {}, {}};
+  const talpa::kernels::group_loop<W, 16, decltype(row)> loop{row, 8, W * 16};
+  talpa::detail::launch<talpa::kernels::row_threads>(ctx, 1, 0, loop);
+}
+
 template <class T>
 void grouped(talpa::context<gpu>& ctx) {
   using router = talpa::router<talpa::linear_scorer, talpa::top_p<talpa::gate::raw>>;
@@ -92,5 +101,11 @@ int main() {
   using router = talpa::router<talpa::linear_scorer, talpa::top_k<talpa::gate::renormalised>>;
   perft(ctx, talpa::placement::base_weighted<router>{{{}, {2}}});
   measured(ctx, talpa::dynamic_entropy<>{});
+  selected<4>(ctx, talpa::dynamic_entropy<>{});
+  selected<4>(ctx, talpa::top_k<talpa::gate::softmax_probability>{2});
+  selected<8>(ctx, talpa::straight_through{2});
+  selected<8>(ctx, talpa::threshold<talpa::gate::renormalised>{});
+  selected<8>(ctx, talpa::biased_top_k<talpa::score::sigmoid, talpa::gate::renormalised>{2});
+  selected<8>(ctx, talpa::broadcast<talpa::top_k<talpa::gate::raw>>{{2}});
   grouped<float>(ctx);
 }

@@ -443,7 +443,7 @@ TEST_SUITE("ops/routed_linear") {
     REFUSES(v.dx = v.dx.row_range(0, 7),
             "'dx' has shape [7, 64], expected [8, 64] = tokens, columns of a");
     matrix<std::uint32_t, cpu> words(8, 3);
-    REFUSES(v.kept.kept = (dropout_bits<cpu>{words.view(), 0.5f}),
+    REFUSES(v.kept.dropout = (dropout_bits<cpu>{words.view(), 0.5f}),
             "'words' has shape [8, 3], expected [8, 2] = rows, words of the columns");
     REFUSES(v.dlogits_of_losses = v.dlogits_of_losses.row_range(0, 7),
             "'dlogits of losses' has shape [7, 4], expected [8, 4] = shape of logits");

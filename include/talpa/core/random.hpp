@@ -45,11 +45,13 @@ struct philox_key {
 };
 
 inline constexpr int philox_rounds = 10;
+/// What words 0 and 2 of a block are multiplied by.
+inline constexpr std::uint32_t philox_first = 0xD2511F53u, philox_second = 0xCD9E8D57u;
 
 /// One round of philox: what is multiplied changes places, what is not is mixed in with the key.
 TALPA_HD constexpr philox_block philox_round(philox_block c, philox_key k) {
-  const std::uint64_t p0 = std::uint64_t(0xD2511F53u) * c.word[0];
-  const std::uint64_t p1 = std::uint64_t(0xCD9E8D57u) * c.word[2];
+  const std::uint64_t p0 = std::uint64_t(philox_first) * c.word[0];
+  const std::uint64_t p1 = std::uint64_t(philox_second) * c.word[2];
   return {{std::uint32_t(p1 >> 32) ^ c.word[1] ^ k.word[0], std::uint32_t(p1),
            std::uint32_t(p0 >> 32) ^ c.word[3] ^ k.word[1], std::uint32_t(p0)}};
 }
@@ -160,15 +162,22 @@ TALPA_HD inline T normal(random_stream s, std::uint64_t i) {
   }
 }
 
+namespace detail {
+
+/// What 32 random bits are less than with a probability: 0..2^32, none for NaN.
+TALPA_HD constexpr std::uint64_t keep_threshold(float keep_probability) {
+  const float positive = keep_probability > 0.0f ? keep_probability : 0.0f;
+  return std::uint64_t((positive < 1.0f ? positive : 1.0f) * 4294967296.0f);
+}
+
+}  // namespace detail
+
 /// Decides whether element i of a dropout mask is kept: true with probability keep_probability.
 ///
 /// The probability is rounded down to a multiple of 2^-32. At or above one every element is kept,
 /// at or below zero and for NaN none.
 TALPA_HD constexpr bool keep(random_stream s, std::uint64_t i, float keep_probability) {
-  const float positive = keep_probability > 0.0f ? keep_probability : 0.0f;
-  const float probability = positive < 1.0f ? positive : 1.0f;
-  const std::uint64_t threshold = std::uint64_t(probability * 4294967296.0f);
-  return random_bits32(s, i) < threshold;
+  return random_bits32(s, i) < detail::keep_threshold(keep_probability);
 }
 
 /// Returns element i of a stream of uniform integers in [0, n), for n >= 1.

@@ -37,8 +37,8 @@ struct random_lanes {
   }
   /// One round of philox.
   [[gnu::always_inline]] void round(philox_key key) {
-    const vector p0 = multiply_lower(word[0], vector{} + 0xD2511F53u);
-    const vector p1 = multiply_lower(word[2], vector{} + 0xCD9E8D57u);
+    const vector p0 = multiply_lower(word[0], vector{} + philox_first);
+    const vector p1 = multiply_lower(word[2], vector{} + philox_second);
     word[0] = (p1 >> 32) ^ word[1] ^ key.word[0];
     word[1] = p1;
     word[2] = (p0 >> 32) ^ word[3] ^ key.word[1];
@@ -50,8 +50,7 @@ struct random_lanes {
 class dropout_row {
  public:
   dropout_row(random_stream stream, float keep_probability) : stream_(stream) {
-    // keep(stream, i, p) compares element i with p 2^32, which may need 33 bits.
-    const auto threshold = static_cast<std::uint64_t>(keep_probability * 4294967296.0f);
+    const std::uint64_t threshold = keep_threshold(keep_probability);  // may need 33 bits
     any_ = threshold > 0 ? ~0u : 0u;
     last_ = static_cast<std::uint32_t>(threshold - 1);
   }
@@ -124,8 +123,8 @@ class dropout_row {
   }
 
   random_stream stream_;
-  std::uint32_t last_;  // what stays is at most this
-  std::uint32_t any_;
+  std::uint32_t last_;  // an element stays whose bits are at most this
+  std::uint32_t any_;   // all ones, or zero where none stays
 };
 
 /// put(y[d], bit d is set ? factor x[d] : 0) for d < count; y may be x.

@@ -254,7 +254,7 @@ struct routed_linear_impl<cpu> {
                                           rows_select};
     const auto run = [&](index first, index rows, int thread) { task.run(first, rows, thread); };
     const detail::token_terms<T> terms(ctx, kept.slots, du, dlogits);
-    detail::product_and_sum<T>(ctx, base, terms, {adapter.a, adapter.router, kept.kept}, dx,
+    detail::product_and_sum<T>(ctx, base, terms, {adapter.a, adapter.router, kept.dropout}, dx,
                                dx_mode == grad_mode::accumulate, detail::row_function(run));
   }
 };

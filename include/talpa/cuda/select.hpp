@@ -151,8 +151,11 @@ struct select_one_row {
   /// Unless told, the compiler holds more than a row in registers to have independent work at hand;
   /// other warps are better at that.
   static constexpr int registers() {
-    if constexpr (measured_selector<Selector>) return Selector::thread_registers;
-    return Replays || sizeof(T) > 4 ? 128 : 96;
+    if constexpr (tuned_selector<Selector>) {
+      return Selector::thread_registers;
+    } else {
+      return Replays || sizeof(T) > 4 ? 128 : 96;
+    }
   }
   template <int Slots>
   static constexpr int least_blocks = Slots * sizeof(T) > 64

@@ -18,7 +18,7 @@ namespace talpa {
 template <class B>
 struct input_dropout {
   dropout_mask mask;
-  dropout_bits<B> kept{};  ///< of a mask that has been drawn
+  dropout_bits<B> bits{};  ///< of a mask that has been drawn
 
   bool active() const { return mask.active; }
 
@@ -45,7 +45,7 @@ struct input_dropout {
   void keep(context<B>& ctx, index rows, index cols, index most) {
     if constexpr (has_dropout_bits<B>) {
       if (!mask.active) return;
-      kept = {ctx.memory.template take<std::uint32_t>(most, mask_words(cols)).row_range(0, rows),
+      bits = {ctx.memory.template take<std::uint32_t>(most, mask_words(cols)).row_range(0, rows),
               mask.keep};
     }
   }
@@ -55,13 +55,13 @@ struct input_dropout {
   matrix_view<const T, B> begin(context<B>& ctx, matrix_view<const T, B> x) {
     if constexpr (has_dropout_bits<B>) {
       if (mask.active) {
-        if (!kept.active()) keep(ctx, x.rows, x.cols, x.rows);
-        ops::draw_dropout(ctx, mask.stream, x.cols, kept);
+        if (!bits.active()) keep(ctx, x.rows, x.cols, x.rows);
+        ops::draw_dropout(ctx, mask.stream, x.cols, bits);
       }
     }
     return apply(ctx, x);
   }
-  /// The same once more.
+  /// The same by the mask that begin has drawn.
   template <class T>
   matrix_view<const T, B> apply(context<B>& ctx, matrix_view<const T, B> x) const {
     if (!mask.active) return x;
@@ -90,7 +90,7 @@ struct input_dropout {
   void through(context<B>& ctx, matrix_view<const T, B> x, matrix_view<T, B> y,
                grad_mode y_mode) const {
     if constexpr (has_dropout_bits<B>) {
-      ops::apply_dropout(ctx, kept, x, y, y_mode);
+      ops::apply_dropout(ctx, bits, x, y, y_mode);
     } else {
       ops::dropout_backward(ctx, mask.stream, mask.keep, x, y, y_mode);
     }

@@ -16,7 +16,8 @@ namespace talpa {
 ///
 /// Backward, with u = A x and z = s u: dB += z^T dy, du = s dy B^T, dA += du^T x,
 /// dx = dy W + du A (through the dropout mask).
-/// Shapes: x [N, D], y [N, O], A [R, D], B transposed [R, O]; saved: u [N, R].
+/// Shapes: x [N, D], y [N, O], A [R, D], B transposed [R, O]; saved: u [N, R], with
+/// dropout on the CPU the bits of its mask, [N, ceil(D / 32)] words.
 /// Cost: 2 N D O + 2 N R (D + O) flop forward, twice the second that backward.
 /// Determinism: same bits for any number of threads.
 /// Throws: shape_error, value_error before any work.

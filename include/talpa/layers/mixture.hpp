@@ -26,7 +26,7 @@ namespace talpa {
 /// get theirs where they train. The mask is a constant.
 /// Shapes: x [N, D], y [N, O], gates [N, E], mask [N, ceil(E / 32)]; saved: what the expert keeps
 /// of [N, .] for dense_masked, of [S, .] and the slots for grouped and indexed with S set bits of
-/// the mask.
+/// the mask; with dropout on the CPU its bits, [N, ceil(D / 32)] words.
 /// Edges: N = 0; experts without tokens; a token without experts gets nothing.
 /// Cost: strategy.hpp.
 /// Determinism: same bits for any number of threads; strategies differ by rounding.
@@ -192,7 +192,7 @@ struct mixture {
     const auto u = ctx.scratch.template take<T>(tokens * max_selected, expert.width());
     const routing_view<const T, B> routing =
         route(expert.adapter(p, router, max_selected), matrix_view<T, B>(u),
-              routed_dropout<B>{drawn.mask, drawn.kept.words});
+              routed_dropout<B>{drawn.mask, drawn.bits.words});
     saved<T, B> kept;
     kept.dropout = drawn;
     kept.used = strategy::indexed;
@@ -217,7 +217,7 @@ struct mixture {
     const auto du =
         ctx.scratch.template take<T>(sorted.slots.capacity(), expert.width());  // [S, R]
     route(expert.adapter(std::as_const(p), router, max_selected),
-          ops::routed_slots<T, B>{sorted.slots, sorted.gates, kept.expert.u, kept.dropout.kept},
+          ops::routed_slots<T, B>{sorted.slots, sorted.gates, kept.expert.u, kept.dropout.bits},
           matrix_view<T, B>(du));
     expert.bank_gradients(ctx, p, kept.expert, sorted.slots, sorted.gates,
                           kept.dropout.apply(ctx, x), dy, du);
@@ -246,7 +246,7 @@ struct mixture {
         };
         expert.backward_indexed(ctx, p, kept.expert, kept.sorted.slots, kept.sorted.gates,
                                 kept.dropout.apply(ctx, x), dy, dgate_of_slot, dx, dx_mode, base,
-                                complete, kept.dropout.kept);
+                                complete, kept.dropout.bits);
         return;
       }
     }

@@ -35,7 +35,7 @@ namespace talpa {
 /// factors, router and the dense network get theirs where they train. The mask is a constant.
 /// Shapes: x and y [N, D]; dense network of H neurons, banks as lora's: A [E R, D or H], B
 /// transposed [E R, H or D]; saved: what the router keeps, a and b [S, H], and three of [S, R] with
-/// S set bits of the mask.
+/// S set bits of the mask; with dropout on the CPU the bits of its masks, of x and of S rows of h.
 /// Edges: N = 0; experts without tokens get zero gradients; padding, and a token without experts,
 /// gets 0, for the dense network too is behind the gates; fresh adapters and gates that sum to one
 /// give the dense network.

@@ -17,7 +17,8 @@ namespace talpa {
 /// Backward: dg_e = <dy, f_e>, dx = dy W + sum_e g_e (df_e/dx)^T dy + router's share; the
 /// parameters of router, experts and base get theirs where they train. The mask is a constant.
 /// Shapes: x [N, D], y [N, O], W [O, D]; saved: logits, gates [N, E], mask, and A x: [N, E R] for
-/// dense_masked, [S, R] for grouped and indexed with S set bits of the mask.
+/// dense_masked, [S, R] for grouped and indexed with S set bits of the mask; with dropout on the
+/// CPU the bits of its mask, [N, ceil(D / 32)] words.
 /// Edges: N = 0; experts without tokens get zero gradients; padding gets the base alone; E = 1 with
 /// gate 1 equals `lora_linear` bit for bit under dense_masked. Under grouped it does so on the CPU
 /// with widths below 64 and at most 256 tokens, or 512 or more; else products take other tiles or

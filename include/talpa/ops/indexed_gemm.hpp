@@ -45,6 +45,14 @@ void check_indexed(const char* function, const segments<B>& s, const char* name,
   }
 }
 
+/// Those of indexed_expand.
+template <class T, class B>
+void check_expand(const segments<B>& s, const matrix_view<const T, B>& z,
+                  const matrix_view<const T, B>& bank, const matrix_view<T, B>& y) {
+  check_indexed<T, B>("ops::indexed_expand", s, "z", z, bank);
+  check_shape("ops::indexed_expand", "y", y, s.tokens(), bank.cols, "tokens, columns of bank");
+}
+
 }  // namespace detail
 
 }  // namespace talpa
@@ -94,8 +102,7 @@ template <class B, floating T>
 void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, input<T, B> bank,
                     matrix_view<T, B> y, grad_mode y_mode) {
   if (y_mode == grad_mode::ignore) return;
-  detail::check_indexed<T, B>("ops::indexed_expand", slots, "z", z, bank);
-  check_shape("ops::indexed_expand", "y", y, slots.tokens(), bank.cols, "tokens, columns of bank");
+  detail::check_expand<T, B>(slots, z, bank, y);
   indexed_gemm_impl<B>::expand(ctx, slots, z, bank, y, y_mode);
 }
 /// The same sums, of which `kept`, a mask of y, leaves a part.
@@ -104,8 +111,7 @@ requires has_dropout_bits<B>
 void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, input<T, B> bank,
                     matrix_view<T, B> y, grad_mode y_mode, const dropout_bits<B>& kept) {
   if (y_mode == grad_mode::ignore) return;
-  detail::check_indexed<T, B>("ops::indexed_expand", slots, "z", z, bank);
-  check_shape("ops::indexed_expand", "y", y, slots.tokens(), bank.cols, "tokens, columns of bank");
+  detail::check_expand<T, B>(slots, z, bank, y);
   detail::check_kept("ops::indexed_expand", kept, y.rows, y.cols);
   indexed_gemm_impl<B>::expand(ctx, slots, z, bank, y, y_mode, kept);
 }
@@ -130,8 +136,7 @@ void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, in
                     const dropout_bits<B>& kept = {}) {
   if (y_mode == grad_mode::ignore) return;
   const char* const name = "ops::indexed_expand";
-  detail::check_indexed<T, B>(name, slots, "z", z, bank);
-  check_shape(name, "y", y, slots.tokens(), bank.cols, "tokens, columns of bank");
+  detail::check_expand<T, B>(slots, z, bank, y);
   const packed_matrix<T, B>& b = *product.b;
   check_shape(name, "a", product.a, slots.tokens(), b.rows(), "tokens, rows of b");
   if (b.cols() != bank.cols) {

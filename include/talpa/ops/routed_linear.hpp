@@ -164,7 +164,7 @@ struct routed_slots {
   segments<B> slots;
   vector_view<const T, B> gates;  ///< [S]
   matrix_view<const T, B> u;      ///< [S, R], A_e dropout(x)
-  dropout_bits<B> kept{};         ///< of x
+  dropout_bits<B> dropout{};      ///< of x
 };
 
 /// Backward of routed_linear but for the parameters: with dz = dy B_e^T for each slot,
@@ -196,7 +196,7 @@ requires(!coupled_selector<Selector>) void routed_linear_backward(
   check_shape(name, "dgates", dgates, tokens, experts, "shape of logits");
   check_shape(name, "dlogits", dlogits, tokens, experts, "shape of logits");
   check_shape(name, "dx", dx, tokens, adapter.a.cols, "tokens, columns of a");
-  detail::check_kept(name, kept.kept, tokens, adapter.a.cols);
+  detail::check_kept(name, kept.dropout, tokens, adapter.a.cols);
   if (!dlogits_of_losses.empty()) {
     check_shape(name, "dlogits of losses", dlogits_of_losses, tokens, experts, "shape of logits");
   }

@@ -101,9 +101,8 @@ concept coupled_selector = requires {
 /// A selector that says how many registers its `select` needs of a device's threads, `static
 /// constexpr int thread_registers`, 64..255: the fewer, the more rows are kept going.
 template <class S>
-concept measured_selector = requires {
+concept tuned_selector = requires {
   { S::thread_registers } -> std::convertible_to<int>;
-  requires S::thread_registers >= 64 && S::thread_registers <= 255;
 };
 /// A selector that behaves differently in training and at inference: `at(mode)` is the one to use.
 template <class S>

@@ -52,6 +52,11 @@ consteval bool explain_selector() {
                   "TALPA_HD void select_backward(const G& g, const "
                   "talpa::select_gradient_row<T>& row) const; (docs/policies/selector.md)");
   }
+  if constexpr (tuned_selector<S>) {
+    static_assert(
+        S::thread_registers >= 64 && S::thread_registers <= 255,
+        "talpa: thread_registers of a selector are 64 to 255 (docs/policies/selector.md)");
+  }
   return selector_policy<S>;
 }
 
