@@ -144,7 +144,9 @@ TEST_SUITE("autograd/parameter") {
     CHECK(p.packed_transpose()->bytes() == 2 * 16 * sizeof(float));
     CHECK_FALSE(drops([] {}));
     CHECK(p.packed()->rows() == 3);
-    CHECK(p.packed()->panels()[16] == 2.0f);  // W(1, 0)
+    p.packed()->visit([](const auto* panels) {
+      CHECK(static_cast<float>(panels[16]) == 2.0f);  // W(1, 0)
+    });
 
     parameter<float, cpu> copy = p;
     CHECK(copy.packed() == p.packed());
@@ -192,6 +194,38 @@ TEST_SUITE("autograd/parameter") {
                          value_error);
     CHECK(p.packed() == before);
     CHECK(p.packed_transpose() != nullptr);
+  }
+
+  TEST_CASE("packed copies that the caller made are taken, others refused") {
+    context<cpu> ctx(1);
+    parameter<float, cpu> p = counted(3, 2);
+    using packed = packed_matrix<float, cpu>;
+    const auto turned = [&] { return packed(ctx, std::as_const(p).value(), transpose::yes); };
+    const auto plain = [&] { return packed(ctx, std::as_const(p).value(), transpose::no); };
+    CHECK_THROWS_WITH_AS(p.pack(turned(), plain()),
+                         "talpa::parameter::pack: 'value' is trainable, expected frozen = state in "
+                         "which weight can be packed",
+                         value_error);
+    p.freeze();
+    const packed owner = plain(), mapped = packed::borrow(owner.memory(), 3, 2);
+    p.pack(turned(), mapped);
+    CHECK(p.packed()->memory().data() == mapped.memory().data());
+    const packed* const before = p.packed_transpose();
+    CHECK_THROWS_WITH_AS(p.pack(plain()),
+                         "talpa::parameter::pack: 'transposed' has shape [3, 2], expected [2, 3] = "
+                         "value transposed",
+                         shape_error);
+    CHECK_THROWS_WITH_AS(
+        p.pack(turned(), turned()),
+        "talpa::parameter::pack: 'plain' has shape [2, 3], expected [3, 2] = value", shape_error);
+    CHECK(p.packed_transpose() == before);
+    p.pack(turned());
+    CHECK(p.packed_transpose() != nullptr);
+    CHECK(p.packed() == nullptr);
+    matrix<float, cpu> x(1, 2), y(1, 3);
+    x(0, 1) = 1.0f;
+    ops::gemm(ctx, x, transpose::no, *p.packed_transpose(), 0.0f, y.view());
+    CHECK(y(0, 2) == 5.0f);
   }
 
   TEST_CASE("a value that trains is not packed") {

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/count_allocations.hpp"
+#include "support/refused.hpp"
 
 #include <talpa/core/workspace.hpp>
 
 #include <doctest/doctest.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace talpa::workspace_test {
@@ -152,6 +155,64 @@ TEST_SUITE("core/workspace") {
     const arena moved = std::move(w);
     CHECK(v[0] == 5);
     CHECK(moved.used() == arena::rounded(4));
+    CHECK(moved.peak() == arena::rounded(4));
+    CHECK(w.used() == 0);  // NOLINT: as if new
+    CHECK(aligned(w.take<int>(1).data));
+    w = arena();
+    CHECK(w.capacity() == 0);
+  }
+
+  TEST_CASE("the peak is what was taken at once, without what blocks leave over") {
+    arena w;
+    CHECK(w.peak() == 0);
+    {
+      const arena::scope scope(w);
+      w.take<char>(65000);
+      w.take<char>(1 << 20);
+    }
+    w.take<char>(100);
+    CHECK(w.used() == arena::rounded(100));
+    CHECK(w.peak() == arena::rounded(65000) + (1 << 20));
+  }
+
+  TEST_CASE("memory of the caller's is handed out up to its end, and no other") {
+    alignas(64) std::byte memory[256];
+    arena w(memory, sizeof memory);
+    CHECK(w.capacity() == 256);
+    CHECK(w.allocations() == 0);
+    const auto first = w.take<char>(65);
+    CHECK(static_cast<void*>(first.data) == memory);
+    w.reserve(128);
+    const char* const text =
+        "talpa::workspace: 'bytes' is 256, expected >= 320 = 128 taken and 192 more";
+    CHECK(support::refused([&] { w.reserve(192); }) == text);
+    CHECK(support::refused([&] { w.take<double>(17); }) == text);
+    CHECK(w.used() == 128);
+    {
+      const arena::scope scope(w);
+      CHECK(static_cast<void*>(w.take<double>(2, 8).data) == memory + 128);
+      CHECK(w.used() == 256);
+      CHECK(w.take<float>(0).size == 0);
+    }
+    CHECK(static_cast<void*>(w.take<char>(1).data) == memory + 128);
+    CHECK(w.peak() == 256);
+    const arena moved = std::move(w);
+    CHECK(moved.capacity() == 256);
+    CHECK(moved.used() == 192);
+    CHECK(w.capacity() == 0);  // NOLINT: as if new
+    arena nothing(nullptr, 0);
+    CHECK(support::refused([&] { nothing.take<char>(1); }) ==
+          "talpa::workspace: 'bytes' is 0, expected >= 64 = 0 taken and 64 more");
+  }
+
+  TEST_CASE("memory that is not aligned, or not there, is refused") {
+    alignas(64) std::byte memory[128];
+    CHECK(
+        support::refused([&] { arena(memory + 4, 64); }) ==
+        "talpa::workspace: 'memory' is 4 bytes past a multiple of 64, expected a multiple of 64 = "
+        "alignment of what lies there");
+    CHECK(support::refused([] { arena(nullptr, 64); }) ==
+          "talpa::workspace: 'memory' is null, expected an address of 64 bytes");
   }
 }
 

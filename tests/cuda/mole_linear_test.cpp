@@ -51,6 +51,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <string>
 
@@ -225,6 +226,25 @@ TEST_SUITE("cuda/mole_linear") {
     CHECK(support::bit_difference(first.a, second.a) == "");
     CHECK(support::bit_difference(first.b, second.b) == "");
     CHECK(support::bit_difference(first.router, second.router) == "");
+  }
+
+  TEST_CASE("steps in memory of the caller's have the bits of those that grow") {
+    using T = float;
+    const layer_type layer{{{}, {2}}, lora{.rank = 4}, 6, strategy::grouped};
+    const index tokens = support::device_size(13, 777);
+    context<device> grows, lent;
+    const auto expected = train<T>(grows, layer, tokens, 2);
+    const auto saved = static_cast<index>(grows.memory.peak());
+    const auto scratch = static_cast<index>(grows.scratch.peak());
+    matrix<std::byte, device> mine(1, saved + scratch);
+    lent.memory = workspace<device>(mine.data(), static_cast<std::size_t>(saved));
+    lent.scratch = workspace<device>(mine.data() + saved, static_cast<std::size_t>(scratch));
+    const auto found = train<T>(lent, layer, tokens, 2);
+    CHECK(lent.memory.allocations() + lent.scratch.allocations() == 0);
+    CHECK(support::bit_difference(found.y, expected.y) == "");
+    CHECK(support::bit_difference(found.a, expected.a) == "");
+    CHECK(support::bit_difference(found.b, expected.b) == "");
+    CHECK(support::bit_difference(found.router, expected.router) == "");
   }
 }
 

@@ -2,6 +2,7 @@
 #include "layers/slow_mole.hpp"
 #include "support/count_allocations.hpp"
 #include "support/laws.hpp"
+#include "support/refused.hpp"
 #include "support/scalars.hpp"
 
 #include <talpa/cpu/group_loss.hpp>
@@ -16,6 +17,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <span>
 #include <string>
@@ -898,6 +900,47 @@ TEST_SUITE("layers/mole_linear") {
           if (step == 0 && support::allocations_are_counted()) CHECK(allocated > 0);
         }
       }
+    }
+  }
+
+  TEST_CASE("a step in memory of the caller's has the bits of one that grows") {
+    const mole_sizes s{.tokens = 70, .inputs = 20, .outputs = 12, .experts = 6, .rank = 2};
+    support::test_random random(63);
+    const matrix<float, cpu> x = support::random_matrix<float>(random, s.tokens, s.inputs);
+    const matrix<float, cpu> dy = support::random_matrix<float>(random, s.tokens, s.outputs);
+    for (const strategy execution : executions) {
+      CAPTURE(name_of(execution));
+      const auto layer = make_mole(s, renormalised{.k = 2}, execution, 0.2);
+      const auto step = [&](context<cpu>& ctx, matrix<float, cpu>& y, matrix<float, cpu>& dx) {
+        auto p = make_params<float>(layer, s, 17, false);
+        generator dropping(1);
+        const workspace<cpu>::scope scope(ctx.memory);
+        const auto kept = layer.forward(ctx, p, x, y.view(), mode::training, {.random = &dropping});
+        layer.backward(ctx, p, kept, x, dy, dx.view(), grad_mode::overwrite);
+      };
+      context<cpu> grows(2), lent(2);
+      matrix<float, cpu> y(s.tokens, s.outputs), dx(s.tokens, s.inputs), y2 = y, dx2 = dx;
+      step(grows, y, dx);
+      const std::size_t saved = grows.memory.peak(), scratch = grows.scratch.peak();
+      vector<std::byte, cpu> mine(static_cast<index>(saved + scratch));
+      const auto lend = [&](std::size_t less_saved, std::size_t less_scratch) {
+        lent.memory = workspace<cpu>(mine.data(), saved - less_saved);
+        lent.scratch = workspace<cpu>(mine.data() + saved, scratch - less_scratch);
+        return support::refused([&] { step(lent, y2, dx2); });
+      };
+      CHECK(lend(0, 0) == "");
+      CHECK(testing::first_difference(y2, y) == "");
+      CHECK(testing::first_difference(dx2, dx) == "");
+      CHECK(lent.memory.allocations() + lent.scratch.allocations() == 0);
+      // One byte too few of either.
+      const auto starts = [](const std::string& text, std::size_t bytes) {
+        return text.starts_with(detail::concat("talpa::workspace: 'bytes' is ",
+                                               std::to_string(bytes), ", expected >= "));
+      };
+      CHECK(starts(lend(1, 0), saved - 1));
+      CHECK(lent.memory.used() + lent.scratch.used() == 0);
+      CHECK(starts(lend(0, 1), scratch - 1));
+      CHECK(lent.memory.used() + lent.scratch.used() == 0);
     }
   }
 

@@ -115,9 +115,20 @@ TEST_SUITE("ops/context") {
   }
 
   TEST_CASE("numbers of threads and executors that cannot be are refused") {
-    CHECK_THROWS_WITH_AS(context<cpu>(-1),
-                         "talpa::context: 'threads' is -1, expected >= 0 = threads, 0 for all",
-                         value_error);
+    for (const int threads : {0, -1}) {
+      CHECK_THROWS_WITH_AS(context<cpu>{threads},
+                           detail::concat("talpa::context: 'threads' is ", std::to_string(threads),
+                                          ", expected >= 1 = threads of token-parallel loops")
+                               .c_str(),
+                           value_error);
+    }
+    CHECK(context<cpu>().threads == detail::available_threads());
+    context<cpu> ctx(1);
+    ctx.threads = 0;
+    bool ran = false;
+    CHECK_THROWS_WITH_AS(detail::parallel_for(ctx, 1, [&](index, int) { ran = true; }),
+                         "talpa::context: 'threads' is 0, expected >= 1", value_error);
+    CHECK_FALSE(ran);
     CHECK_THROWS_WITH_AS(context<cpu>(0, {backwards}),
                          "talpa::context: 'threads' is 0, expected >= 1 = threads of the executor",
                          value_error);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/padded.hpp"
 #include "support/random.hpp"
+#include "support/refused.hpp"
 #include "support/sanitized.hpp"
 #include "support/scalars.hpp"
 #include "support/tolerance.hpp"
@@ -10,7 +11,12 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
 #include <limits>
+#include <span>
+#include <string>
 #include <vector>
 
 namespace talpa::packed_gemm_test {
@@ -95,8 +101,9 @@ matrix<T, cpu> tile_of(index depth, const matrix<T, cpu>& a, const matrix<T, cpu
   const packed_matrix<T, cpu> packed(ctx, b, transpose::no);
   matrix<T, cpu> block(depth, tile::rows), c(tile::rows, tile::cols);
   detail::pack_panel<tile::rows, T>(a, true, 0, tile::rows, 0, depth, block.data());
+  const T* const first = reinterpret_cast<const T*>(packed.memory().data());
   const T* panels[tile::panels];
-  for (index p = 0; p < tile::panels; ++p) panels[p] = packed.panels() + p * depth * width;
+  for (index p = 0; p < tile::panels; ++p) panels[p] = first + p * depth * width;
   tile::run(depth, block.data(), panels, T{1}, T{0}, c.data(), tile::cols);
   return c;
 }
@@ -233,7 +240,7 @@ TEST_SUITE("ops/packed_gemm") {
         CHECK(c.intact());
         CHECK(packed.rows() == s.k);
         CHECK(packed.cols() == s.n);
-        CHECK(packed.panels() == nullptr);
+        CHECK(packed.storage() == weight_storage::bfloat16);
         if (s.k % 2 == 0) CHECK(2 * packed.bytes() == exact.bytes());
       }
     }
@@ -299,8 +306,98 @@ TEST_SUITE("ops/packed_gemm") {
     CHECK(turned.cols() == 3);
     CHECK(turned.bytes() == 17 * 16 * sizeof(float));
     const packed_matrix<float, cpu> copy = packed;
-    CHECK(copy.panels() != packed.panels());
+    CHECK(copy.memory().data() != packed.memory().data());
+    CHECK(copy.memory().size() == packed.bytes());
     CHECK(packed_matrix<float, cpu>().bytes() == 0);
+  }
+
+  TEST_CASE_TEMPLATE("panels in memory of the caller's give the bits of those that are owned", T,
+                     TALPA_SCALARS) {
+    test_random random(36);
+    context<cpu> ctx(1);
+    const index m = 5, k = 7, n = 2 * detail::panel_width<T> + 1;
+    const matrix<T, cpu> a = random_matrix<T>(random, m, k), b = random_matrix<T>(random, n, k);
+    std::vector<weight_storage> storages{weight_storage::exact};
+    if (std::same_as<T, float>) storages.push_back(weight_storage::bfloat16);
+    for (const weight_storage storage : storages) {
+      using packed = packed_matrix<T, cpu>;
+      const packed owner(ctx, b, transpose::yes, storage);
+      const std::size_t bytes = packed::bytes_for(k, n, storage);
+      CHECK(bytes == owner.bytes());
+      CHECK(bytes % packed::alignment == 0);
+      // Room for one line more, which stays as it is.
+      vector<std::byte, cpu> mine(static_cast<index>(bytes + packed::alignment));
+      std::fill_n(mine.data(), mine.size(), std::byte{7});
+      const std::span<std::byte> room(mine.data(), static_cast<std::size_t>(mine.size()));
+      const packed into(ctx, b, transpose::yes, room, storage);
+      const packed over = packed::borrow(room.first(bytes), k, n, storage);
+      CHECK(std::count(mine.data() + bytes, mine.data() + mine.size(), std::byte{7}) ==
+            static_cast<std::ptrdiff_t>(packed::alignment));
+      const packed copy = over;
+      matrix<T, cpu> expected(m, n);
+      ops::gemm(ctx, a, transpose::no, owner, T{0}, expected.view());
+      for (const packed* found : {&into, &over, &copy}) {
+        CHECK(found->memory().data() == mine.data());
+        CHECK(found->bytes() == bytes);
+        CHECK(found->rows() == k);
+        CHECK(found->cols() == n);
+        CHECK(found->storage() == storage);
+        matrix<T, cpu> c(m, n);
+        ops::gemm(ctx, a, transpose::no, *found, T{0}, c.view());
+        CHECK(testing::first_difference(c, expected) == "");
+      }
+    }
+  }
+
+  TEST_CASE("memory that panels do not fit is refused, and nothing is written to it") {
+    context<cpu> ctx(1);
+    matrix<float, cpu> b(3, 17);
+    std::fill_n(b.data(), b.size(), 1.0f);
+    using packed = packed_matrix<float, cpu>;
+    vector<std::byte, cpu> mine(448);
+    const std::span<std::byte> room(mine.data(), 448);
+    const auto into = [&](std::span<std::byte> memory) {
+      return refused([&] { packed(ctx, b, transpose::no, memory); });
+    };
+    const auto over = [&](std::span<const std::byte> memory, index rows, index cols,
+                          weight_storage storage = weight_storage::exact) {
+      return refused([&] { packed::borrow(memory, rows, cols, storage); });
+    };
+    CHECK(into(room.first(383)) ==
+          "talpa::packed_matrix: 'memory' is 383 bytes, expected >= 384 bytes = panels of [3, 17]");
+    CHECK(into(room.subspan(4)) ==
+          "talpa::packed_matrix: 'memory' is 4 bytes past a multiple of 64, expected a multiple of "
+          "64 = alignment of what lies there");
+    CHECK(into({}) ==
+          "talpa::packed_matrix: 'memory' is 0 bytes, expected >= 384 bytes = panels of [3, 17]");
+    CHECK(std::count(mine.data(), mine.data() + mine.size(), std::byte{0}) == mine.size());
+    CHECK(into(room) == "");
+    CHECK(over(room, 3, 17) ==
+          "talpa::packed_matrix::borrow: 'memory' is 448 bytes, expected 384 bytes = panels of "
+          "[3, 17]");
+    CHECK(over(room.first(384), 3, 17) == "");
+    // Of another shape, and of another scalar.
+    CHECK(over(room.first(384), 4, 17) ==
+          "talpa::packed_matrix::borrow: 'memory' is 384 bytes, expected 512 bytes = panels of "
+          "[4, 17]");
+    CHECK(over(room.first(384), 3, 17, weight_storage::bfloat16) ==
+          "talpa::packed_matrix::borrow: 'memory' is 384 bytes, expected 256 bytes = panels of "
+          "[3, 17]");
+    CHECK(refused([&] { packed_matrix<double, cpu>::borrow(room.first(384), 3, 17); }) ==
+          "talpa::packed_matrix::borrow: 'memory' is 384 bytes, expected 576 bytes = panels of "
+          "[3, 17]");
+    CHECK(
+        refused([&] { packed_matrix<double, cpu>::borrow({}, 0, 0, weight_storage::bfloat16); }) ==
+        "talpa::packed_matrix::borrow: 'storage' is bfloat16, expected exact = storage of "
+        "doubles");
+    CHECK(over(room.subspan(60, 384), 3, 17) ==
+          "talpa::packed_matrix::borrow: 'memory' is 60 bytes past a multiple of 64, expected a "
+          "multiple of 64 = alignment of what lies there");
+    CHECK(over(room, -1, 17) ==
+          "talpa::packed_matrix::borrow: 'rows' is -1, expected >= 0 = rows of the matrix");
+    CHECK(over(room, 3, -1) ==
+          "talpa::packed_matrix::borrow: 'cols' is -1, expected >= 0 = columns of the matrix");
+    CHECK(over({}, 3, 0) == "");
   }
 
   TEST_CASE("a second equal product takes no memory") {

@@ -1,31 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/random.hpp"
+#include "support/refused.hpp"
 
-#include <talpa/core/error.hpp>
 #include <talpa/core/matrix.hpp>
 #include <talpa/optim/expert_bias.hpp>
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <string>
 #include <vector>
 
 namespace talpa::expert_bias_test {
 
-namespace {
-
-template <class F>
-std::string refused(F f) {
-  try {
-    f();
-  } catch (const error& e) {
-    return e.what();
-  }
-  return {};
-}
-
-}  // namespace
+using support::refused;
 
 TEST_SUITE("optim/expert_bias") {
   TEST_CASE("update_bias moves by the sign, and not at the mean") {

@@ -82,10 +82,7 @@ class parameter {
   /// Throws: value_error when rows train, or when doubles are to be stored as bfloat16.
   void pack(context<B>& ctx, packing which = packing::both,
             weight_storage storage = weight_storage::exact) {
-    if (trainable()) {
-      detail::throw_value("parameter::pack", "value", "trainable",
-                          detail::concat("frozen = state in which ", name_, " can be packed"));
-    }
+    check_frozen();
     const matrix_view<const T, B> w = std::as_const(*this).value();
     auto transposed = std::make_shared<const packed_matrix<T, B>>(ctx, w, transpose::yes, storage);
     unpack();
@@ -94,7 +91,27 @@ class parameter {
       packed_ = std::make_shared<const packed_matrix<T, B>>(ctx, w, transpose::no, storage);
     }
   }
-  /// Releases what pack made.
+  /// Takes packed copies of a frozen value W [O, D] that the caller made: W^T [D, O] and W [O, D],
+  /// the second empty for packing::forward. So they can lie in memory of the caller's
+  /// (packed_matrix::borrow), which then must outlive them here. Whether they hold W is not looked
+  /// at.
+  /// Throws: value_error when rows train; shape_error for other shapes. Copies from before stay.
+  void pack(packed_matrix<T, B> transposed, packed_matrix<T, B> plain = {}) {
+    check_frozen();
+    const auto check = [](const char* argument, const packed_matrix<T, B>& m, index rows,
+                          index cols, const char* meaning) {
+      if (m.rows() == rows && m.cols() == cols) return;
+      detail::throw_shape("parameter::pack", argument, detail::shape_text(m.rows(), m.cols()),
+                          detail::shape_text(rows, cols), meaning);
+    };
+    const bool has_plain = plain.rows() != 0 || plain.cols() != 0;
+    check("transposed", transposed, cols(), rows(), "value transposed");
+    if (has_plain) check("plain", plain, rows(), cols(), "value");
+    unpack();
+    packed_transpose_ = std::make_shared<const packed_matrix<T, B>>(std::move(transposed));
+    if (has_plain) packed_ = std::make_shared<const packed_matrix<T, B>>(std::move(plain));
+  }
+  /// Releases what pack made or took.
   void unpack() {
     // Where nothing is packed nothing is written: several threads may ask for value().
     if (packed_transpose_) packed_transpose_.reset();
@@ -159,6 +176,13 @@ class parameter {
   }
 
  private:
+  void check_frozen() const {
+    if (trainable()) {
+      detail::throw_value("parameter::pack", "value", "trainable",
+                          detail::concat("frozen = state in which ", name_, " can be packed"));
+    }
+  }
+
   std::string name_;
   matrix<T, B> owned_;
   matrix_view<T, B> borrowed_;

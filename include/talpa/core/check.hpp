@@ -4,6 +4,9 @@
 #include <talpa/core/error.hpp>
 #include <talpa/core/view.hpp>
 
+#include <cstddef>
+#include <cstdint>
+
 namespace talpa {
 
 /// Throws shape_error unless `view` is [rows, cols]; `meaning` says where these numbers come from.
@@ -49,6 +52,23 @@ inline void check_at_least(const char* function, const char* argument, index val
 inline void check_value(bool ok, const char* function, const char* argument, double value,
                         const char* expected) {
   if (!ok) detail::throw_value(function, argument, detail::number_text(value), expected);
+}
+
+/// Throws value_error unless `memory` of the caller's is an address of `bytes` bytes, a multiple of
+/// `alignment`; null will do for none.
+inline void check_memory(const char* function, const char* argument, const void* memory,
+                         std::size_t bytes, std::size_t alignment) {
+  if (memory == nullptr && bytes > 0) {
+    detail::throw_value(function, argument, "null",
+                        detail::concat("an address of ", std::to_string(bytes), " bytes"));
+  }
+  const std::size_t past = reinterpret_cast<std::uintptr_t>(memory) % alignment;
+  if (past != 0) {
+    const std::string unit = detail::concat("a multiple of ", std::to_string(alignment));
+    detail::throw_value(function, argument,
+                        detail::concat(std::to_string(past), " bytes past ", unit),
+                        detail::concat(unit, " = alignment of what lies there"));
+  }
 }
 
 /// Throws value_error unless `length` is 0 (one sequence) or divides the number of tokens.

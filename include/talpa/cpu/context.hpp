@@ -12,10 +12,11 @@ namespace talpa {
 /// depend on `threads`.
 template <>
 struct context<cpu> {
-  /// Threads of token-parallel loops; 0 takes what OpenMP offers, 1 without OpenMP.
-  explicit context(int threads_ = 0)
-      : threads(threads_ == 0 ? detail::available_threads() : threads_) {
-    check_at_least("context", "threads", threads_, 0, "threads, 0 for all");
+  /// As many threads for token-parallel loops as OpenMP offers, 1 without OpenMP.
+  context() : threads(detail::available_threads()) {}
+  /// So many, >= 1.
+  explicit context(int threads_) : threads(threads_) {
+    check_at_least("context", "threads", threads_, 1, "threads of token-parallel loops");
   }
 
   /// Loops run on `threads` threads of the host program, >= 1: OpenMP's beside them would share the

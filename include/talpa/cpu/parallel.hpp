@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/core/error.hpp>
 #include <talpa/core/index.hpp>
+
+#include <string>
 
 // The only file that may test _OPENMP. Without it the same tasks run in order on the caller.
 #if defined(_OPENMP)
@@ -58,8 +61,10 @@ class alone {};
 /// ctx.threads, of the context's executor or of OpenMP; a single task, or all for one thread, on
 /// the caller. How the work is cut into tasks must depend on shapes only: then results have the
 /// same bits for any number of threads. Tasks must not throw.
+/// Throws: value_error, before any task, when somebody has set ctx.threads to less than 1.
 template <class Context, class Task>
 void parallel_for(const Context& ctx, index tasks, Task task) {
+  if (ctx.threads < 1) throw_value("context", "threads", std::to_string(ctx.threads), ">= 1");
   const int team = static_cast<int>(tasks < ctx.threads ? (tasks > 0 ? tasks : 1) : ctx.threads);
   if (team == 1) {
     [[maybe_unused]] const alone only;

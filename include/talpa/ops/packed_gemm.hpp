@@ -15,8 +15,8 @@ enum class weight_storage {
 };
 
 /// A matrix op(b) [K, N] in the layout in which products of backend B read their right operand:
-/// frozen weights are packed once and multiplied many times. It owns a copy of the values; later
-/// changes of b do not reach it.
+/// frozen weights are packed once and multiplied many times. It holds a copy of the values, its own
+/// or in memory of the caller's; later changes of b do not reach it.
 ///
 /// W [O, D] is packed as op(b) = W^T for y = x W^T, and a second time as op(b) = W for dx = dy W.
 template <class T, class B>
