@@ -38,6 +38,7 @@
 #include <talpa/cuda/adamw.hpp>
 #include <talpa/cuda/add.hpp>
 #include <talpa/cuda/assign_balanced.hpp>
+#include <talpa/cuda/balance_quantiles.hpp>
 #include <talpa/cuda/bias.hpp>
 #include <talpa/cuda/block_scale.hpp>
 #include <talpa/cuda/context.cuh>
@@ -145,6 +146,7 @@
 #include <talpa/ops/adamw.hpp>
 #include <talpa/ops/add.hpp>
 #include <talpa/ops/assign_balanced.hpp>
+#include <talpa/ops/balance_quantiles.hpp>
 #include <talpa/ops/bias.hpp>
 #include <talpa/ops/block_scale.hpp>
 #include <talpa/ops/convert.hpp>

@@ -39,6 +39,7 @@
 #include <talpa/cpu/adamw.hpp>
 #include <talpa/cpu/add.hpp>
 #include <talpa/cpu/assign_balanced.hpp>
+#include <talpa/cpu/balance_quantiles.hpp>
 #include <talpa/cpu/bias.hpp>
 #include <talpa/cpu/block_scale.hpp>
 #include <talpa/cpu/context.hpp>
@@ -145,6 +146,7 @@
 #include <talpa/ops/adamw.hpp>
 #include <talpa/ops/add.hpp>
 #include <talpa/ops/assign_balanced.hpp>
+#include <talpa/ops/balance_quantiles.hpp>
 #include <talpa/ops/bias.hpp>
 #include <talpa/ops/block_scale.hpp>
 #include <talpa/ops/copy.hpp>

@@ -46,8 +46,8 @@ struct softmax {};
 /// Source: DeepSeek-AI 2024, DeepSeek-V3 (arXiv 2412.19437): biased_top_k<score::sigmoid>{.k = 8,
 /// .n_groups = 8, .topk_groups = 4, .scale = 2.5}; DeepSeek-V2's gate (arXiv 2405.04434) is
 /// <score::softmax, gate::raw> with group_best = 1 and a bias of 0. SMoRA (arXiv 2501.15103) does
-/// the same with ranks for experts. The bias follows the load by update_bias or balance_quantiles
-/// (optim/expert_bias.hpp), or where the counts are by ops::update_bias.
+/// the same with ranks for experts. The bias follows the load by ops::update_bias, update_bias of a
+/// report (optim/expert_bias.hpp) or ops::balance_quantiles.
 template <class Score = score::sigmoid, class Weight = gate::renormalised>
 struct biased_top_k {
   static_assert(std::same_as<Weight, gate::renormalised> || std::same_as<Weight, gate::raw>,
