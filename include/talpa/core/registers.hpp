@@ -52,6 +52,20 @@ template <class Vector>
 }
 #endif
 
+/// Keeps a vector in a register. Where multiply-adds can read memory g++ 12 reads what was read
+/// before again for each that takes it, and keeps sums on the stack, mostly if it tunes for AMD's
+/// processors. Vectors wider than a register stay where they are.
+template <class Vector>
+[[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] Vector& v) {
+  if constexpr (sizeof(Vector) <= register_bytes) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__FMA__)
+    asm("" : "+x"(v));
+#endif
+  }
+}
+
 /// Bytes of the widest vector that functions take; 0 for nvcc, which refuses vectors in functions
 /// for both sides: the host code of its translation units takes one token at a time.
 #if defined(__CUDACC__)

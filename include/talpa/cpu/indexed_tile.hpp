@@ -213,6 +213,13 @@ struct indexed_tile {
             });
             from[i] += stride;
           });
+          if constexpr (Masked) {
+            unrolled<Rows>([&](auto i) __attribute__((always_inline)) {
+              unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
+                keep_in_register(sum[i][j]);
+              });
+            });
+          }
         }
       }
     };

@@ -119,6 +119,7 @@ struct register_tile {
           constexpr index column = j * lanes;
           right[j] = column < panel_width<T> ? load<half>(from, column)
                                              : load<half>(from + second, column - panel_width<T>);
+          keep_in_register(right[j]);
         });
         unrolled<rows>([&](auto i) __attribute__((always_inline)) {
           const T left = a[k * rows + i];

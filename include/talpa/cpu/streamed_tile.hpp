@@ -121,11 +121,13 @@ struct streamed_rows {
       const T* slot = x + k;
       unrolled<inner_slots>([&](auto s) __attribute__((always_inline)) {
         right[s] = *reinterpret_cast<const vector*>(slot);
+        keep_in_register(right[s]);
         slot = next_row(slot, x_stride);
       });
       const T* row = b + k;
       unrolled<inner_rows>([&](auto r) __attribute__((always_inline)) {
-        const register_vector left = *reinterpret_cast<const vector*>(row);
+        register_vector left = *reinterpret_cast<const vector*>(row);
+        keep_in_register(left);
         __builtin_prefetch(
             reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(row) + behind));
         unrolled<inner_slots>([&](auto s)
