@@ -2,6 +2,7 @@
 #include "layers/slow_mole.hpp"
 #include "support/count_allocations.hpp"
 #include "support/laws.hpp"
+#include "support/padded.hpp"
 #include "support/refused.hpp"
 #include "support/scalars.hpp"
 
@@ -520,6 +521,38 @@ TEST_SUITE("layers/mole_linear") {
         generator again(3);
         CHECK(support::step_difference(run_mole<T>(layer, p, x, dy, threads, {.random = &again}),
                                        one) == "");
+      }
+    }
+  }
+
+  TEST_CASE_TEMPLATE("rows that lie inside longer ones, at odd addresses, give the same bits", T,
+                     TALPA_SCALARS) {
+    support::test_random random(64);
+    for (const index width : {20, 130}) {
+      const mole_sizes s{
+          .tokens = 70, .inputs = width, .outputs = width + 3, .experts = 6, .rank = 2};
+      const matrix<T, cpu> x = support::random_matrix<T>(random, s.tokens, s.inputs);
+      const matrix<T, cpu> dy = support::random_matrix<T>(random, s.tokens, s.outputs);
+      for (const strategy execution : executions) {
+        for (const bool packed : {false, true}) {
+          CAPTURE(name_of(execution));
+          CAPTURE(packed);
+          const auto layer = make_mole(s, renormalised{.k = 2}, execution);
+          auto p = make_params<T>(layer, s, 18);
+          context<cpu> ctx(1);
+          if (packed) p.base.pack(ctx);
+          const auto expected = run_mole<T>(layer, p, x, dy);
+          support::padded<T> x_in(x), dy_in(dy), y(s.tokens, s.outputs), dx(s.tokens, s.inputs);
+          testing::detail::fill_gradients<T>(p, T{0});
+          const auto kept = layer.forward(ctx, p, x_in.view(), y.view(), mode::training);
+          layer.backward(ctx, p, kept, x_in.view(), dy_in.view(), dx.view(), grad_mode::overwrite);
+          CHECK(testing::first_difference<T>(y.view(), expected.y.view()) == "");
+          CHECK(testing::first_difference<T>(dx.view(), expected.dx.view()) == "");
+          CHECK(testing::detail::first_difference(testing::detail::gradients_of<T>(p),
+                                                  expected.gradients) == "");
+          CHECK(y.intact());
+          CHECK(dx.intact());
+        }
       }
     }
   }
