@@ -6,7 +6,7 @@ cd "$1" || exit 2
 find include/talpa -name '*.hpp' -o -name '*.cuh' | LC_ALL=C sort | awk '
 BEGIN {
   symbol["include/talpa/core/config.hpp"] = "__CUDACC__"
-  symbol["include/talpa/core/registers.hpp"] = "__CUDACC__ or __SSE2__ or __AVX__ or __AVX2__ or __AVX512F__ or __aarch64__ or _OPENMP or __GNUC__ or __clang__"
+  symbol["include/talpa/core/registers.hpp"] = "__CUDACC__ or __SSE2__ or __AVX__ or __AVX2__ or __FMA__ or __AVX512F__ or __aarch64__ or _OPENMP or __GNUC__ or __clang__"
   symbol["include/talpa/cpu/parallel.hpp"] = "_OPENMP"
 }
 function complain(what) { print path ":" line ": " what; bad = 1 }

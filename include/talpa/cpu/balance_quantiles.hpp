@@ -38,7 +38,7 @@ struct balance_quantiles_impl<cpu> {
     for (index n = 0; n < tokens; ++n) count += part[n];
     if (count == 0) return;
 
-    const index place = detail::quantile_place{k, experts}(count)-1;
+    const detail::quantile_place place{k, experts};
     const auto columns = ctx.scratch.take<T>(ctx.threads, count);
     detail::parallel_for(ctx, experts, [&](index e, int thread) {
       T* const column = columns.row(thread);
@@ -46,7 +46,7 @@ struct balance_quantiles_impl<cpu> {
       for (index n = 0; n < tokens; ++n) {
         if (part[n] != 0) column[i++] = scores(n, e) - alpha[n];
       }
-      const T quantile = largest(column, count, place);
+      const T quantile = largest(column, count, place(count) - 1);
       if (std::isfinite(quantile)) bias(0, e) = T{0} - quantile;
     });
   }
