@@ -101,8 +101,7 @@ class parameter {
     const auto check = [](const char* argument, const packed_matrix<T, B>& m, index rows,
                           index cols, const char* meaning) {
       if (m.rows() == rows && m.cols() == cols) return;
-      detail::throw_shape("parameter::pack", argument, detail::shape_text(m.rows(), m.cols()),
-                          detail::shape_text(rows, cols), meaning);
+      detail::throw_shape("parameter::pack", argument, m.rows(), m.cols(), rows, cols, meaning);
     };
     const bool has_plain = plain.rows() != 0 || plain.cols() != 0;
     check("transposed", transposed, cols(), rows(), "value transposed");

@@ -221,8 +221,7 @@ class tape {
     check_at_least("tape::reshape", "rows", rows, 0, "rows of the result");
     check_at_least("tape::reshape", "cols", cols, 0, "columns of the result");
     if (rows * cols != xv.size()) {
-      detail::throw_shape("tape::reshape", "x", detail::shape_text(xv.rows, xv.cols),
-                          detail::shape_text(rows, cols), "as many numbers");
+      detail::throw_shape("tape::reshape", "x", xv.rows, xv.cols, rows, cols, "as many numbers");
     }
     if (xv.rows > 1 && xv.stride != xv.cols) {
       detail::throw_value("tape::reshape", "x",

@@ -14,8 +14,7 @@ template <class T, class B>
 void check_shape(const char* function, const char* argument, const matrix_view<T, B>& view,
                  index rows, index cols, const char* meaning) {
   if (view.rows != rows || view.cols != cols) {
-    detail::throw_shape(function, argument, detail::shape_text(view.rows, view.cols),
-                        detail::shape_text(rows, cols), meaning);
+    detail::throw_shape(function, argument, view.rows, view.cols, rows, cols, meaning);
   }
 }
 
@@ -23,35 +22,27 @@ void check_shape(const char* function, const char* argument, const matrix_view<T
 template <class T, class B>
 void check_size(const char* function, const char* argument, const vector_view<T, B>& view,
                 index size, const char* meaning) {
-  if (view.size != size) {
-    detail::throw_shape(function, argument, detail::concat("[", std::to_string(view.size), "]"),
-                        detail::concat("[", std::to_string(size), "]"), meaning);
-  }
+  if (view.size != size) detail::throw_size(function, argument, view.size, size, meaning);
 }
 
 /// Throws value_error unless low <= value <= high: `'k' is 9, expected 1..8 = experts`.
 inline void check_range(const char* function, const char* argument, index value, index low,
                         index high, const char* meaning) {
   if (value < low || value > high) {
-    detail::throw_value(
-        function, argument, std::to_string(value),
-        detail::concat(std::to_string(low), "..", std::to_string(high), " = ", meaning));
+    detail::throw_range(function, argument, value, low, high, meaning);
   }
 }
 
 /// Throws value_error unless value >= low: `'rank' is 0, expected >= 1 = width of the adapter`.
 inline void check_at_least(const char* function, const char* argument, index value, index low,
                            const char* meaning) {
-  if (value < low) {
-    detail::throw_value(function, argument, std::to_string(value),
-                        detail::concat(">= ", std::to_string(low), " = ", meaning));
-  }
+  if (value < low) detail::throw_below(function, argument, value, low, meaning);
 }
 
 /// Throws value_error unless `ok`: for conditions on real numbers, with the range in words.
 inline void check_value(bool ok, const char* function, const char* argument, double value,
                         const char* expected) {
-  if (!ok) detail::throw_value(function, argument, detail::number_text(value), expected);
+  if (!ok) detail::throw_number(function, argument, value, expected);
 }
 
 /// Throws value_error unless `memory` of the caller's is an address of `bytes` bytes, a multiple of

@@ -107,7 +107,7 @@ class workspace {
   }
 
  private:
-  void* take_bytes(std::size_t bytes) {
+  [[gnu::noinline]] void* take_bytes(std::size_t bytes) {
     const std::size_t needed = rounded(bytes);
     std::byte* start = lent_;
     if (grows_) {
@@ -131,7 +131,7 @@ class workspace {
     return start;
   }
 
-  void check_room(std::size_t needed) const {
+  [[gnu::noinline]] void check_room(std::size_t needed) const {
     if (lent_bytes_ - at_.used >= needed) return;
     detail::throw_value(
         "workspace", "bytes", std::to_string(lent_bytes_),

@@ -57,26 +57,27 @@ class alone {
 class alone {};
 #endif
 
-/// Runs task(i, thread) for i in [0, tasks) on up to `ctx.threads` threads, 0 <= thread <
-/// ctx.threads, of the context's executor or of OpenMP; a single task, or all for one thread, on
-/// the caller. How the work is cut into tasks must depend on shapes only: then results have the
-/// same bits for any number of threads. Tasks must not throw.
-/// Throws: value_error, before any task, when somebody has set ctx.threads to less than 1.
-template <class Context, class Task>
-void parallel_for(const Context& ctx, index tasks, Task task) {
-  if (ctx.threads < 1) throw_value("context", "threads", std::to_string(ctx.threads), ">= 1");
-  const int team = static_cast<int>(tasks < ctx.threads ? (tasks > 0 ? tasks : 1) : ctx.threads);
+/// Runs task(state, i, thread) for i in [0, tasks), see parallel_for.
+[[gnu::noinline]] inline void run_tasks(int threads, const executor& on, index tasks,
+                                        executor::task task, void* state) {
+  if (threads < 1) throw_value("context", "threads", std::to_string(threads), ">= 1");
+  const int team = static_cast<int>(tasks < threads ? (tasks > 0 ? tasks : 1) : threads);
   if (team == 1) {
     [[maybe_unused]] const alone only;
-    for (index i = 0; i < tasks; ++i) task(i, 0);
+    for (index i = 0; i < tasks; ++i) task(state, i, 0);
     return;
   }
-  if (ctx.on.run != nullptr) {
-    const auto call = [](void* state, index i, int thread) {
+  if (on.run != nullptr) {
+    struct callee {
+      executor::task task;
+      void* state;
+    } of{task, state};
+    const auto call = [](void* callee_of, index i, int thread) {
       [[maybe_unused]] const alone only;
-      (*static_cast<Task*>(state))(i, thread);
+      const callee& to = *static_cast<const callee*>(callee_of);
+      to.task(to.state, i, thread);
     };
-    ctx.on.run(ctx.on.host, team, tasks, call, &task);
+    on.run(on.host, team, tasks, call, &of);
     return;
   }
 #if defined(_OPENMP)
@@ -85,11 +86,22 @@ void parallel_for(const Context& ctx, index tasks, Task task) {
     const alone only;
     const int thread = omp_get_thread_num();
 #pragma omp for schedule(dynamic, 1)
-    for (index i = 0; i < tasks; ++i) task(i, thread);
+    for (index i = 0; i < tasks; ++i) task(state, i, thread);
   }
 #else
-  for (index i = 0; i < tasks; ++i) task(i, 0);
+  for (index i = 0; i < tasks; ++i) task(state, i, 0);
 #endif
+}
+
+/// Runs task(i, thread) for i in [0, tasks) on up to `ctx.threads` threads, 0 <= thread <
+/// ctx.threads, of the context's executor or of OpenMP; a single task, or all for one thread, on
+/// the caller. How the work is cut into tasks must depend on shapes only: then results have the
+/// same bits for any number of threads. Tasks must not throw.
+/// Throws: value_error, before any task, when somebody has set ctx.threads to less than 1.
+template <class Context, class Task>
+void parallel_for(const Context& ctx, index tasks, Task task) {
+  const auto call = [](void* of, index i, int thread) { (*static_cast<Task*>(of))(i, thread); };
+  run_tasks(ctx.threads, ctx.on, tasks, call, &task);
 }
 
 /// parallel_for over the blocks of `count` rows of at most `block_rows` each: task(first, rows,

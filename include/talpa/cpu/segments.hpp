@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
-#include <string>
 #include <type_traits>
 
 namespace talpa::detail {
@@ -164,10 +163,8 @@ struct segments_impl<cpu> {
       slots += count;
     }
     if (slots > s.capacity()) {
-      detail::throw_shape("ops::build_segments", "token_of_slot",
-                          detail::concat("[", std::to_string(s.capacity()), "]"),
-                          detail::concat("[", std::to_string(slots), "]"),
-                          "set bits of mask, or more");
+      detail::throw_size("ops::build_segments", "token_of_slot", s.capacity(), slots,
+                         "set bits of mask, or more");
     }
     std::int32_t slot = 0;
     for (index e = 0; e < experts; ++e) {

@@ -11,7 +11,6 @@
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 #include <memory>
-#include <string>
 #include <utility>
 #include <vector>
 

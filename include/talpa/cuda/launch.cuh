@@ -10,7 +10,6 @@
 
 #include <cstddef>
 #include <cuda_runtime_api.h>
-#include <string>
 #include <type_traits>
 
 namespace talpa::detail {

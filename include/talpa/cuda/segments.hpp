@@ -9,7 +9,6 @@
 #include <bit>
 #include <cstdint>
 #include <limits>
-#include <string>
 #include <type_traits>
 
 namespace talpa::kernels {
@@ -211,10 +210,8 @@ struct segments_impl<B> {
     ctx.synchronise();
     const index slots = to_host(matrix_view<index, B>(&s.offsets[s.experts()], 1, 1))(0, 0);
     if (slots <= s.capacity()) return;
-    detail::throw_shape("ops::build_segments", "token_of_slot",
-                        detail::concat("[", std::to_string(s.capacity()), "]"),
-                        detail::concat("[", std::to_string(slots), "]"),
-                        "set bits of mask, or more");
+    detail::throw_size("ops::build_segments", "token_of_slot", s.capacity(), slots,
+                       "set bits of mask, or more");
   }
 };
 

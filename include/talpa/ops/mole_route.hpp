@@ -51,8 +51,7 @@ void check_mole_rows(const mole_rows<S, B>& in) {
     check_size("ops::mole_route", "padding_mask", in.padding_mask, n, "one flag a token");
   }
   if (in.z.rows != n || in.z.cols < in.u.cols) {
-    throw_shape("ops::mole_route", "z", shape_text(in.z.rows, in.z.cols), shape_text(n, in.u.cols),
-                "shape of u, or wider");
+    throw_shape("ops::mole_route", "z", in.z.rows, in.z.cols, n, in.u.cols, "shape of u, or wider");
   }
 }
 
@@ -121,8 +120,8 @@ void mole_route_backward(context<B>& ctx, const Selector& selector, const mole_r
   const index n = rows.logits.rows, e = rows.logits.cols;
   detail::check_mole_rows<Selector>(rows);
   if (gradient.dz.rows != n || gradient.dz.cols < rows.u.cols) {
-    detail::throw_shape(function, "dz", detail::shape_text(gradient.dz.rows, gradient.dz.cols),
-                        detail::shape_text(n, rows.u.cols), "shape of u, or wider");
+    detail::throw_shape(function, "dz", gradient.dz.rows, gradient.dz.cols, n, rows.u.cols,
+                        "shape of u, or wider");
   }
   check_range(function, "width", gradient.width, rows.u.cols, gradient.du.cols - e,
               "columns of u, or more, with room for the experts");

@@ -27,8 +27,7 @@ template <class T, class U, class B>
 void check_ranks_or_wider(const char* function, const char* argument, const matrix_view<T, B>& m,
                           const matrix_view<U, B>& u) {
   if (m.rows != u.rows || m.cols < u.cols) {
-    throw_shape(function, argument, shape_text(m.rows, m.cols), shape_text(u.rows, u.cols),
-                "shape of u, or wider");
+    throw_shape(function, argument, m.rows, m.cols, u.rows, u.cols, "shape of u, or wider");
   }
 }
 

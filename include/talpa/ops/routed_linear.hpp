@@ -80,8 +80,8 @@ void check_product(const char* function, const char* name, const packed_product<
                    index inputs, index outputs) {
   check_shape(function, name, product.a, product.a.rows, product.b->rows(), "rows of the product");
   if (product.b->rows() != inputs || product.b->cols() != outputs) {
-    throw_shape(function, "base", shape_text(product.b->rows(), product.b->cols()),
-                shape_text(inputs, outputs), "columns of the bank's factors");
+    throw_shape(function, "base", product.b->rows(), product.b->cols(), inputs, outputs,
+                "columns of the bank's factors");
   }
 }
 

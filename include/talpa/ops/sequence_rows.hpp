@@ -7,7 +7,6 @@
 #include <talpa/core/view.hpp>
 
 #include <cstdint>
-#include <string>
 
 namespace talpa::ops {
 

@@ -115,8 +115,8 @@ template <class T, class B>
 void check_member(const char* function, const char* list, std::size_t l, const char* member,
                   const matrix_view<T, B>& view, index rows, index cols, const char* meaning) {
   if (view.rows != rows || view.cols != cols) {
-    throw_shape(function, concat(list, "[", std::to_string(l), "].", member).c_str(),
-                shape_text(view.rows, view.cols), shape_text(rows, cols), meaning);
+    throw_shape(function, concat(list, "[", std::to_string(l), "].", member).c_str(), view.rows,
+                view.cols, rows, cols, meaning);
   }
 }
 
@@ -312,9 +312,7 @@ void group_loss_backward(context<B>& ctx, const char* function, token_groups gro
   const bool padding = detail::includes_padding(loss);
   detail::check_layers(function, groups, layers, term.uses);
   if (out.size() != layers.size()) {
-    detail::throw_shape(function, "out", detail::concat("[", std::to_string(out.size()), "]"),
-                        detail::concat("[", std::to_string(layers.size()), "]"),
-                        "one pair of gradients a layer");
+    detail::throw_size(function, "out", out.size(), layers.size(), "one pair of gradients a layer");
   }
   check_shape(function, "dvalue", dvalue, 1, 1, "one number");
   const detail::group_sizes sizes = detail::sizes_of(groups, layers);
