@@ -36,7 +36,7 @@ struct io_error : error {
   using error::error;
 };
 
-// Texts are made out of line: a check costs its caller a comparison, in time, in code and to compile.
+// Texts are made out of line: a check costs its caller a comparison, in time and in code.
 namespace detail {
 
 /// The parts one after the other. Appending instead of operator+ keeps a false -Wrestrict of
