@@ -5,6 +5,7 @@
 #include "support/scalars.hpp"
 
 #include <talpa/cpu/add.hpp>
+#include <talpa/cpu/bias.hpp>
 #include <talpa/cpu/copy.hpp>
 #include <talpa/cpu/dropout.hpp>
 #include <talpa/cpu/fill.hpp>
@@ -42,6 +43,7 @@ TEST_SUITE("layers/mixture") {
     const matrix<T, cpu> x = random_matrix<T>(random, tokens, inputs);
     const matrix<T, cpu> dy = random_matrix<T>(random, tokens, outputs);
     const matrix<T, cpu> w = random_matrix<T>(random, outputs, inputs);
+    const matrix<T, cpu> bias = random_matrix<T>(random, 1, outputs);
     const matrix<T, cpu> before_y = random_matrix<T>(random, tokens, outputs);
     const matrix<T, cpu> before_dx = random_matrix<T>(random, tokens, inputs);
     for (const strategy execution :
@@ -72,7 +74,7 @@ TEST_SUITE("layers/mixture") {
             packed_product<T, cpu> base, dbase;
             grad_mode y_then = y_mode, dx_then = mode;
             if (with_base) {
-              base = {x.view(), &transposed};
+              base = {x.view(), &transposed, bias.view()};
               dbase = {dy.view(), &plain};
             } else {
               const auto form = [&](const matrix<T, cpu>& a, const packed_matrix<T, cpu>& b,
@@ -83,6 +85,7 @@ TEST_SUITE("layers/mixture") {
                 then = grad_mode::accumulate;
               };
               form(x, transposed, r.y, y_then);
+              ops::add_bias(ctx, r.y.view(), bias.view(), r.y.view());
               form(dy, plain, r.dx, dx_then);
             }
             const auto kept = mixed.template forward<T, cpu>(ctx, p, routing, x, r.y.view(), y_then,

@@ -422,66 +422,69 @@ TEST_SUITE("layers/mole_linear") {
     support::test_random random(65);
     const matrix<T, cpu> x = support::random_matrix<T>(random, s.tokens, s.inputs);
     const matrix<T, cpu> dy = support::random_matrix<T>(random, s.tokens, s.outputs);
-    auto layer = make_mole(s, renormalised{.k = 2}, strategy::indexed);
-    layer.router.scorer.bias = false;
-    generator parameters(21);
-    auto base = linear{.bias = false}.init<T, cpu>(s.inputs, s.outputs, parameters, "base.");
-    base.freeze();
-    auto p = layer.template init<T, cpu>(std::move(base), parameters);
-    testing::detail::shake<T>(p, parameters, 0.5);
-    context<cpu> ctx(1);
-    p.base.pack(ctx);
-    vector<std::uint8_t, cpu> padding(s.tokens);
-    for (index n = 0; n < s.tokens; ++n) padding[n] = n % 4 != 1 ? 1 : 0;
-    const auto joined = [&](bool checked, const batch_info<T, cpu>& batch) {
-      ctx.checked = checked;
-      const workspace<cpu>::scope scope(ctx.memory);
-      matrix<T, cpu> y(s.tokens, s.outputs);
-      return layer.forward(ctx, p, x, y.view(), mode::training, batch).mixed.joined;
-    };
-    for (const grad_mode mode : {grad_mode::overwrite, grad_mode::accumulate}) {
-      for (const bool other : {false, true}) {
-        batch_info<T, cpu> batch;
-        generator stream(4);
-        if (other) batch.padding_mask = padding.view();
-        layer.expert.dropout = other ? 0.25 : 0.0;
-        batch.random = &stream;
-        const auto run = [&](int threads, bool checked) {
-          stream = generator(4);
-          return run_mole<T>(layer, p, x, dy, threads, batch, mode, T{1}, checked);
-        };
-        // A context that looks at the logits first takes one op after the other.
-        REQUIRE(joined(false, batch));
-        REQUIRE_FALSE(joined(true, batch));
-        const auto apart = run(1, true);
-        for (const int threads : {1, 2, 3}) {
-          CHECK(support::step_difference(run(threads, false), apart) == "");
+    for (const bool biased : {false, true}) {
+      CAPTURE(biased);
+      auto layer = make_mole(s, renormalised{.k = 2}, strategy::indexed);
+      layer.router.scorer.bias = biased;
+      generator parameters(21);
+      auto base = linear{.bias = biased}.init<T, cpu>(s.inputs, s.outputs, parameters, "base.");
+      base.freeze();
+      auto p = layer.template init<T, cpu>(std::move(base), parameters);
+      testing::detail::shake<T>(p, parameters, 0.5);
+      context<cpu> ctx(1);
+      p.base.pack(ctx);
+      vector<std::uint8_t, cpu> padding(s.tokens);
+      for (index n = 0; n < s.tokens; ++n) padding[n] = n % 4 != 1 ? 1 : 0;
+      const auto joined = [&](bool checked, const batch_info<T, cpu>& batch) {
+        ctx.checked = checked;
+        const workspace<cpu>::scope scope(ctx.memory);
+        matrix<T, cpu> y(s.tokens, s.outputs);
+        return layer.forward(ctx, p, x, y.view(), mode::training, batch).mixed.joined;
+      };
+      for (const grad_mode mode : {grad_mode::overwrite, grad_mode::accumulate}) {
+        for (const bool other : {false, true}) {
+          batch_info<T, cpu> batch;
+          generator stream(4);
+          if (other) batch.padding_mask = padding.view();
+          layer.expert.dropout = other ? 0.25 : 0.0;
+          batch.random = &stream;
+          const auto run = [&](int threads, bool checked) {
+            stream = generator(4);
+            return run_mole<T>(layer, p, x, dy, threads, batch, mode, T{1}, checked);
+          };
+          // A context that looks at the logits first takes one op after the other.
+          REQUIRE(joined(false, batch));
+          REQUIRE_FALSE(joined(true, batch));
+          const auto apart = run(1, true);
+          for (const int threads : {1, 2, 3}) {
+            CHECK(support::step_difference(run(threads, false), apart) == "");
+          }
         }
       }
+      layer.expert.dropout = 0.0;
+      // Few loops are handed to other threads: the bank's copy and the product, backward the three
+      // gradients as well.
+      int loops = 0;
+      const auto count = [](void* host, int, index tasks, executor::task call, void* state) {
+        ++*static_cast<int*>(host);
+        for (index i = 0; i < tasks; ++i) call(state, i, 0);
+      };
+      context<cpu> counting(2, executor{count, &loops});
+      matrix<T, cpu> y(s.tokens, s.outputs), dx(s.tokens, s.inputs);
+      const auto kept = layer.forward(counting, p, x, y.view(), mode::training);
+      CHECK(loops >= 1);
+      CHECK(loops <= 2);
+      loops = 0;
+      layer.backward(counting, p, kept, x, dy, dx.view(), grad_mode::overwrite);
+      CHECK(loops >= 1);
+      CHECK(loops <= 5);
+      // What does not go through together: a recorded mask, another strategy.
+      matrix<std::uint32_t, cpu> mask(s.tokens, 1);
+      std::fill_n(mask.data(), mask.size(), 3u);
+      CHECK_FALSE(joined(false, {.replay = mask.view()}));
+      layer.execution = strategy::grouped;
+      CHECK_FALSE(joined(false, {}));
     }
-    layer.expert.dropout = 0.0;
-    // Few loops are handed to other threads: the bank's copy and the product, backward the three
-    // gradients as well.
-    int loops = 0;
-    const auto count = [](void* host, int, index tasks, executor::task call, void* state) {
-      ++*static_cast<int*>(host);
-      for (index i = 0; i < tasks; ++i) call(state, i, 0);
-    };
-    context<cpu> counting(2, executor{count, &loops});
-    matrix<T, cpu> y(s.tokens, s.outputs), dx(s.tokens, s.inputs);
-    const auto kept = layer.forward(counting, p, x, y.view(), mode::training);
-    CHECK(loops >= 1);
-    CHECK(loops <= 2);
-    loops = 0;
-    layer.backward(counting, p, kept, x, dy, dx.view(), grad_mode::overwrite);
-    CHECK(loops >= 1);
-    CHECK(loops <= 5);
-    // What does not go through together: a recorded mask, another strategy.
-    matrix<std::uint32_t, cpu> mask(s.tokens, 1);
-    std::fill_n(mask.data(), mask.size(), 3u);
-    CHECK_FALSE(joined(false, {.replay = mask.view()}));
-    layer.execution = strategy::grouped;
-    CHECK_FALSE(joined(false, {}));
   }
 
   TEST_CASE("a selector that chooses more experts than it says is refused") {

@@ -6,6 +6,7 @@
 #include "support/segments.hpp"
 #include "support/tolerance.hpp"
 
+#include <talpa/cpu/bias.hpp>
 #include <talpa/cpu/indexed_gemm.hpp>
 #include <talpa/cpu/segments.hpp>
 #include <talpa/testing/bounds.hpp>
@@ -211,7 +212,7 @@ products<T> tile_of(const matrix<T, cpu>& x, const matrix<T, cpu>& bank) {
   typename tile::row_factors other[] = {{x.view().row(2), 1, 2}, {x.view().row(3), 0, 3}};
   typename tile::row_factors single[] = {{x.view().row(3), 0, 4}};
   const typename tile::row_terms lists[] = {{single, 1}, {terms, 2}, {other, 2}};
-  tile::sum_rows(3, lists, bank.data(), bank.cols(), false, p.y.data(), tile::sum_cols, 0);
+  tile::sum_rows(3, lists, bank.data(), bank.cols(), {}, p.y.data(), tile::sum_cols, 0);
   const T* const rows[] = {bank.view().row(0), bank.view().row(1), bank.view().row(2),
                            bank.view().row(3)};
   tile::template outer<4>(cols / tile::outer_cols, 1,
@@ -380,23 +381,30 @@ TEST_SUITE("ops/indexed_gemm") {
       }
       const packed_matrix<T, cpu> b(ctx, random_matrix<T>(random, s.inner, s.cols), transpose::no);
       const matrix<T, cpu> before = random_matrix<T>(random, s.tokens, s.cols);
+      padded<T> bias(random_matrix<T>(random, 1, s.cols));
       for (const grad_mode mode :
            {grad_mode::overwrite, grad_mode::accumulate, grad_mode::ignore}) {
-        padded<T> expected(before);
-        if (mode != grad_mode::ignore) {
-          ops::gemm(ctx, a.view(), transpose::no, b, mode == grad_mode::overwrite ? T{0} : T{1},
-                    expected.view());
-          ops::indexed_expand(ctx, slots, z.view(), bank.view(), expected.view(),
-                              grad_mode::accumulate);
-        }
-        for (const int threads : {1, 3}) {
-          context<cpu> other(threads);
-          padded<T> y(before);
-          if (mode == grad_mode::overwrite) testing::poison<T>(y.view());
-          ops::indexed_expand(other, slots, z.view(), bank.view(), {a.view(), &b}, y.view(), mode);
-          CHECK(testing::first_difference<T>(y.view(), expected.view()) == "");
-          CHECK(y.intact());
-          CHECK(other.scratch.used() == 0);
+        for (const bool biased : {false, true}) {
+          CAPTURE(biased);
+          padded<T> expected(before);
+          if (mode != grad_mode::ignore) {
+            ops::gemm(ctx, a.view(), transpose::no, b, mode == grad_mode::overwrite ? T{0} : T{1},
+                      expected.view());
+            if (biased) ops::add_bias(ctx, expected.view(), bias.view(), expected.view());
+            ops::indexed_expand(ctx, slots, z.view(), bank.view(), expected.view(),
+                                grad_mode::accumulate);
+          }
+          packed_product<T, cpu> product{a.view(), &b};
+          if (biased) product.bias = bias.view();
+          for (const int threads : {1, 3}) {
+            context<cpu> other(threads);
+            padded<T> y(before);
+            if (mode == grad_mode::overwrite) testing::poison<T>(y.view());
+            ops::indexed_expand(other, slots, z.view(), bank.view(), product, y.view(), mode);
+            CHECK(testing::first_difference<T>(y.view(), expected.view()) == "");
+            CHECK(y.intact());
+            CHECK(other.scratch.used() == 0);
+          }
         }
       }
     }
@@ -491,7 +499,9 @@ TEST_SUITE("ops/indexed_gemm") {
       const matrix<T, cpu> z = random_matrix<T>(random, slots.capacity(), s.ranks);
       const matrix<T, cpu> d = random_matrix<T>(random, s.tokens, s.more);
       const matrix<T, cpu> w = random_matrix<T>(random, s.more, s.cols);
+      const matrix<T, cpu> bias = random_matrix<T>(random, 1, s.cols);
       const packed_matrix<T, cpu> packed(ctx, b, transpose::no);
+      const packed_product<T, cpu> product{a.view(), &packed, bias.view()};
       const matrix<T, cpu> before = random_matrix<T>(random, s.tokens, s.cols);
       // What stays is doubled, which rounds nothing.
       matrix<std::uint32_t, cpu> words(s.tokens, mask_words(s.cols));
@@ -500,9 +510,9 @@ TEST_SUITE("ops/indexed_gemm") {
       for (const grad_mode mode : {grad_mode::overwrite, grad_mode::accumulate}) {
         padded<T> alone(before), on_top(before), again(before);
         ops::indexed_expand(ctx, slots, z, bank, alone.view(), mode, kept);
-        ops::indexed_expand(ctx, slots, z, bank, {a.view(), &packed}, on_top.view(), mode,
-                            {d.view(), w.view()}, kept);
-        ops::indexed_expand(other, slots, z, bank, {a.view(), &packed}, again.view(), mode,
+        ops::indexed_expand(ctx, slots, z, bank, product, on_top.view(), mode, {d.view(), w.view()},
+                            kept);
+        ops::indexed_expand(other, slots, z, bank, product, again.view(), mode,
                             {d.view(), w.view()}, kept);
         CHECK(testing::first_difference<T>(on_top.view(), again.view()) == "");
         CHECK(alone.intact());
@@ -531,6 +541,7 @@ TEST_SUITE("ops/indexed_gemm") {
               add(sum, before(n, q), 1.0);
             }
             for (index i = 0; i < s.inner; ++i) add(sum, a(n, i), static_cast<double>(b(i, q)));
+            add(sum, bias(0, q), 1.0);
             for (index i = 0; i < s.more; ++i) add(sum, d(n, i), static_cast<double>(w(i, q)));
             right = right && slot_sum.allows(alone.view()(n, q)) && sum.allows(on_top.view()(n, q));
           }
@@ -639,6 +650,13 @@ TEST_SUITE("ops/indexed_gemm") {
         ops::indexed_expand(ctx, s, z, bank, {matrix<float, cpu>(3, 6).view(), &narrow}, y.view(),
                             add),
         "talpa::ops::indexed_expand: 'b' has shape [6, 4], expected [..., 5] = columns of bank",
+        shape_error);
+    const matrix<float, cpu> product(3, 6), short_bias(1, 4);
+    CHECK_THROWS_WITH_AS(
+        ops::indexed_expand(ctx, s, z, bank, {product.view(), &b, short_bias.view()}, y.view(),
+                            add),
+        "talpa::ops::indexed_expand: 'bias' has shape [1, 4], expected [1, 5] = "
+        "one row, columns of b",
         shape_error);
     const auto beside = [&](index rows, index inner, index cols) {
       const matrix<float, cpu> a(3, 6), d(rows, inner), w(2, cols);

@@ -4,6 +4,7 @@
 #include "support/sanitized.hpp"
 #include "support/scalars.hpp"
 
+#include <talpa/cpu/bias.hpp>
 #include <talpa/cpu/copy.hpp>
 #include <talpa/cpu/dropout.hpp>
 #include <talpa/cpu/gemm.hpp>
@@ -34,10 +35,11 @@ template <class T>
 struct arguments {
   sizes s;
   index most;
-  padded<T> x, dy, router, a, b, dlogits_of_losses, dgates_of_losses;
+  padded<T> x, dy, router, a, b, router_bias, bias, dlogits_of_losses, dgates_of_losses;
   context<cpu> ctx;
   packed_matrix<T, cpu> forward, backward;  // W^T, W
   vector<std::uint8_t, cpu> padding;
+  bool biased = false;  // whether router and base have a bias
   matrix<T, cpu> logits, gates;
   matrix<std::uint32_t, cpu> mask;
   matrix<T, cpu> u;  // [N K, R]
@@ -54,6 +56,8 @@ struct arguments {
         router(random_matrix<T>(random, s.experts, s.inputs)),
         a(random_matrix<T>(random, s.experts * s.ranks, s.inputs)),
         b(random_matrix<T>(random, s.experts * s.ranks, s.outputs)),
+        router_bias(random_matrix<T>(random, 1, s.experts)),
+        bias(random_matrix<T>(random, 1, s.outputs)),
         dlogits_of_losses(random_matrix<T>(random, s.tokens, s.experts)),
         dgates_of_losses(random_matrix<T>(random, s.tokens, s.experts)),
         ctx(threads),
@@ -67,7 +71,14 @@ struct arguments {
     backward = packed_matrix<T, cpu>(ctx, w, transpose::no, storage);
   }
   routed_adapter<T, cpu> adapter() {
-    return {router.view(), a.view(), b.view(), static_cast<T>(0.75), most};
+    routed_adapter<T, cpu> made{router.view(), a.view(), b.view(), static_cast<T>(0.75), most};
+    if (biased) made.router_bias = router_bias.view();
+    return made;
+  }
+  packed_product<T, cpu> base() {
+    packed_product<T, cpu> made{x.view(), &forward};
+    if (biased) made.bias = bias.view();
+    return made;
   }
   routed_choice<T, cpu> choice() { return {logits.view(), gates.view(), mask.view()}; }
   /// Drops a share of x from now on.
@@ -101,6 +112,9 @@ template <class T, class Selector>
 void forward_apart(arguments<T>& in, const Selector& selector, gradients<T>* slots_of = nullptr) {
   ops::gemm(in.ctx, in.x.view(), transpose::no, in.router.view(), transpose::yes, T{0},
             in.logits.view());
+  if (in.biased) {
+    ops::add_bias(in.ctx, in.logits.view(), in.router_bias.view(), in.logits.view());
+  }
   ops::select(in.ctx, selector, in.logits, in.padding.view(), in.gates.view(), in.mask.view());
   gradients<T> slots(in, matrix<T, cpu>(0, 0));
   matrix<T, cpu> x(in.s.tokens, in.s.inputs);
@@ -112,14 +126,15 @@ void forward_apart(arguments<T>& in, const Selector& selector, gradients<T>* slo
   ops::indexed_shrink(in.ctx, slots.slots, x, in.a.view(), slots.u.view());
   matrix<T, cpu> z(slots.u.rows(), slots.u.cols());
   ops::rank_gate(in.ctx, in.adapter().scale, as_column(slots.gates), slots.u, z.view());
-  ops::indexed_expand(in.ctx, slots.slots, z, in.b.view(), {in.x.view(), &in.forward}, in.y.view(),
-                      grad_mode::overwrite);
+  ops::gemm(in.ctx, in.x.view(), transpose::no, in.forward, T{0}, in.y.view());
+  if (in.biased) ops::add_bias(in.ctx, in.y.view(), in.bias.view(), in.y.view());
+  ops::indexed_expand(in.ctx, slots.slots, z, in.b.view(), in.y.view(), grad_mode::accumulate);
   if (slots_of != nullptr) *slots_of = std::move(slots);
 }
 template <class T, class Selector>
 void forward_joined(arguments<T>& in, const Selector& selector) {
-  ops::routed_linear(in.ctx, selector, in.adapter(), {in.x.view(), &in.forward}, in.padding.view(),
-                     in.choice(), in.u.view(), in.y.view(), {in.dropped, in.kept.view()});
+  ops::routed_linear(in.ctx, selector, in.adapter(), in.base(), in.padding.view(), in.choice(),
+                     in.u.view(), in.y.view(), {in.dropped, in.kept.view()});
 }
 
 /// backward by the ops that routed_linear_backward stands for.
@@ -156,24 +171,33 @@ void backward_joined(arguments<T>& in, const Selector& selector, gradients<T>& o
                               out.dlogits.view(), out.du.view(), out.dx.view(), dx_mode);
 }
 
+/// What a comparison has beside sizes and a selector.
+struct options {
+  bool pads = false, biased = false;
+  weight_storage storage = weight_storage::exact;
+  float dropped = 0.0f;
+};
+
 /// Both ways on equal arguments, forward and backward: no bit may differ.
 template <class T, class Selector>
-void compare(const sizes& s, const Selector& selector, bool pads,
-             weight_storage storage = weight_storage::exact, float dropped = 0.0f) {
-  CAPTURE(dropped);
+void compare(const sizes& s, const Selector& selector, const options& with = {}) {
+  CAPTURE(with.dropped);
+  CAPTURE(with.biased);
   CAPTURE(s.tokens);
   CAPTURE(s.inputs);
   CAPTURE(s.experts);
   const index most = selector.max_selected(s.experts);
   for (const int threads : {1, 2, 3}) {
     test_random random(71), same(71);
-    arguments<T> apart(s, most, random, 1, storage), joined(s, most, same, threads, storage);
-    for (index n = 0; pads && n < s.tokens; ++n) {
+    arguments<T> apart(s, most, random, 1, with.storage);
+    arguments<T> joined(s, most, same, threads, with.storage);
+    for (index n = 0; with.pads && n < s.tokens; ++n) {
       if (n == 0) apart.padding = joined.padding = vector<std::uint8_t, cpu>(s.tokens);
       apart.padding[n] = joined.padding[n] = n % 5 != 2 ? 1 : 0;
     }
     for (arguments<T>* const both : {&apart, &joined}) {
-      if (dropped > 0.0f) both->drop(dropped);
+      both->biased = with.biased;
+      if (with.dropped > 0.0f) both->drop(with.dropped);
     }
     gradients<T> one(apart, matrix<T, cpu>(0, 0));
     forward_apart(apart, selector, &one);
@@ -271,15 +295,16 @@ TEST_SUITE("ops/routed_linear") {
     const index block = detail::indexed_block_bytes / static_cast<index>(sizeof(T)) / 60;
     for (const sizes& s : {sizes{8, 64, 5, 2, 1}, sizes{129, 70, 40, 8, 3},
                            sizes{many, deep, wide, 16, 5}, sizes{130, block, 20, 3, 2}}) {
-      compare<T>(s, top_k<gate::renormalised>{.k = 2}, false);
-      compare<T>(s, top_k<gate::raw>{.k = 1}, true);
+      compare<T>(s, top_k<gate::renormalised>{.k = 2}, {.biased = true});
+      compare<T>(s, top_k<gate::raw>{.k = 1}, {.pads = true});
     }
-    compare<T>({90, 66, 33, 5, 4}, dynamic_entropy{}, true);
+    compare<T>({90, 66, 33, 5, 4}, dynamic_entropy{}, {.pads = true});
+    compare<T>({90, 66, 33, 5, 4}, dynamic_entropy{}, {.pads = true, .biased = true});
   }
 
   TEST_CASE("a rounded weight has the bits of the ops, too") {
-    compare<float>({129, 71, 40, 8, 3}, top_k<gate::renormalised>{.k = 2}, false,
-                   weight_storage::bfloat16);
+    compare<float>({129, 71, 40, 8, 3}, top_k<gate::renormalised>{.k = 2},
+                   {.biased = true, .storage = weight_storage::bfloat16});
   }
 
   TEST_CASE_TEMPLATE("with dropout too, whatever the width and however few rows go together", T,
@@ -289,7 +314,8 @@ TEST_SUITE("ops/routed_linear") {
     const index wide = 3 * detail::indexed_tile<T>::sum_cols;
     for (const sizes& s : {sizes{129, 71, 40, 8, 3}, sizes{many_rows(300), wide, 33, 16, 5},
                            sizes{130, block, 20, 3, 2}}) {
-      compare<T>(s, top_k<gate::renormalised>{.k = 2}, true, weight_storage::exact, 0.3f);
+      compare<T>(s, top_k<gate::renormalised>{.k = 2},
+                 {.pads = true, .biased = true, .dropped = 0.3f});
     }
   }
 
@@ -336,7 +362,7 @@ TEST_SUITE("ops/routed_linear") {
     const auto run = [&](const auto& change) {
       auto adapter = in.adapter();
       auto choice = in.choice();
-      packed_product<float, cpu> base{in.x.view(), &in.forward};
+      packed_product<float, cpu> base = in.base();
       matrix_view<float, cpu> u = in.u.view(), out = y.view();
       change(adapter, choice, base, u, out);
       ops::routed_linear(in.ctx, selector, adapter, base, in.padding.view(), choice, u, out);
@@ -363,6 +389,10 @@ TEST_SUITE("ops/routed_linear") {
     REFUSES(base.b = &in.backward;
             base.a = in.dy.view(),
             "'base' has shape [16, 64], expected [64, 16] = columns of the bank's factors");
+    REFUSES(base.bias = in.bias.view().col_range(0, 15),
+            "'bias' has shape [1, 15], expected [1, 16] = one row, columns of b");
+    REFUSES(adapter.router_bias = in.router_bias.view().col_range(0, 3),
+            "'router_bias' has shape [1, 3], expected [1, 4] = one row, rows of the router");
     REFUSES(u = u.row_range(0, 15),
             "'u' has shape [15, 2], expected [16, 2] = max_selected places a token, ranks of an "
             "expert");

@@ -144,20 +144,20 @@ struct token_terms {
 };
 
 /// Sums of rows of a panel for a block of y at row `first`, column `col`, at most a panel wide, of
-/// which `kept` stays but for the last `others` terms of each. While the last rows are computed the
-/// first ones `ahead` columns further are fetched.
+/// which `kept` stays but for the last `others` terms of each, added to `to`. While the last rows
+/// are computed the first ones `ahead` columns further are fetched.
 template <class T, class Tile = indexed_tile<T>>
 void sum_block(const token_terms<T, Tile>& of, index first, index col, const T* panel, index stride,
-               index ahead, bool add, const dropout_bits<cpu>& kept, index others,
+               index ahead, typename Tile::addend to, const dropout_bits<cpu>& kept, index others,
                matrix_view<T, cpu> y) {
   constexpr index width = Tile::sum_cols;
   const T factor = kept.active() ? dropout_factor<T>(kept.keep) : T{1};
   const index word = col / mask_word_bits, bit = col % mask_word_bits;
   if (y.cols == width) {
     if (!kept.active()) {
-      Tile::sum_rows(y.rows, &of.of(first), panel, stride, add, y.data, y.stride, ahead);
+      Tile::sum_rows(y.rows, &of.of(first), panel, stride, to, y.data, y.stride, ahead);
     } else {
-      Tile::sum_kept_rows(y.rows, &of.of(first), panel, stride, add, y.data, y.stride, ahead,
+      Tile::sum_kept_rows(y.rows, &of.of(first), panel, stride, to, y.data, y.stride, ahead,
                           {kept.words.row(first) + word, kept.words.stride, bit, others, factor});
     }
     return;
@@ -165,16 +165,19 @@ void sum_block(const token_terms<T, Tile>& of, index first, index col, const T* 
   for (index n = 0; n < y.rows; ++n) {
     T edge[width];
     if (!kept.active()) {
-      Tile::sum_rows(1, &of.of(first + n), panel, stride, false, edge, width, 0);
+      Tile::sum_rows(1, &of.of(first + n), panel, stride, {}, edge, width, 0);
     } else {
       std::uint32_t words[mask_words(width) + 1] = {};  // behind the last one there are no more
       std::copy(kept.words.row(first + n) + word,
                 kept.words.row(first + n) + mask_words(col + y.cols), words);
-      Tile::sum_kept_rows(1, &of.of(first + n), panel, stride, false, edge, width, 0,
+      Tile::sum_kept_rows(1, &of.of(first + n), panel, stride, {}, edge, width, 0,
                           {words, 0, bit, others, factor});
     }
-    T* const to = y.row(n);
-    for (index d = 0; d < y.cols; ++d) to[d] = add ? to[d] + edge[d] : edge[d];
+    T* const row = y.row(n);
+    for (index d = 0; d < y.cols; ++d) {
+      if (to.bias != nullptr) row[d] += to.bias[d];
+      row[d] = to.held ? row[d] + edge[d] : edge[d];
+    }
   }
 }
 
@@ -199,7 +202,7 @@ void indexed_sum(context<cpu>& ctx, const segments<cpu>& s, matrix_view<const T,
       const index col = panel * width;
       const bool in_place = panel < borrowed;
       sum_block<T>(terms, first, col, in_place ? bank.data + col : copies.row(panel - borrowed),
-                   in_place ? bank.stride : width, width, add, kept, 0,
+                   in_place ? bank.stride : width, width, {add}, kept, 0,
                    y.row_range(first, rows).col_range(col, std::min(width, y.cols - col)));
     }
   });
@@ -214,9 +217,9 @@ struct summed_rows {
   dropout_bits<cpu> kept{};
 };
 
-/// y = `product`, added to y if `add`, plus the tokens' terms, which each block of y takes while it
-/// is in the near caches. `before` may make the terms: it is called once for each row before that
-/// is read, at the start of its task where columns are in one piece.
+/// y = `product`, added to y if `add`, plus the tokens' terms, which each block of y takes behind
+/// the bias while it is in the near caches. `before` may make the terms: it is called once for each
+/// row before that is read, at the start of its task where columns are in one piece.
 template <class T>
 void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product,
                      const token_terms<T>& terms, const summed_rows<T>& rows, matrix_view<T, cpu> y,
@@ -245,7 +248,8 @@ void product_and_sum(context<cpu>& ctx, const packed_product<T, cpu>& product, c
   });
   const auto add_sums = [&](const finished_block& block) {
     const index panel = block.col_task * panels + block.at / width;
-    sum_block<T>(terms, block.row, block.col, copies.row(panel), width, 0, true, rows.kept,
+    const T* const bias = product.bias.empty() ? nullptr : product.bias.data + block.col;
+    sum_block<T>(terms, block.row, block.col, copies.row(panel), width, 0, {true, bias}, rows.kept,
                  rows.more.rows != 0 ? 1 : 0,
                  y.row_range(block.row, block.rows).col_range(block.col, block.cols));
   };

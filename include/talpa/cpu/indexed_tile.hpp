@@ -135,25 +135,31 @@ struct indexed_tile {
     T factor;
   };
 
+  /// What a row of sums is added to: nothing, or what y held, or that plus a bias.
+  struct addend {
+    bool held = false;
+    const T* bias = nullptr;  ///< [sum_cols], only with `held`
+  };
+
   /// Row i of y, columns [0, sum_cols), for i < rows: the sum over the terms t of lists[i] and
-  /// r < t.count of t.factors[r] times row t.first + r of the panel, in this order, added to what y
-  /// held if `add`. Rows of y are fetched before they are needed; while the last ones are computed
-  /// the first ones `ahead` columns further.
+  /// r < t.count of t.factors[r] times row t.first + r of the panel, in this order, added to `to`.
+  /// Rows of y are fetched before they are needed; while the last ones are computed the first ones
+  /// `ahead` columns further.
   [[gnu::noinline]] static void sum_rows(index rows, const row_terms* lists, const T* panel,
-                                         index stride, bool add, T* y, index y_stride,
+                                         index stride, addend to, T* y, index y_stride,
                                          index ahead) {
-    sum_all<false>(rows, lists, panel, stride, add, y, y_stride, ahead, {});
+    sum_all<false>(rows, lists, panel, stride, to, y, y_stride, ahead, {});
   }
   /// The same, of which `kept` stays.
   [[gnu::noinline]] static void sum_kept_rows(index rows, const row_terms* lists, const T* panel,
-                                              index stride, bool add, T* y, index y_stride,
+                                              index stride, addend to, T* y, index y_stride,
                                               index ahead, const kept_columns& kept) {
-    sum_all<true>(rows, lists, panel, stride, add, y, y_stride, ahead, kept);
+    sum_all<true>(rows, lists, panel, stride, to, y, y_stride, ahead, kept);
   }
 
   template <bool Masked>
   [[gnu::always_inline]] static void sum_all(index rows, const row_terms* lists, const T* panel,
-                                             index stride, bool add, T* y, index y_stride,
+                                             index stride, addend to, T* y, index y_stride,
                                              index ahead, kept_columns kept) {
     for (index n = 0; n < rows;) {
       const index some = n + summed <= rows && alike(lists + n) ? summed : 1;
@@ -168,11 +174,11 @@ struct indexed_tile {
           __builtin_prefetch(reinterpret_cast<const void*>(next + bytes), 1);
         });
       }
-      T* const to = y + n * y_stride;
+      T* const row = y + n * y_stride;
       if (some == summed) {
-        sum_some<summed, Masked>(lists + n, panel, stride, add, to, y_stride, kept);
+        sum_some<summed, Masked>(lists + n, panel, stride, to, row, y_stride, kept);
       } else {
-        sum_some<1, Masked>(lists + n, panel, stride, add, to, y_stride, kept);
+        sum_some<1, Masked>(lists + n, panel, stride, to, row, y_stride, kept);
       }
       if constexpr (Masked) kept.words += some * kept.stride;
       n += some;
@@ -193,7 +199,7 @@ struct indexed_tile {
   /// Rows of y whose lists are alike.
   template <index Rows, bool Masked>
   [[gnu::always_inline]] static void sum_some(const row_terms* lists, const T* panel, index stride,
-                                              bool add, T* y, index y_stride,
+                                              addend to, T* y, index y_stride,
                                               const kept_columns& kept) {
     register_vector sum[Rows][sum_vectors] = {};
     const auto add_terms = [&](index begin, index end) __attribute__((always_inline)) {
@@ -240,8 +246,14 @@ struct indexed_tile {
     }
     unrolled<Rows>([&](auto i) __attribute__((always_inline)) {
       unrolled<sum_vectors>([&](auto j) __attribute__((always_inline)) {
-        vector& to = *reinterpret_cast<vector*>(y + i * y_stride + j * lanes);
-        to = add ? to + sum[i][j] : sum[i][j];
+        vector& out = *reinterpret_cast<vector*>(y + i * y_stride + j * lanes);
+        if (!to.held) {
+          out = sum[i][j];
+        } else if (to.bias == nullptr) {
+          out = out + sum[i][j];
+        } else {
+          out = (out + *reinterpret_cast<const vector*>(to.bias + j * lanes)) + sum[i][j];
+        }
       });
     });
   }

@@ -103,13 +103,16 @@ template <class T>
 void routed_forward<T>::run(index first, index rows, int thread) const {
   const index experts = adapter.experts(), ranks = adapter.ranks(), most = adapter.max_selected;
   const index block = block_, end = first + rows;
+  const T* const bias = adapter.router_bias.empty() ? nullptr : adapter.router_bias.data;
   place* const places = places_.row(thread);
   std::int32_t* const next = next_.row(thread);
   for (; first < end; first += block) {
     const index some = std::min(block, end - first);
     inner_products<T>(
         some, x.cols, [&](index i) { return x.row(first + i); }, adapter.router,
-        [&](index i, index e, T sum) { routed.logits(first + i, e) = sum; });
+        [&](index i, index e, T sum) {
+          routed.logits(first + i, e) = bias != nullptr ? sum + bias[e] : sum;
+        });
     select(first, some, thread);
     const matrix_view<const T, cpu> of_experts = after_dropout(first, some, thread);
     // f(n, e, row of u) for each slot; a selector may break its word and choose more than `most`.

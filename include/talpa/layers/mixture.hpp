@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <talpa/autograd/affine.hpp>
 #include <talpa/experts/explain.hpp>
 #include <talpa/layers/input_dropout.hpp>
 #include <talpa/layers/slots.hpp>
 #include <talpa/layers/strategy.hpp>
+#include <talpa/ops/bias.hpp>
 #include <talpa/ops/fill.hpp>
 #include <talpa/ops/gather.hpp>
 #include <talpa/ops/indexed_gemm.hpp>
@@ -179,20 +181,19 @@ struct mixture {
   static constexpr bool can_join = can_index&& has_routed_linear<B>&& routed_linear_expert<Expert>;
 
   /// forward by ops::routed_linear: route(adapter, u, dropped) calls it for all of y and fills
-  /// u [N max_selected, R], the mask of `dropped` and what `routing` shows. `router` [E, D].
+  /// u [N max_selected, R], the mask of `dropped` and what `routing` shows.
   template <floating T, backend B, class Route>
-  requires can_join<B> saved<T, B> forward_joined(
-      context<B>& ctx, const params<T, B>& p,
-      const std::type_identity_t<matrix_view<const T, B>>& router, index tokens,
-      const input_dropout<B>& dropout, const Route& route)
+  requires can_join<B> saved<T, B> forward_joined(context<B>& ctx, const params<T, B>& p,
+                                                  const affine_params<T, B>& router, index tokens,
+                                                  const input_dropout<B>& dropout,
+                                                  const Route& route)
   const {
     input_dropout<B> drawn = dropout;
-    drawn.keep(ctx, tokens, router.cols, tokens);
+    drawn.keep(ctx, tokens, router.weight.cols(), tokens);
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto u = ctx.scratch.template take<T>(tokens * max_selected, expert.width());
-    const routing_view<const T, B> routing =
-        route(expert.adapter(p, router, max_selected), matrix_view<T, B>(u),
-              routed_dropout<B>{drawn.mask, drawn.bits.words});
+    const routing_view<const T, B> routing = route(adapter(p, router), matrix_view<T, B>(u),
+                                                   routed_dropout<B>{drawn.mask, drawn.bits.words});
     saved<T, B> kept;
     kept.dropout = drawn;
     kept.used = strategy::indexed;
@@ -209,14 +210,14 @@ struct mixture {
   template <floating T, backend B, class Route>
   requires can_join<B>
   void backward_joined(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
-                       const std::type_identity_t<matrix_view<const T, B>>& router,
+                       const affine_params<T, B>& router,
                        std::type_identity_t<matrix_view<const T, B>> x,
                        std::type_identity_t<matrix_view<const T, B>> dy, const Route& route) const {
     const typename workspace<B>::scope scope(ctx.scratch);
     const auto& sorted = kept.sorted;
     const auto du =
         ctx.scratch.template take<T>(sorted.slots.capacity(), expert.width());  // [S, R]
-    route(expert.adapter(std::as_const(p), router, max_selected),
+    route(adapter(std::as_const(p), router),
           ops::routed_slots<T, B>{sorted.slots, sorted.gates, kept.expert.u, kept.dropout.bits},
           matrix_view<T, B>(du));
     expert.bank_gradients(ctx, p, kept.expert, sorted.slots, sorted.gates,
@@ -259,6 +260,14 @@ struct mixture {
   }
 
  private:
+  /// The experts behind a linear router.
+  template <class T, class B>
+  routed_adapter<T, B> adapter(const params<T, B>& p, const affine_params<T, B>& router) const {
+    routed_adapter<T, B> made = expert.adapter(p, router.weight.value(), max_selected);
+    if (router.bias.exists()) made.router_bias = router.bias.value();
+    return made;
+  }
+
   template <class T, class B>
   void backward_alone(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
                       const routing_view<const T, B>& routing, matrix_view<const T, B> x,
@@ -310,6 +319,7 @@ struct mixture {
     if constexpr (has_packed_matrix<B>) {
       const T kept = y_mode == grad_mode::accumulate ? T{1} : T{0};
       ops::gemm(ctx, base.a, transpose::no, *base.b, kept, y);
+      if (!base.bias.empty()) ops::add_bias(ctx, y, base.bias, y);
     }
     return grad_mode::accumulate;
   }

@@ -157,12 +157,8 @@ struct mole_linear {
     saved<T, B> kept;
     kept.router = router.forward(ctx, p.router, experts, x, m, batch);
     kept.routed = kept.router.routed;
-    packed_product<T, B> base;
-    if (p.base.weight.packed_transpose() != nullptr && !p.base.bias.exists()) {
-      base = {x, p.base.weight.packed_transpose()};
-    } else {
-      affine_forward(ctx, p.base, x, y);
-    }
+    const packed_product<T, B> base = packed_base(p, x);
+    if (base.b == nullptr) affine_forward(ctx, p.base, x, y);
     kept.mixed = mixed().forward(ctx, p.expert, kept.routed.routing, x, y,
                                  base.b != nullptr ? grad_mode::overwrite : grad_mode::accumulate,
                                  dropout, base);
@@ -233,6 +229,14 @@ struct mole_linear {
   }
 
  private:
+  /// The base's share of y, if its weight is packed.
+  template <class T, class B>
+  static packed_product<T, B> packed_base(const params<T, B>& p, matrix_view<const T, B> x) {
+    packed_product<T, B> base{x, p.base.weight.packed_transpose()};
+    if (p.base.bias.exists()) base.bias = p.base.bias.value();
+    return base;
+  }
+
   /// Backward of router and experts, and of the product with a packed base, if there is one.
   template <class T, class B>
   void backward_alone(context<B>& ctx, params<T, B>& p, const saved<T, B>& kept,
@@ -264,8 +268,8 @@ struct mole_linear {
              const batch_info<T, B>& batch) const {
     const affine_params<T, B>& scorer = p.router.scorer;
     const packed_matrix<T, B>* const base = p.base.weight.packed_transpose();
-    return base != nullptr && !p.base.bias.exists() && !scorer.bias.exists() &&
-           scorer.weight.packed_transpose() == nullptr && batch.replay.data == nullptr &&
+    return base != nullptr && scorer.weight.packed_transpose() == nullptr &&
+           batch.replay.data == nullptr &&
            choose<B>(base->rows(), base->cols()) == strategy::indexed &&
            ops::routed_linear_pays<B, T>(ctx, *base, tokens, experts);
   }
@@ -276,18 +280,17 @@ struct mole_linear {
     saved<T, B> kept;
     const auto route = [&](const routed_adapter<T, B>& adapter, matrix_view<T, B> u,
                            const routed_dropout<B>& dropped) {
-      kept.router = router.forward_by(
-          ctx, p.router, experts, x, m, batch,
-          [&](const auto& selector, const routed_choice<T, B>& choice) {
-            ops::routed_linear(ctx, selector, adapter,
-                               packed_product<T, B>{x, p.base.weight.packed_transpose()},
-                               batch.padding_mask, choice, u, y, dropped);
-          });
+      kept.router =
+          router.forward_by(ctx, p.router, experts, x, m, batch,
+                            [&](const auto& selector, const routed_choice<T, B>& choice) {
+                              ops::routed_linear(ctx, selector, adapter, packed_base(p, x),
+                                                 batch.padding_mask, choice, u, y, dropped);
+                            });
       kept.routed = kept.router.routed;
       return kept.routed.routing;
     };
-    kept.mixed = mixed().template forward_joined<T>(ctx, p.expert, p.router.scorer.weight.value(),
-                                                    x.rows, dropout, route);
+    kept.mixed =
+        mixed().template forward_joined<T>(ctx, p.expert, p.router.scorer, x.rows, dropout, route);
     return kept;
   }
   template <class T, class B>
@@ -309,8 +312,8 @@ struct mole_linear {
                                                        dlogits, du, dx, dx_mode);
                          });
     };
-    mixed().template backward_joined<T>(
-        ctx, p.expert, kept.mixed, std::as_const(p.router.scorer.weight).value(), x, base.a, route);
+    mixed().template backward_joined<T>(ctx, p.expert, kept.mixed, p.router.scorer, x, base.a,
+                                        route);
   }
   /// Experts that look at the base give it no gradient.
   template <class T, class B>

@@ -116,15 +116,16 @@ void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, in
   indexed_gemm_impl<B>::expand(ctx, slots, z, bank, y, y_mode, kept);
 }
 
-/// From ranks to width on top of a packed product, on the CPU: y[n] (+)= a[n] b + what `kept`
-/// leaves of the sum over the slots s of token n, by ascending expert e, of
+/// From ranks to width on top of a packed product, on the CPU: y[n] (+)= a[n] b + bias + what
+/// `kept` leaves of the sum over the slots s of token n, by ascending expert e, of
 /// sum_r z[s, r] bank[e P + r], + d[n] w of `more`.
 ///
-/// Without more the same bits as gemm of a and b into y and then indexed_expand with
+/// Without more the same bits as gemm of a and b into y, add_bias and then indexed_expand with
 /// grad_mode::accumulate, but rows of y are not written to memory in between.
-/// Shapes: a [N, K], b [K, Q], z [S, P] with S the capacity of `slots`, bank [E P, Q], d [N, L],
-/// w [L, Q] with a small L, y [N, Q]; views may be strided. y overlaps none of them.
-/// Edges: a token without slots gets its row of a b + d w.
+/// Shapes: a [N, K], b [K, Q], bias [1, Q] or none, z [S, P] with S the capacity of `slots`, bank
+/// [E P, Q], d [N, L], w [L, Q] with a small L, y [N, Q]; views may be strided. y overlaps none of
+/// them.
+/// Edges: a token without slots gets its row of a b + bias + d w.
 /// Cost: 2 N (K + L) Q flop and 2 P Q a slot; a copy of bank and w in scratch.
 /// Determinism: the same bits for any number of threads; a row of y depends on its own rows of a
 /// and d and its slots only.
@@ -144,6 +145,7 @@ void indexed_expand(context<B>& ctx, const segments<B>& slots, input<T, B> z, in
                         detail::concat("[..., ", std::to_string(bank.cols), "]"),
                         "columns of bank");
   }
+  detail::check_product_bias(name, product);
   if (more.w.rows != 0) {
     check_shape(name, "d", more.d, slots.tokens(), more.w.rows, "tokens, rows of w");
     check_shape(name, "w", more.w, more.w.rows, bank.cols, "columns of d, columns of bank");

@@ -26,13 +26,24 @@ class packed_matrix {
                 "talpa/cpu/packed_gemm.hpp for cpu (docs/architecture.md)");
 };
 
-/// The product a b of rows [N, K] and a packed matrix [K, Q] that somebody will form; none without
-/// a b.
+/// The product a b of rows [N, K] and a packed matrix [K, Q], plus bias [1, Q] in each row where
+/// there is one, that somebody will form; none without a b.
 template <class T, class B>
 struct packed_product {
   matrix_view<const T, B> a;
   const packed_matrix<T, B>* b = nullptr;
+  matrix_view<const T, B> bias{};
 };
+
+namespace detail {
+
+template <class T, class B>
+void check_product_bias(const char* function, const packed_product<T, B>& product) {
+  if (product.bias.empty()) return;
+  check_shape(function, "bias", product.bias, 1, product.b->cols(), "one row, columns of b");
+}
+
+}  // namespace detail
 
 /// Backends that have packed_matrix.
 template <class B>

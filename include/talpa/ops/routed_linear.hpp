@@ -24,14 +24,15 @@ namespace talpa {
 template <class B>
 inline constexpr bool has_routed_linear = std::same_as<B, cpu>;
 
-/// What adapts a linear map D -> O: a linear router without bias and a bank of low-rank experts.
+/// What adapts a linear map D -> O: a linear router and a bank of low-rank experts.
 template <class T, class B>
 struct routed_adapter {
-  matrix_view<const T, B> router;  ///< [E, D]
-  matrix_view<const T, B> a;       ///< [E R, D]
-  matrix_view<const T, B> b;       ///< [E R, O]
-  T scale{1};                      ///< of every gate
-  index max_selected = 1;          ///< most experts of a token, 1..E
+  matrix_view<const T, B> router;         ///< [E, D]
+  matrix_view<const T, B> a;              ///< [E R, D]
+  matrix_view<const T, B> b;              ///< [E R, O]
+  T scale{1};                             ///< of every gate
+  index max_selected = 1;                 ///< most experts of a token, 1..E
+  matrix_view<const T, B> router_bias{};  ///< [1, E], or none
 
   index experts() const { return router.rows; }
   index ranks() const { return a.rows / router.rows; }
@@ -68,13 +69,17 @@ void check_adapter(const char* function, const routed_adapter<T, B>& adapter, co
   }
   check_shape(function, "b", adapter.b, adapter.a.rows, adapter.b.cols, "rows of a");
   check_range(function, "max_selected", adapter.max_selected, 1, experts, "experts of a token");
+  if (!adapter.router_bias.empty()) {
+    check_shape(function, "router_bias", adapter.router_bias, 1, experts,
+                "one row, rows of the router");
+  }
   check_shape(function, "logits", routed.logits, tokens, experts, "tokens, rows of the router");
   check_shape(function, "gates", routed.gates, tokens, experts, "shape of logits");
   check_shape(function, "mask", routed.mask, tokens, mask_words(experts),
               "tokens, mask words of the experts");
 }
 
-/// A packed product a b with rows of a and columns of b as given.
+/// A packed product a b with rows of a and columns of b as given, and a bias that fits.
 template <class T, class B>
 void check_product(const char* function, const char* name, const packed_product<T, B>& product,
                    index inputs, index outputs) {
@@ -83,6 +88,7 @@ void check_product(const char* function, const char* name, const packed_product<
     throw_shape(function, "base", product.b->rows(), product.b->cols(), inputs, outputs,
                 "columns of the bank's factors");
   }
+  check_product_bias(function, product);
 }
 
 }  // namespace detail
@@ -106,15 +112,17 @@ bool routed_linear_pays(const context<B>& ctx, const packed_matrix<T, B>& base, 
   return routed_linear_impl<B>::template pays<T>(ctx, base, tokens, experts);
 }
 
-/// A linear map and its routed adapter: logits = x router^T, (gates, mask) = selector(logits),
-/// y = x W^T + sum_e s g_e B_e^T A_e dropout(x) over the experts of each token.
+/// A linear map and its routed adapter: logits = x router^T (+ router_bias),
+/// (gates, mask) = selector(logits), y = x W^T (+ bias) + sum_e s g_e B_e^T A_e dropout(x) over the
+/// experts of each token.
 ///
-/// What gemm, select, dropout, indexed_shrink, rank_gate and indexed_expand on top of the base do
-/// one after the other, the same terms in the same order, in one pass over x and one over y.
+/// What gemm, add_bias, select, dropout, indexed_shrink, rank_gate and indexed_expand on top of the
+/// base do one after the other, the same terms in the same order, in one pass over x and one over
+/// y.
 /// Backward: routed_linear_backward.
-/// Shapes: `base` x [N, D] and W^T packed; `routed` is written but for its `more`; u [N K, R] with
-/// K = max_selected: row n K + j is A_e x of token n's j-th expert in ascending order; y [N, O];
-/// what `dropped` has been given to write is there afterwards.
+/// Shapes: `base` x [N, D], W^T packed and bias [1, O] or none; `routed` is written but for its
+/// `more`; u [N K, R] with K = max_selected: row n K + j is A_e x of token n's j-th expert in
+/// ascending order; y [N, O]; what `dropped` has been given to write is there afterwards.
 /// Edges: padding gets the base alone; rows of u beyond a token's experts are left as they were.
 /// Cost: 2 N D (O + E) flop and 2 R (D + O) a slot; in scratch a copy of b, the terms of N K
 /// slots and, for dropout, some rows of x for each thread.
@@ -173,7 +181,8 @@ struct routed_slots {
 ///
 /// What indexed_shrink, rank_gate_backward, build_segments_backward, select_backward and
 /// indexed_expand do one after the other, in one pass over dy and one over dx. The gradients of
-/// router, a and b are outer_products of dlogits, du and z = s g u with x, dropout(x) and dy.
+/// router, a and b are outer_products of dlogits, du and z = s g u with x, dropout(x) and dy; those
+/// of the biases sums of rows of dlogits and dy.
 /// Shapes: `base` dy [N, O] and W packed; `from_losses` logits and gates [N, E] each or empty, read
 /// only; dgates, dlogits [N, E] and du [S, R] are overwritten; dx [N, D].
 /// Throws: shape_error.
