@@ -555,6 +555,20 @@ TEST_SUITE("core/math") {
     CHECK(std::isnan(math::exp_nonpositive(nan_of<T>)));
   }
 
+  TEST_CASE_TEMPLATE("exp_normal has the bits of exp from -80 to 0", T, TALPA_SCALARS) {
+    std::size_t different = 0;
+    const auto compare = [&](T x) {
+      const T argument = opaque(x);
+      different += pattern(math::exp_normal(argument)) != pattern(math::exp(argument)) ? 1 : 0;
+    };
+    for (const T x : {T(0), -T(0), T(-80), -smallest<T>}) compare(x);
+    for (T x = T(-80); x < T(0); x += T(0.0013)) compare(x);
+    for (const T x : fixed_arguments<T>()) {
+      if (std::abs(x) <= T(80)) compare(-std::abs(x));
+    }
+    CHECK(different == 0);
+  }
+
   TEST_CASE_TEMPLATE("a sum with a result of exp takes the rounded result", T, TALPA_SCALARS) {
     // Subnormal results are inexact products; a contraction would add the unrounded product. An ulp
     // of the offset is two of theirs, so every other result is a tie that the lost part decides.
@@ -583,6 +597,8 @@ TEST_SUITE("core/math") {
     compare([](T a) { return math::exp(a); }, math::exp);
     compare([](T a) { return math::exp_nonpositive(-std::abs(a)); },
             [](T a) { return math::exp_nonpositive(-std::abs(a)); });
+    compare([](T a) { return math::exp_normal(std::max(-std::abs(a), T(-80))); },
+            [](T a) { return math::exp_normal(std::max(-std::abs(a), T(-80))); });
     compare([](T a) { return math::expm1(a); }, math::expm1);
     compare([](T a) { return math::expm1_nonpositive(-std::abs(a)); },
             [](T a) { return math::expm1_nonpositive(-std::abs(a)); });

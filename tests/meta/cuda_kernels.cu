@@ -103,6 +103,7 @@ int main() {
   measured(ctx, talpa::dynamic_entropy<>{});
   selected<4>(ctx, talpa::dynamic_entropy<>{});
   selected<4>(ctx, talpa::top_k<talpa::gate::softmax_probability>{2});
+  selected<8>(ctx, talpa::top_k<talpa::gate::renormalised>{8});
   selected<8>(ctx, talpa::straight_through{2});
   selected<8>(ctx, talpa::threshold<talpa::gate::renormalised>{});
   selected<8>(ctx, talpa::biased_top_k<talpa::score::sigmoid, talpa::gate::renormalised>{2});

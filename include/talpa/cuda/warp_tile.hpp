@@ -413,6 +413,18 @@ class warp_tile {
     }
     return q;
   }
+  static constexpr bool tests_quotients = true;
+  /// Quotients of numbers that are 0 or in 2^-65 .. 1 by one in 1 .. 2^10, which need no test: see
+  /// `exact_quotient`.
+  template <class T>
+  TALPA_HD static detail::slot_array<T, Slots> near_quotients(const detail::slot_array<T, Slots>& x,
+                                                              T b) {
+    const detail::exact_quotient<T> over(b);
+    detail::slot_array<T, Slots> q;
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) q.values[s] = over(x.values[s]);
+    return q;
+  }
   template <class F>
   TALPA_HD std::int32_t count(F f) const {
     std::int32_t n = 0;

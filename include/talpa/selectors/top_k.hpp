@@ -46,7 +46,7 @@ struct top_k {
     if constexpr (detail::shares_exponentials<Weight>) {
       const auto invalid = row_invalid<T>(g, u, top.first);
       store_first_k<T>(g, row.mask, k, top.last, invalid, logit);
-      detail::weigh_logits(g, row, u, top.first, invalid);
+      detail::weigh_logits(g, row, u, top, invalid);
     } else {
       const auto exponential = exponentials<T>(g, u, top.first);
       store_first_k<T>(g, row.mask, k, top.last, exponential.invalid, logit);
