@@ -10,12 +10,13 @@ namespace talpa::bench {
 /// A frozen, packed linear map D -> D, a layer that adapts it, and what both are run on.
 template <class Layer>
 struct adapted_map {
-  adapted_map(context<cpu>& ctx_, const Layer& layer_, index tokens, index width, bool backward_)
+  adapted_map(context<cpu>& ctx_, const Layer& layer_, index tokens, index width, bool backward_,
+              bool base_bias = false)
       : ctx(ctx_),
         layer(layer_),
         backward(backward_),
         random(1),
-        params(layer.template init<float, cpu>(frozen(width, random), random)),
+        params(layer.template init<float, cpu>(frozen(width, base_bias, random), random)),
         x(normal_matrix(tokens, width, 1.0, random)),
         dy(normal_matrix(tokens, width, 1.0, random)),
         y(tokens, width),
@@ -43,8 +44,8 @@ struct adapted_map {
   matrix<float, cpu> y, dx;  // [N, D]
 
  private:
-  static affine_params<float, cpu> frozen(index width, generator& random) {
-    auto base = linear{.bias = false}.init<float, cpu>(width, width, random, "base.");
+  static affine_params<float, cpu> frozen(index width, bool bias, generator& random) {
+    auto base = linear{.bias = bias}.init<float, cpu>(width, width, random, "base.");
     base.freeze();
     return base;
   }

@@ -26,12 +26,16 @@ namespace {
 using namespace talpa;
 using talpa::index;
 
+/// Which of the two linear maps has a bias.
+enum class biased { none, base, router };
+
 struct workload {
   index tokens, width, experts, rank, selected;  // N, D = O, E, R, K; K = 0: soft, -1: dynamic
   int threads;
   bool backward;
   strategy execution;
   bool alone = false;  // add_adapter onto a y that is there
+  biased bias = biased::none;
 };
 
 double cost_of(strategy s, const routed_cost& cost) {
@@ -72,12 +76,13 @@ template <class Selector>
 void run(benchmark::State& state, const workload& w, const Selector& selector) {
   context<cpu> ctx(w.threads);
   using layer_type = mole_linear<router<linear_scorer, Selector>, lora>;
-  bench::adapted_map<layer_type> map(ctx,
-                                     {.router = {.selector = selector},
-                                      .expert = {.rank = w.rank},
-                                      .experts = w.experts,
-                                      .execution = w.execution},
-                                     w.tokens, w.width, w.backward);
+  bench::adapted_map<layer_type> map(
+      ctx,
+      {.router = {.scorer = {.bias = w.bias == biased::router}, .selector = selector},
+       .expert = {.rank = w.rank},
+       .experts = w.experts,
+       .execution = w.execution},
+      w.tokens, w.width, w.backward, w.bias == biased::base);
   layer_type& layer = map.layer;
   if constexpr (requires { layer.router.selector.threshold; }) {
     double low = 0.0, high = 1.0;
@@ -161,6 +166,9 @@ void add(const workload& w) {
       (w.selected < 0    ? std::string("/dynamic")
        : w.selected == 0 ? std::string("/soft")
                          : "/K:" + std::to_string(w.selected)) +
+      (w.bias == biased::base     ? "/bias:base"
+       : w.bias == biased::router ? "/bias:router"
+                                  : "") +
       "/threads:" + std::to_string(w.threads) + "/" + strategy_name(w.execution) + "/f32/cpu";
   benchmark::RegisterBenchmark(name.c_str(), [w](benchmark::State& state) { run(state, w); })
       ->UseManualTime()
@@ -208,6 +216,17 @@ void add_alone() {
   }
 }
 
+/// A bias of the base, which the bare map adds in a pass of its own, and one of the router.
+void add_biased() {
+  for (const index width : {768, 2048}) {
+    for (const bool backward : {false, true}) {
+      for (const biased bias : {biased::base, biased::router}) {
+        add({512, width, 8, 8, 2, 1, backward, strategy::indexed, false, bias});
+      }
+    }
+  }
+}
+
 /// Where the adapter is the smallest part of the map, and where it is a large one.
 void add_extremes() {
   for (const int threads : {1, 2}) {
@@ -239,6 +258,6 @@ void add_crossover() {
 }
 
 const int registered =
-    (add_overheads(), add_dynamic(), add_alone(), add_extremes(), add_crossover(), 0);
+    (add_overheads(), add_dynamic(), add_alone(), add_biased(), add_extremes(), add_crossover(), 0);
 
 }  // namespace

@@ -89,7 +89,7 @@ TEST_SUITE("cuda/select") {
     for (const index experts : {index{8}, index{64}, index{128}}) {
       CAPTURE(experts);
       CHECK(selection_difference<float>(top_k<gate::raw>{8}, tokens, experts, 0, 40.0) == "");
-      // Of some warps all rows are within e^45, of others none.
+      // Of some warps all rows have their eight within 45, of others some have not.
       for (const double scale : {15.0, 40.0}) {
         CHECK(selection_difference<float>(top_k<gate::renormalised>{8}, tokens, experts, 0,
                                           scale) == "");

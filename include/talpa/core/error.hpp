@@ -48,6 +48,7 @@ namespace detail {
   return text;
 }
 
+/// The same of anything that a string_view shows.
 template <class... Parts>
 std::string concat(const Parts&... parts) {
   return join({std::string_view(parts)...});

@@ -107,6 +107,7 @@ class workspace {
   }
 
  private:
+  // Not inlined: ops take memory in many places, and seldom.
   [[gnu::noinline]] void* take_bytes(std::size_t bytes) {
     const std::size_t needed = rounded(bytes);
     std::byte* start = lent_;

@@ -57,7 +57,8 @@ class alone {
 class alone {};
 #endif
 
-/// Runs task(state, i, thread) for i in [0, tasks), see parallel_for.
+/// Runs task(state, i, thread) for i in [0, tasks), see parallel_for, which would else hold each
+/// task three times: for one thread, for an executor and for OpenMP.
 [[gnu::noinline]] inline void run_tasks(int threads, const executor& on, index tasks,
                                         executor::task task, void* state) {
   if (threads < 1) throw_value("context", "threads", std::to_string(threads), ">= 1");

@@ -403,27 +403,19 @@ class warp_tile {
   TALPA_HD detail::slot_array<T, Slots> quotients(const detail::slot_array<T, Slots>& x,
                                                   T b) const {
     const detail::exact_quotient<T> over(b);
-    detail::slot_array<T, Slots> q;
-    if (any(!over.covers() || !over.covers(x.values, Slots))) {
-      TALPA_UNROLL
-      for (int s = 0; s < Slots; ++s) q.values[s] = x.values[s] / b;
-    } else {
-      TALPA_UNROLL
-      for (int s = 0; s < Slots; ++s) q.values[s] = over(x.values[s]);
-    }
-    return q;
-  }
-  static constexpr bool tests_quotients = true;
-  /// Quotients of numbers that are 0 or in 2^-65 .. 1 by one in 1 .. 2^10, which need no test: see
-  /// `exact_quotient`.
-  template <class T>
-  TALPA_HD static detail::slot_array<T, Slots> near_quotients(const detail::slot_array<T, Slots>& x,
-                                                              T b) {
-    const detail::exact_quotient<T> over(b);
+    if (!any(!over.covers() || !over.covers(x.values, Slots))) return quotients_by(over, x);
     detail::slot_array<T, Slots> q;
     TALPA_UNROLL
-    for (int s = 0; s < Slots; ++s) q.values[s] = over(x.values[s]);
+    for (int s = 0; s < Slots; ++s) q.values[s] = x.values[s] / b;
     return q;
+  }
+  /// `quotients` asks whether `exact_quotient` covers its numbers; this is the same for numbers
+  /// that it does cover.
+  static constexpr bool has_covered_quotients = true;
+  template <class T>
+  TALPA_HD static detail::slot_array<T, Slots> covered_quotients(
+      const detail::slot_array<T, Slots>& x, T b) {
+    return quotients_by(detail::exact_quotient<T>(b), x);
   }
   template <class F>
   TALPA_HD std::int32_t count(F f) const {
@@ -496,6 +488,14 @@ class warp_tile {
 
  private:
   TALPA_HD element at(int slot) const { return {slot, lane_}; }
+  template <class T>
+  TALPA_HD static detail::slot_array<T, Slots> quotients_by(const detail::exact_quotient<T>& over,
+                                                            const detail::slot_array<T, Slots>& x) {
+    detail::slot_array<T, Slots> q;
+    TALPA_UNROLL
+    for (int s = 0; s < Slots; ++s) q.values[s] = over(x.values[s]);
+    return q;
+  }
   /// Bit s: whether the condition holds for this lane's element s.
   template <class F>
   TALPA_HD std::uint32_t bits_of(F f) const {

@@ -37,6 +37,7 @@ struct packed_product {
 
 namespace detail {
 
+/// A bias, where there is one, as wide as the product.
 template <class T, class B>
 void check_product_bias(const char* function, const packed_product<T, B>& product) {
   if (product.bias.empty()) return;

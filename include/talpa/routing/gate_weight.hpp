@@ -81,21 +81,21 @@ TALPA_HD void weigh_logits(const G& g, const select_row<T>& row, const Logits& u
   weigh_shares(g, row, on, part, mass, invalid);
 }
 
-/// The same bits where the largest and the least logit of S are known, on a lane group whose
-/// quotients look at their operands first. e^-45 is above 2^-65: with logits no further apart each
-/// part is 0 or far from subnormal.
+/// The same bits where the largest and the least logit of S are known, by which a lane group whose
+/// quotients look at their operands can be spared that. e^-45 is above 2^-65: with logits no
+/// further apart each part is 0 or in 2^-65 .. 1, and they add up to 1 .. E.
 template <class G, class T, class Logits>
 TALPA_HD void weigh_logits(const G& g, const select_row<T>& row, const Logits& u,
                            const top_values<typename G::template value<T>>& top,
                            const typename G::template value<bool>& invalid) {
-  if constexpr (requires { requires G::tests_quotients; }) {
+  if constexpr (requires { requires G::has_covered_quotients; }) {
     if (!g.any(invalid | !(top.last - top.first >= T{-45}))) {
       const auto on = g.load_mask(row.recorded());
       auto part = g.template elements<T>();
       const auto mass = g.template sum<T>([&](auto e) {
         return part[e] = talpa::select(on(e), math::exp_normal(u[e] - top.first), T{0});
       });
-      const auto share = g.near_quotients(part, mass);
+      const auto share = g.covered_quotients(part, mass);
       g.store_row(row.gates, [&](auto e) { return share[e]; });
       return;
     }
