@@ -22,6 +22,7 @@ namespace talpa {
 /// Shapes: tokens [S, L] -> labels [S L], as rows of logits lie.
 /// Edges: with L = 1 or S = 0 nothing is learnt. The last column is the end of the text, so
 /// sequences are padded on the left.
+/// Cost: S L P comparisons for an end of prompt of P tokens. Determinism: exact.
 /// Throws: value_error for a token below 0 (as an end or in a sequence) or an end of prompt without
 /// tokens.
 /// Source: the training of Router Lens and CEFT (arXiv 2508.19594).

@@ -21,9 +21,10 @@ using expert_selection = std::vector<std::vector<index>>;
 /// batch; one without a token that counts is no sample. With n_s counted tokens in sample s,
 ///   counts_e = sum_s sum_n 1[e on for n], gate_mass_e = sum_s sum_n g_ne,
 ///   token_score_e = mean_s 1/n_s sum_n 1[e on for n] / k, gate_score_e = mean_s 1/n_s sum_n g_ne.
-/// Shapes: scores [L, E], a row a layer. All sums are in double, in the order of calls and tokens.
+/// Shapes: scores [L, E], a row a layer.
 /// Edges: a batch without tokens, or with padding only, adds nothing.
 /// Cost: N E reads of host memory an add.
+/// Determinism: sums in double, in the order of calls and tokens.
 /// Throws: shape_error; value_error for a layer that does not exist, other numbers of experts, and
 /// for scores while layers have counted different numbers of tokens, or none.
 /// Source: Router Lens / CEFT (counts: all tokens of the samples, so long samples weigh more) and

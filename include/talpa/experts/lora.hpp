@@ -30,6 +30,7 @@ namespace talpa {
 /// Cost: 2 N R (D + O) flop per expert and its tokens forward, twice that backward; saves u.
 /// Dropout is the layer's business (`input_dropout`): one mask per call, shared by the experts.
 /// Determinism: same bits for any number of threads.
+/// Throws: value_error for a rank below 1, an alpha that is not finite, a dropout outside [0, 1).
 /// Source: Hu et al. 2021 (arXiv 2106.09685); as an expert MoLA (arXiv 2402.08562).
 struct lora {
   static constexpr const char* name = "lora";

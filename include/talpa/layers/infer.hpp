@@ -10,7 +10,7 @@ namespace talpa {
 /// but the mode, the batch may be left out.
 ///
 /// What forward saves is there until this returns, so the peak of memory is that of a forward in
-/// training without dropout.
+/// training without dropout. Shapes, cost, determinism, errors: those of the layer's forward.
 template <class B, class Layer, class Params, class X, class Y, class... Batch>
 void infer(context<B>& ctx, const Layer& layer, const Params& p, const X& x, Y&& y,
            const Batch&... batch) {

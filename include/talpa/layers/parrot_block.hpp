@@ -17,7 +17,7 @@ namespace talpa {
 /// texts of different lengths go into one batch by the padding mask and by `present`; padding gets
 /// the residual alone. The released code weighs the identity (scale 1, residual 0.1), the paper the
 /// mixture (scale alpha, residual 1): see presets::parrot and presets::parrot_paper.
-/// Backward, shapes, cost, errors: moe_ffn and cross_attention_scorer.
+/// Backward, shapes, cost, determinism, errors: moe_ffn and cross_attention_scorer.
 /// Edges: an empty text gives uniform weights.
 /// Source: Parrot (arXiv 2406.02539). The paper speaks of the most relevant experts; its code mixes
 /// all of them, and so does this.

@@ -63,6 +63,9 @@ std::size_t scorer_bytes(const Scorer& scorer, index tokens, index inputs, index
 /// Backward: dgates -> dlogits, dcontrol by the selector, plus what losses add to either, then the
 /// scorers; a scorer that adds noise also takes what losses have for it.
 /// Shapes: x [N, D], logits and gates [N, E], mask [N, ceil(E / 32)], control [N, 1], bias [1, E].
+/// Cost: that of the parts; keeps logits, gates, mask and what the scorer keeps.
+/// Determinism: from the same logits the same bits on every backend; logits by a product differ by
+/// rounding between backends, not between numbers of threads.
 /// Throws: shape_error, value_error of the parts.
 template <class Scorer, class Selector>
 struct router {

@@ -15,7 +15,7 @@ namespace talpa {
 /// mask is put in the place of the router's. For tape::apply_loss, where the routing is the layer's
 /// own.
 ///
-/// Forward, backward, cost: Loss.
+/// Forward, backward, cost, determinism: Loss.
 /// Shapes: labels [N, ceil(E / 32)], which live until backward.
 /// Throws: value_error for another number of layers than one, shape_error.
 template <class Loss, backend B = cpu>

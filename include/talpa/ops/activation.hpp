@@ -117,7 +117,7 @@ struct activation_impl {
 /// Backward: dx = dy f'(x).
 /// Shapes: x and y of one shape; they may be the same view, but then backward has lost x.
 /// Edges: NaN gives NaN; accuracy and limits at infinity are those of talpa::math.
-/// Cost: reads one, writes one.
+/// Cost: reads one, writes one. Determinism: same bits for any number of threads.
 /// Throws: shape_error when the shapes differ.
 template <activation_function F, class B, floating T>
 void activation(context<B>& ctx, const F& f, input<T, B> x, matrix_view<T, B> y) {
@@ -129,6 +129,7 @@ void activation(context<B>& ctx, const F& f, input<T, B> x, matrix_view<T, B> y)
 ///
 /// Shapes: x, dy and dx of one shape; dx may be the same view as dy or x.
 /// Cost: reads two (accumulate: three), writes one.
+/// Determinism: same bits for any number of threads.
 /// Throws: shape_error when the shapes differ.
 template <activation_function F, class B, floating T>
 void activation_backward(context<B>& ctx, const F& f, input<T, B> x, input<T, B> dy,

@@ -37,7 +37,7 @@ struct adamw_impl {
 /// Shapes: dvalue g, first m, second v and value of one shape; m and v start as zeros.
 /// Edges: a zero gradient still shrinks the weights and lets the moments fade: rows that must not
 /// move need weight_decay 0 and no history, or must not train.
-/// Cost: reads four, writes three.
+/// Cost: reads four, writes three. Determinism: same bits for any number of threads.
 /// Throws: shape_error when the shapes differ; value_error when step < 1.
 /// Source: Loshchilov and Hutter, 2019, Decoupled weight decay regularization, algorithm 2, with
 /// epsilon and learning rate as in torch.optim.AdamW.

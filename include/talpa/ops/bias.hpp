@@ -19,7 +19,7 @@ struct bias_impl {
 ///
 /// Backward: dx = dy, dbias += column_sum(dy).
 /// Shapes: x and y [N, O], bias [1, O]; x and y may be the same view.
-/// Cost: reads one, writes one.
+/// Cost: reads one, writes one. Determinism: same bits for any number of threads.
 /// Throws: shape_error when the shapes do not fit.
 template <class B, floating T>
 void add_bias(context<B>& ctx, input<T, B> x, input<T, B> bias, matrix_view<T, B> y) {

@@ -18,7 +18,7 @@ struct copy_impl {
 ///
 /// Shapes: x and y of one shape, strides may differ; they must not overlap unless they are the same
 /// view.
-/// Cost: reads x once, writes y once.
+/// Cost: reads x once, writes y once. Determinism: exact.
 /// Throws: shape_error when the shapes differ.
 template <class B, class T>
 void copy(context<B>& ctx, input<T, B> x, matrix_view<T, B> y) {

@@ -18,7 +18,8 @@ struct fill_impl {
 /// Sets every element of y to one value.
 ///
 /// Shapes: y any, may be strided; what lies between its rows is left alone.
-/// Cost: writes y once.
+/// Cost: writes y once. Determinism: exact.
+/// Throws: nothing.
 template <class B, class T>
 void fill(context<B>& ctx, std::type_identity_t<T> value, matrix_view<T, B> y) {
   fill_impl<B>::run(ctx, value, y);

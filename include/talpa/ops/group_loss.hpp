@@ -69,6 +69,7 @@ struct group_loss_impl {
 /// const totals_derivative_row<T>&) const` with V = G::value<T>.
 /// Shapes: totals [G], [G, E]; derivative likewise; value [1, 1].
 /// Edges: no groups, or none with a real token: what the loss gives for zeros, 0 for a mean.
+/// Cost: reads each total it asks for once, writes its derivative; nothing of it grows with tokens.
 /// Determinism: same bits on every backend and number of threads.
 /// Throws: shape_error.
 template <class B, class Loss, floating T>

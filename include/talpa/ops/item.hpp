@@ -20,7 +20,7 @@ struct item_impl {
 /// Brings one number to the host: a loss to print, a norm to compare.
 ///
 /// Shapes: x [1, 1].
-/// Cost: on a device this waits for everything queued before it; nothing else in the library does.
+/// Cost: on a device this waits for everything queued before it. Determinism: exact.
 /// Throws: shape_error when x is not [1, 1].
 template <class B, class T>
 std::remove_const_t<T> item(context<B>& ctx, matrix_view<T, B> x) {

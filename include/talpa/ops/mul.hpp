@@ -22,6 +22,7 @@ struct mul_impl {
 /// Shapes: a, b and c of one shape; c may be the same view as a or b.
 /// Edges: grad_mode::ignore does nothing.
 /// Cost: reads two (accumulate: three), writes one.
+/// Determinism: same bits for any number of threads.
 /// Throws: shape_error when the shapes differ.
 template <class B, floating T>
 void mul(context<B>& ctx, input<T, B> a, input<T, B> b, matrix_view<T, B> c,

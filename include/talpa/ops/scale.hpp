@@ -22,7 +22,7 @@ struct scale_impl {
 /// Backward: dx = alpha dy, a call of the same op; to add to dx instead, axpy.
 /// Shapes: x and y of one shape; they may be the same view.
 /// Edges: 0 times infinity or NaN is NaN; to clear a matrix, fill it.
-/// Cost: reads one, writes one.
+/// Cost: reads one, writes one. Determinism: same bits for any number of threads.
 /// Throws: shape_error when the shapes differ.
 template <class B, floating T>
 void scale(context<B>& ctx, std::type_identity_t<T> alpha, input<T, B> x, matrix_view<T, B> y) {

@@ -20,7 +20,7 @@ struct softmax_impl {
 ///
 /// Shapes: x and y [N, D]; they may be the same view.
 /// Edges: -inf gives 0; a row of -inf only, or with NaN or +inf in it, becomes NaN; no overflow.
-/// Cost: one exponential an element.
+/// Cost: one exponential an element. Determinism: same bits for any number of threads.
 /// Throws: shape_error when the shapes differ.
 template <class B, floating T>
 void softmax(context<B>& ctx, input<T, B> x, matrix_view<T, B> y) {
@@ -31,7 +31,7 @@ void softmax(context<B>& ctx, input<T, B> x, matrix_view<T, B> y) {
 /// Gradient of softmax from its result: dx = y (dy - sum over d of dy y), as dx_mode says.
 ///
 /// Shapes: y, dy and dx [N, D]; dx may be the same view as dy or y.
-/// Cost: reads two twice, writes one.
+/// Cost: reads two twice, writes one. Determinism: same bits for any number of threads.
 /// Throws: shape_error when the shapes differ.
 template <class B, floating T>
 void softmax_backward(context<B>& ctx, input<T, B> y, input<T, B> dy, matrix_view<T, B> dx,

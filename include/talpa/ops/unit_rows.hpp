@@ -23,7 +23,7 @@ struct unit_rows_impl {
 /// Parameters: epsilon > 0.
 /// Edges: a row no longer than epsilon is divided by epsilon, so zeros stay zeros. Squares beyond
 /// the largest number of T make a row of zeros; NaN gives NaN.
-/// Cost: reads x twice from cache, writes y.
+/// Cost: reads x twice from cache, writes y. Determinism: same bits for any number of threads.
 /// Throws: shape_error; value_error unless epsilon > 0.
 template <class B, floating T>
 void unit_rows(context<B>& ctx, input<T, B> x, double epsilon, matrix_view<T, B> y,

@@ -36,6 +36,7 @@ struct update_bias_impl {
 /// become more likely. It has no gradient.
 /// Shapes: counts [1, E], the real tokens of each expert (routing_statistics::totals.counts), bias
 /// [1, E].
+/// Cost: reads E counts and moves E numbers.
 /// Determinism: exact but for one rounding; the comparison is made in whole numbers.
 /// Throws: shape_error; value_error for a rate that is not >= 0.
 /// Source: DeepSeek-AI 2024, DeepSeek-V3 (arXiv 2412.19437), rate 1e-3, 0 at the end of training.

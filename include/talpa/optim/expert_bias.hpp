@@ -20,6 +20,7 @@ namespace talpa {
 /// become more likely.
 /// Shapes: bias [1, E], in host memory; counts [E], the real tokens of each expert in the last
 /// step, as statistics_report has them; ops::update_bias is the same where the statistics are.
+/// Cost: reads E counts and moves E numbers.
 /// Determinism: exact but for one rounding; the comparison is made in whole numbers.
 /// Throws: shape_error; value_error for a rate that is not >= 0.
 /// Source: DeepSeek-AI 2024, DeepSeek-V3 (arXiv 2412.19437), rate 1e-3, 0 at the end of training.

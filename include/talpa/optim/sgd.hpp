@@ -26,6 +26,9 @@ struct sgd_options {
 /// nothing. After construction a step allocates nothing.
 /// Edges: a parameter that changed what trains of it since construction is an error; with momentum
 /// or decay a zero gradient still moves weights.
+/// Cost of a step: reads three numbers and writes two for each weight that trains, without momentum
+/// two and one.
+/// Determinism: same bits for any number of threads.
 /// Throws: value_error, see parameter_set; for options outside their ranges; before any work.
 template <floating T, backend B>
 class sgd {

@@ -24,7 +24,7 @@ struct router_params {
 /// Adapters behind a router of their own: y = base(x) + sum_j g'_j(x) f_j(x), g' = router(x)
 /// (PERFT-R).
 ///
-/// Backward: as the router's.
+/// Backward, cost, determinism: as the router's.
 /// Shapes: logits and gates [N, M].
 /// Throws: value_error of the selector.
 /// Source: PERFT (arXiv 2411.08212), as the paper and the code for Mixtral have it. The code for
@@ -80,7 +80,7 @@ struct routed {
 /// Backward: the gradients of the weights go to the base's router; the adapters' router gets those
 /// of its losses alone, so that nothing of the task reaches its choice.
 /// Shapes: logits and gates [N, M].
-/// Edges: as pair_gates.
+/// Edges: as pair_gates. Cost and determinism: as the router and pair_gates.
 /// Throws: value_error of the selector, and when a token may choose more adapters than experts,
 /// where the original fails.
 /// Source: the code of PERFT (arXiv 2411.08212).

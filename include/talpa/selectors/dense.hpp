@@ -16,6 +16,7 @@ namespace talpa {
 /// +inf, or -inf everywhere gets NaN gates on all experts. In replay g = p on the recorded mask.
 /// Cost: three passes over the row; nothing is saved beside logits, gates and mask.
 /// Determinism: same bits for every lane group and backend.
+/// Throws: nothing.
 /// Source: the soft mixture of LoRAMoE (arXiv 2312.09979) and HydraLoRA (arXiv 2404.19245).
 struct dense {
   static constexpr const char* name = "dense";
