@@ -19,8 +19,8 @@ namespace talpa {
 /// layer, so that a call is layer.forward(ctx, banks.at("name"), ...); `base()` without an adapter
 /// is the base to the bit: affine_forward(ctx, banks.base(), x, y).
 /// Edges: the borrowed base is frozen in every entry; train base() by itself.
-/// Shapes, cost and determinism of a call: those of the layer.
-/// Cost: memory of the base once and of each adapter.
+/// Shapes, determinism: those of the layer.
+/// Cost: memory of the base once and of each adapter; a call costs what it costs the layer.
 /// Throws: value_error for a name that is empty, taken or unknown; nothing is changed then.
 template <class Layer, class T, class B>
 class adapter_banks {
